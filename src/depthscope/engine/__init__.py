@@ -1,0 +1,4 @@
+"""The engine: a plan shares the work of many routes, execution runs it on a batch of tokens.
+
+See `plan` for what is shared and in which order, `execute` for running it, `measure_routes` for per-token numbers.
+"""

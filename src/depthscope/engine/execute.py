@@ -1,0 +1,40 @@
+"""Execution: run a plan on a batch of tokens and hand out final residual streams as they come."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from depthscope.engine.plan import EMBEDDING, Call, Finish, Instruction, Mean
+from depthscope.models.model import Model
+from depthscope.shapes import Residual, TokenIds
+
+
+def execute(
+    model: Model, plan: Sequence[Instruction], ids: TokenIds
+) -> Iterator[tuple[tuple[tuple[int, ...], ...], Residual]]:
+    """Final residual streams of a plan's routes on `ids`, in the plan's order.
+
+    Each item is (routes, residual): `residual` holds `len(routes)` batches behind each other, and `routes[i]` are the
+    indices of the routes that end with the i-th. Streams are freed as soon as nothing branches off them any more.
+    """
+    batch = ids.shape[0]
+    entry = model.stack.enter(ids)
+    streams: dict[int, Tensor] = {EMBEDDING: entry.residual}
+    for instruction in plan:
+        if isinstance(instruction, Call):
+            copies = len(instruction.sources)
+            arguments = entry.arguments if copies == 1 else model.stack.arguments(ids, copies)
+            given = _together([streams[source] for source in instruction.sources])
+            result = model.visit(instruction.step, given, arguments)
+            streams.update(zip(instruction.targets, result.split(batch), strict=True))
+        elif isinstance(instruction, Mean):
+            streams[instruction.target] = torch.stack([streams[source] for source in instruction.sources]).mean(0)
+        elif isinstance(instruction, Finish):
+            yield instruction.routes, _together([streams[source] for source in instruction.sources])
+        else:
+            del streams[instruction.source]
+
+
+def _together(streams: list[Tensor]) -> Tensor:
+    return streams[0] if len(streams) == 1 else torch.cat(streams)

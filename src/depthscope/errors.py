@@ -1,0 +1,48 @@
+"""The exception tree. Every error a user can cause says what was expected, what came, and where.
+
+A broken invariant of our own is an `assert`, never one of these.
+"""
+
+
+class DepthscopeError(Exception):
+    """Root of all errors a user can cause. The command line prints its message without a traceback and exits with 2."""
+
+
+class RouteError(DepthscopeError):
+    """A route or an edit that cannot be read or applied."""
+
+
+class ModelError(DepthscopeError):
+    """A model that cannot be found, loaded or trusted."""
+
+
+class UnsupportedError(ModelError):
+    """The model has no such part, so this one experiment cannot be done on it; the others can."""
+
+
+class VerificationError(ModelError):
+    """Replay does not give the model's own logits, so no number of ours would be about this model."""
+
+
+class DataError(DepthscopeError):
+    """Text or token ids that cannot be used."""
+
+
+class NumericError(DepthscopeError):
+    """NaN or infinity where a number was expected."""
+
+
+class RunError(DepthscopeError):
+    """A run directory that cannot be used as asked."""
+
+
+class RunMismatchError(RunError):
+    """The run directory was made with other settings; `differences` maps each to (value there, value asked for)."""
+
+    def __init__(self, directory: str, differences: dict[str, tuple[object, object]]) -> None:
+        self.differences = differences
+        lines = "\n".join(f"  {key}: {there!r} there, {asked!r} now" for key, (there, asked) in differences.items())
+        super().__init__(
+            f"{directory} holds a run made with other settings:\n{lines}\n"
+            "Use the same settings to resume it, or give another --out."
+        )

@@ -1,0 +1,4 @@
+"""Models: loading, replay of their blocks and head, and the checks that replay is the model itself.
+
+The one place that knows transformers' classes.
+"""

@@ -1,0 +1,218 @@
+"""Loading: a Hugging Face id, a local folder, an embedded model or a transformers model, checked before it is used.
+
+Only safetensors are read and no code from a model's repository is run; there is no switch for either.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from depthscope.errors import ModelError
+from depthscope.models.model import Model
+from depthscope.models.verify import require_verified
+
+EMBEDDED = Path(__file__).parent / "bookshelf"
+DEFAULT = "bookshelf-gpt2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def embedded() -> list[str]:
+    """Names of the models that ship with depthscope."""
+    return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").exists())
+
+
+def load(
+    source: str | Path | PreTrainedModel = DEFAULT,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    verify: bool = True,
+) -> Model:
+    """Load a causal language model and check that replay gives its own logits.
+
+    `source` is the name of an embedded model, a folder with config.json and safetensors, a Hugging Face id, or a
+    transformers model that is loaded already (then `dtype` and `device` are its own). `device` "auto" takes CUDA where
+    there is one. Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no
+    blocks to take apart), VerificationError (replay is not the model) or NumericError (NaN in the weights).
+    """
+    if isinstance(source, PreTrainedModel):
+        model = Model(source, tokenizer, getattr(source, "name_or_path", "") or type(source).__name__, revision)
+    else:
+        hf, found, name, commit = _from_pretrained(str(source), revision, _dtype(dtype), _device(device))
+        model = Model(hf, tokenizer or found, name, commit)
+    if model.tokenizer is not None:
+        _check_vocabulary(model)
+    if verify:
+        require_verified(model)
+    return model
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ModelError(f"unknown dtype {name!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {name!r} cannot be used: {reason}. Expected auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def _from_pretrained(
+    source: str, revision: str | None, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str, str | None]:
+    folder = EMBEDDED / source if source in embedded() else Path(source).expanduser()
+    local = folder.is_dir()
+    if local:
+        _check_folder(folder)
+    elif folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ModelError(f"no model folder at {source}: expected a folder with config.json and model.safetensors")
+    location = str(folder) if local else source
+    config = _config(location, source, revision)
+    with _quiet():
+        try:
+            hf, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                location,
+                config=config,
+                revision=revision or "main",
+                dtype=dtype,
+                attn_implementation="sdpa" if _has_sdpa(config) else "eager",
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(f"the weights of {source} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(set(loading["missing_keys"]))
+    if missing:
+        raise ModelError(
+            f"the weights of {source} lack {len(missing)} tensors the model needs (they would be random): "
+            f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
+        )
+    commit = getattr(config, "_commit_hash", None)
+    return hf.to(device), _tokenizer(location, revision), source.rstrip("/"), commit
+
+
+def _check_folder(folder: Path) -> None:
+    """Read config.json before transformers does: what a folder asks for is decided here."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder} holds no config.json: expected a transformers model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {_first_line(error)}") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise ModelError(f"{path} names no model_type: expected a transformers model configuration")
+    _check_trust(config, str(path))
+    if not any(folder.glob("*.safetensors")):
+        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
+        if pickles:
+            raise ModelError(
+                f"{folder} has weights only as pickle ({', '.join(pickles[:3])}), which can run code when read: expected "
+                "model.safetensors. Convert it once where you trust it, with save_pretrained"
+            )
+        raise ModelError(f"{folder} has no weights: expected model.safetensors or model-…-of-….safetensors")
+
+
+def _check_trust(config: dict[str, Any], where: str) -> None:
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        asks = " and asks for code from its repository (auto_map), which is never run" if "auto_map" in config else ""
+        raise ModelError(
+            f"{where}: model_type {kind!r} is not one transformers {transformers.__version__} knows{asks}. "
+            "Expected a model type built into transformers"
+        )
+    for key, value in config.items():
+        if "attn_implementation" in key and isinstance(value, str) and "/" in value:
+            raise ModelError(f"{where}: {key} is {value!r}, which would fetch and run code; it is never run. Remove it")
+
+
+def _config(location: str, source: str, revision: str | None) -> Any:
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(location, revision=revision or "main")
+        _check_trust(raw, f"{source} config.json")
+        with _quiet():
+            config = AutoConfig.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"no model {source!r}: expected an embedded model ({', '.join(embedded())}), a folder with config.json, or a "
+            f"Hugging Face id that can be reached. {_first_line(error)}"
+        ) from error
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    expected = (names,) if isinstance(names, str) else tuple(names or ())
+    written = getattr(config, "architectures", None) or list(expected)
+    if not expected or not set(written) & set(expected):
+        raise ModelError(
+            f"{source} is not a causal language model: it is a {', '.join(written) or config.model_type}, "
+            f"expected {' or '.join(expected) if expected else 'an architecture that predicts the next token'}"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{source}: transformers has no causal language model for {type(config).__name__}")
+    return config
+
+
+def _has_sdpa(config: Any) -> bool:
+    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", False))
+
+
+def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the weights, None where there is none (the model can still be studied on token ids)."""
+    folder = Path(location)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).exists() for name in names):
+        return None
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"the tokenizer of {location} cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_vocabulary(model: Model) -> None:
+    rows = model.hf.get_input_embeddings().weight.shape[0]
+    size = len(model.tokenizer) if model.tokenizer is not None else 0
+    if size > rows:
+        raise ModelError(
+            f"the tokenizer of {model.name} has {size} tokens, but its embedding only {rows} rows: "
+            "expected the tokenizer the model was trained with"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _quiet:  # noqa: N801 - a context manager read as a word
+    """Transformers' progress bars and advice off; its errors still rise."""
+
+    def __enter__(self) -> None:
+        self._level = transformers.utils.logging.get_verbosity()
+        self._bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.set_verbosity(logging.CRITICAL)
+        transformers.utils.logging.disable_progress_bar()
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *exc: object) -> None:
+        self._caught.__exit__(None, None, None)
+        transformers.utils.logging.set_verbosity(self._level)
+        if self._bars:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,180 @@
+"""A loaded model as the rest of depthscope sees it: blocks, head, components, tokenizer and facts."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from depthscope.errors import DataError, RouteError, UnsupportedError
+from depthscope.models import components as component_search
+from depthscope.models.components import Components
+from depthscope.models.head import Head
+from depthscope.models.stack import BlockStack
+from depthscope.routes import Route, Step
+from depthscope.shapes import Residual
+
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What `depthscope info` says of a model."""
+
+    name: str
+    family: str
+    revision: str | None
+    layers: int
+    d_model: int
+    vocabulary: int
+    context: int | None
+    parameters: int
+    layout: str
+    norm: str
+    tied: bool
+    attention_module: str | None
+    mlp_module: str | None
+    logit_map: str
+    attention_backend: str
+    dtype: str
+    device: str
+
+
+class Model:
+    """A causal language model taken apart: `stack` of blocks, `head`, `components`, `tokenizer`.
+
+    Made by `depthscope.load`. The transformers model stays as it is in `hf`; nothing of it is changed for longer than
+    one call.
+    """
+
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, revision: str | None = None
+    ) -> None:
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        with torch.inference_mode():
+            self.stack = BlockStack(hf)
+            self.head = Head(hf, self.stack)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.stack.depth
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf.device
+
+    @property
+    def context(self) -> int | None:
+        """The longest window the model takes; None where positions have no limit."""
+        config = self.hf.config.get_text_config(decoder=True)
+        return next((int(value) for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
+
+    @cached_property
+    def components(self) -> Components | None:
+        """Where attention and MLP are in each block; None where the model has no separate ones."""
+        with torch.inference_mode():
+            return component_search.find(self.stack, self.family, self.stack.enter(self.probe_ids()))
+
+    @property
+    def family(self) -> str:
+        """transformers' model type."""
+        return self.hf.config.model_type
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What `depthscope info` says."""
+        found = self.components
+        embedding = self.hf.get_input_embeddings().weight
+        return ModelFacts(
+            name=self.name,
+            family=self.family,
+            revision=self.revision,
+            layers=self.depth,
+            d_model=self.head.weight.shape[1],
+            vocabulary=self.head.vocabulary,
+            context=self.context,
+            parameters=sum(p.numel() for p in self.hf.parameters()),
+            layout="unknown" if found is None else "parallel" if found.parallel else "sequential",
+            norm=self._norm(),
+            tied=embedding is self.head.weight,
+            attention_module=found.names.attention if found else None,
+            mlp_module=found.names.mlp if found else None,
+            logit_map=self.head.map.kind,
+            attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
+            dtype=str(self.head.weight.dtype).removeprefix("torch."),
+            device=str(self.device),
+        )
+
+    def probe_ids(self, length: int = 32) -> Tensor:
+        """Token ids to check the model on, shaped [1, length]: real text where there is a tokenizer, else spread ids."""
+        length = min(length, self.context or length)
+        if self.tokenizer is not None:
+            ids = self.tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:length]
+            if len(ids) >= 2 and max(ids) < self.head.vocabulary:
+                return torch.tensor([ids], device=self.device)
+        spread = torch.arange(length, device=self.device) * 7919 % self.head.vocabulary
+        return spread[None]
+
+    def require_components(self) -> Components:
+        """The components, or UnsupportedError where the model has no separate attention and MLP."""
+        if self.components is None:
+            raise UnsupportedError(
+                f"{self.name} ({self.family}) has no separate attention and MLP that its blocks add to the residual "
+                "stream, so drop_attn and drop_mlp cannot be done on it; swap and drop can"
+            )
+        return self.components
+
+    def check_route(self, route: Route) -> None:
+        """Raise unless the route can be run on this model."""
+        if route.depth != self.depth:
+            raise RouteError(f"the route is for {route.depth} blocks, but {self.name} has {self.depth}")
+        if route.silences:
+            self.require_components()
+
+    def visit(self, step: Step, residual: Residual, arguments: Any) -> Residual:
+        """The residual stream after one visit."""
+        if step.whole:
+            return self.stack.call(step.block, residual, arguments)
+        with self.require_components().silenced(step):
+            return self.stack.call(step.block, residual, arguments)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added. Raises DataError without a tokenizer."""
+        if self.tokenizer is None:
+            raise DataError(f"{self.name} came without a tokenizer, so text cannot be used with it: give token ids")
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def weight_hash(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all weights as they are run."""
+        digest = hashlib.sha256()
+        for name, tensor in self.hf.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _norm(self) -> str:
+        """LayerNorm takes the mean out, RMSNorm does not: told apart by what the final norm does, not by its name."""
+        if not self.head.modules:
+            return "none"
+        with torch.inference_mode():
+            at_random = torch.randn(1, 4, self.head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+            x = at_random.to(self.device, self.head.weight.dtype)
+            first = self.head.modules[0]
+            shifted, plain = first(x + 3).float(), first(x).float()
+        return "LayerNorm" if torch.allclose(shifted, plain, atol=0.05, rtol=0.05) else "RMSNorm"
+
+
+PROBE_TEXT = (
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+    "it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "
+    "Darkness, it was the spring of hope, it was the winter of despair."
+)
+"""Dickens, A Tale of Two Cities (public domain)."""

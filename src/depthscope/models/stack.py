@@ -1,0 +1,178 @@
+"""Replay: a model's decoder blocks, called one by one with exactly the arguments their own model passes them.
+
+Nothing of a block is re-implemented. The model's own forward is run with every block bypassed, which costs an embedding
+lookup and the building of masks, and shows what the model passes to each block: the embedding x_0, attention masks,
+rotary embeddings, whatever its family uses. A block is then called again with those arguments on any residual stream.
+A block keeps its own arguments wherever a route visits it (a sliding-window block stays one).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from depthscope.errors import UnsupportedError
+from depthscope.shapes import Residual, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a model passes to one block besides the residual stream."""
+
+    positional: tuple[Any, ...]
+    keyword: dict[str, Any]
+    residual_keyword: bool
+    """Whether the residual stream itself goes in as `hidden_states=`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where replay starts for a batch of tokens: the residual stream before block 0 and every block's arguments."""
+
+    residual: Tensor
+    arguments: tuple[Arguments, ...]
+
+
+class _Entered(Exception):  # noqa: N818 - control flow, not an error: the last block has been reached
+    pass
+
+
+class BlockStack:
+    """The blocks of a causal language model, found by structure, each callable on any residual stream.
+
+    Raises UnsupportedError when the model has no list of `num_hidden_layers` blocks called once each, in order.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.path, self.blocks = _find_blocks(model)
+        self._tuple_outputs = self._check_calls()
+        self._cache: dict[tuple[int, int], tuple[Arguments, ...]] = {}
+        self._tokens_matter = self._arguments_depend_on_tokens()
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def enter(self, ids: TokenIds) -> Entry:
+        """The residual stream before block 0 for `ids`, and the arguments of every block for that batch."""
+        residual: list[Tensor] = []
+        arguments: list[Arguments] = []
+
+        def bypass(index: int):
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                by_keyword = not args
+                hidden = kwargs.pop("hidden_states") if by_keyword else args[0]
+                residual.append(hidden)
+                arguments.append(Arguments(args[1:], kwargs, by_keyword))
+                if index == self.depth - 1:
+                    raise _Entered
+                empty = (None,) * (self._tuple_outputs[index] - 1)
+                return (hidden, *empty) if self._tuple_outputs[index] else hidden
+
+            return forward
+
+        with _replaced_forward(self.blocks, [bypass(i) for i in range(self.depth)]):
+            try:
+                self.model.base_model(input_ids=ids, use_cache=False)
+            except _Entered:
+                pass
+        return Entry(residual[0], tuple(arguments))
+
+    def arguments(self, ids: TokenIds, copies: int) -> tuple[Arguments, ...]:
+        """Every block's arguments for `copies` copies of `ids` laid behind each other in one batch."""
+        shape = (ids.shape[0] * copies, ids.shape[1])
+        if self._tokens_matter:
+            return self.enter(ids.repeat(copies, 1)).arguments
+        if shape not in self._cache:
+            if len(self._cache) >= 64:  # masks of many shapes would add up
+                self._cache.clear()
+            self._cache[shape] = self.enter(ids.repeat(copies, 1)).arguments
+        return self._cache[shape]
+
+    def call(self, block: int, residual: Residual, arguments: tuple[Arguments, ...]) -> Residual:
+        """The residual stream after `block`, given the one before it."""
+        own = arguments[block]
+        if own.residual_keyword:
+            output = self.blocks[block](*own.positional, hidden_states=residual, **own.keyword)
+        else:
+            output = self.blocks[block](residual, *own.positional, **own.keyword)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _check_calls(self) -> list[int]:
+        """Run the model once as it is: each block's output length if it is a tuple, else 0."""
+        order: list[int] = []
+        lengths = [0] * self.depth
+
+        def record(index: int):
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                order.append(index)
+                lengths[index] = len(output) if isinstance(output, tuple) else 0
+
+            return hook
+
+        handles = [block.register_forward_hook(record(i)) for i, block in enumerate(self.blocks)]
+        try:
+            self.model.base_model(input_ids=self._probe_ids(0), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if order != list(range(self.depth)):
+            raise UnsupportedError(
+                f"{type(self.model).__name__} calls its blocks in the order {order}: "
+                f"expected {self.path}.0 … {self.path}.{self.depth - 1}, once each"
+            )
+        return lengths
+
+    def _arguments_depend_on_tokens(self) -> bool:
+        """Whether arguments differ between token ids of one shape (then they are captured anew for every batch)."""
+        one, other = (self.enter(self._probe_ids(first)).arguments for first in (0, 1))
+        return not all(
+            _same(a.positional, b.positional) and _same(a.keyword, b.keyword) for a, b in zip(one, other, strict=True)
+        )
+
+    def _probe_ids(self, first: int) -> Tensor:
+        return torch.arange(first, first + 3, device=self.model.device)[None]
+
+
+@contextmanager
+def _replaced_forward(modules: list[nn.Module], forwards: list[Any]) -> Iterator[None]:
+    """`forward` of each module replaced for the time of the context; hooks around it still run."""
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.forward = forward
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
+    """The list of decoder blocks: of the module lists as long as the model is deep, the one with most parameters."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    }
+    if not lists:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no list of {depth} blocks (num_hidden_layers), so there are no layers to take apart"
+        )
+    path = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    return path, list(lists[path])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return a is b or (type(a) is type(b) and isinstance(a, (int, float, str, bool)) and a == b)

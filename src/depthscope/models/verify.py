@@ -1,0 +1,90 @@
+"""Is replay the model itself? The checks behind `depthscope verify`, run on a few tokens at every load."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depthscope.errors import NumericError, VerificationError
+from depthscope.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was compared, the largest absolute difference seen, and whether that passes."""
+
+    name: str
+    passed: bool
+    difference: float | None
+    detail: str
+
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Largest difference in logits taken for rounding; other dtypes: a hundredth of the largest logit."""
+
+
+def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
+    """Compare replay with the model's own forward on `ids`, shaped [batch, seq] (a sentence by default).
+
+    Raises NumericError, naming the weights, when the model's own logits hold NaN or infinity.
+    """
+    ids = model.probe_ids() if ids is None else ids
+    with torch.inference_mode():
+        own = model.hf(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        _require_finite(model, own)
+        entry = model.stack.enter(ids)
+        residual = entry.residual
+        for block in range(model.depth):
+            residual = model.stack.call(block, residual, entry.arguments)
+        hidden = model.head.hidden(residual)
+        middle = model.head.vocabulary // 3
+        slices = [model.head.slice(hidden, 0, middle), model.head.slice(hidden, middle, model.head.vocabulary)]
+        checks = [
+            _compare("replay", model.head.logits(hidden), own, "blocks 0 … L-1 and the head give the model's own logits"),
+            _compare("head in slices", torch.cat(slices, -1), own, "slices of the vocabulary give the same logits"),
+            _causality(model, ids, own),
+            _components(model),
+        ]
+    return checks
+
+
+def require_verified(model: Model) -> None:
+    """Run `verify`; raise VerificationError with every check that failed."""
+    failed = [check for check in verify(model) if not check.passed]
+    if failed:
+        lines = "\n".join(f"  {check.name}: {check.detail}" for check in failed)
+        raise VerificationError(f"{model.name} cannot be studied, because replay is not the model itself:\n{lines}")
+
+
+def _compare(name: str, ours: Tensor, own: Tensor, what: str) -> Check:
+    difference = float((ours.double() - own.double()).abs().max())
+    allowed = TOLERANCE.get(own.dtype, float(own.abs().max()) / 100)
+    seen = "bit for bit" if difference == 0 else f"largest difference {difference:.2g}, allowed {allowed:.2g}"
+    return Check(name, difference <= allowed, difference, f"{what}: {seen}")
+
+
+def _causality(model: Model, ids: Tensor, own: Tensor) -> Check:
+    """A causal model's logits do not change when a later token does."""
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % model.head.vocabulary
+    other = model.hf(input_ids=changed, use_cache=False).logits.flatten(0, 1)
+    last = ids.shape[1] - 1
+    keep = [i for i in range(own.shape[0]) if i % ids.shape[1] != last]
+    what = "causal: earlier logits stay when the last token changes"
+    return _compare("causality", other[keep], own[keep], what)
+
+
+def _components(model: Model) -> Check:
+    found = model.components
+    if found is None:
+        return Check("components", True, None, "no separate attention and MLP: swap and drop only")
+    detail = f"a block without {found.names.attention} and {found.names.mlp} passes the residual stream on bit for bit"
+    return Check("components", True, 0.0, detail)
+
+
+def _require_finite(model: Model, logits: Tensor) -> None:
+    if bool(torch.isfinite(logits).all()):
+        return
+    broken = [name for name, p in model.hf.named_parameters() if not bool(torch.isfinite(p).all())]
+    where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
+    raise NumericError(f"{model.name} gives logits that are not numbers ({where})")

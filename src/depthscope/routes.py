@@ -1,0 +1,173 @@
+"""Routes: the order in which one residual stream visits a model's blocks.
+
+A model's own route is `0 1 2 … L-1`; every intervention is an edit (`depthscope.edits`) that makes another route of it:
+
+    >>> Route.own(6).name
+    '0-5'
+    >>> parse_route("0-1 3 2 4~mlp 5", depth=6).visits[4]
+    Step(block=4, attention=True, mlp=False)
+
+Routes are immutable values in a normal form, so two edits that lead to the same route are equal and share one name.
+Nothing here knows torch.
+
+Route names: `4-7` is `4 5 6 7` (and `7-4` the reverse), `3~attn` is block 3 with its attention silenced, `3~mlp` with
+its MLP silenced, `(3+4+5)` the mean of the outputs of blocks 3, 4 and 5, all given the same input, and `empty` the
+route that visits nothing.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from depthscope.errors import RouteError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Step:
+    """One visit to a block. A silenced component's output, bias included, is replaced by zero."""
+
+    block: int
+    attention: bool = True
+    mlp: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether neither component is silenced."""
+        return self.attention and self.mlp
+
+    @property
+    def name(self) -> str:
+        """`3`, `3~attn` or `3~mlp`."""
+        return f"{self.block}{'' if self.attention else '~attn'}{'' if self.mlp else '~mlp'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Several visits from the same residual stream; the stream goes on with the mean of their outputs."""
+
+    members: tuple[Step, ...]
+
+    @property
+    def name(self) -> str:
+        """`(3+4+5)`."""
+        return "(" + "+".join(step.name for step in self.members) + ")"
+
+
+Visit = Step | Parallel
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The visits of one forward pass through a model of `depth` blocks, in normal form.
+
+    Normal form: a visit with both components silenced is no visit; parallel members are sorted, and a single one (or
+    several that are all the same) is a plain step. Raises RouteError for a block outside `0 … depth-1`.
+    """
+
+    depth: int
+    visits: tuple[Visit, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "visits", tuple(_normalised(self.visits)))
+        for step in self.steps():
+            check_layer(step.block, self.depth, "block")
+
+    @classmethod
+    def own(cls, depth: int) -> "Route":
+        """The model's own route."""
+        return cls(depth, tuple(Step(block) for block in range(depth)))
+
+    def steps(self) -> Iterator[Step]:
+        """Every single visit, parallel ones in their sorted order."""
+        for visit in self.visits:
+            yield from visit.members if isinstance(visit, Parallel) else (visit,)
+
+    @property
+    def silences(self) -> bool:
+        """Whether any visit silences a component."""
+        return not all(step.whole for step in self.steps())
+
+    @property
+    def name(self) -> str:
+        """The route written out, runs shortened: `0-2 4 3 5-11`."""
+        return " ".join(_runs(self.visits)) or "empty"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def map(self, change: Callable[[Step], Step | None]) -> "Route":
+        """The route with every single visit changed, or left out where `change` gives None."""
+        visits: list[Visit] = []
+        for visit in self.visits:
+            members = visit.members if isinstance(visit, Parallel) else (visit,)
+            changed = tuple(step for step in map(change, members) if step is not None)
+            if changed:
+                visits.append(Parallel(changed))
+        return Route(self.depth, tuple(visits))
+
+
+def _normalised(visits: Iterable[Visit]) -> Iterator[Visit]:
+    for visit in visits:
+        members = visit.members if isinstance(visit, Parallel) else (visit,)
+        heard = sorted(step for step in members if step.attention or step.mlp)
+        if len(set(heard)) == 1:
+            yield heard[0]
+        elif heard:
+            yield Parallel(tuple(heard))
+
+
+def _runs(visits: tuple[Visit, ...]) -> Iterator[str]:
+    """Names of visits, whole steps in arithmetic runs written as `first-last`."""
+    start = 0
+    while start < len(visits):
+        end, direction = start + 1, 0
+        for here, after in pairwise(visits[start:]):
+            if not (isinstance(here, Step) and isinstance(after, Step) and here.whole and after.whole):
+                break
+            stride = after.block - here.block
+            if abs(stride) != 1 or (direction and stride != direction):
+                break
+            end, direction = end + 1, stride
+        if direction > 0 or end - start > 2:
+            yield f"{visits[start].name}-{visits[end - 1].name}"
+        else:
+            end = start + 1
+            yield visits[start].name
+        start = end
+
+
+def check_layer(layer: int, depth: int, what: str) -> None:
+    """Raise RouteError, naming `what` was asked for, unless `layer` is one of `0 … depth-1`."""
+    if not 0 <= layer < depth:
+        raise RouteError(f"{what} {layer} is out of range: the model has blocks 0 … {depth - 1}")
+
+
+_STEP = re.compile(r"(\d+)((?:~(?:attn|mlp))*)")
+
+
+def parse_route(text: str, depth: int) -> Route:
+    """Read a route's name, `0-2 4 3 5-11`, for a model of `depth` blocks. Raises RouteError."""
+    if text.strip() == "empty":
+        return Route(depth, ())
+    visits: list[Visit] = []
+    for word in text.split():
+        if word.startswith("(") and word.endswith(")"):
+            visits.append(Parallel(tuple(_parse_step(member, text) for member in word[1:-1].split("+"))))
+        elif run := re.fullmatch(r"(\d+)-(\d+)", word):
+            first, last = int(run[1]), int(run[2])
+            for end in (first, last):
+                check_layer(end, depth, f"block in {word!r}:")
+            visits += [Step(b) for b in range(first, last + (1 if last >= first else -1), 1 if last >= first else -1)]
+        else:
+            visits.append(_parse_step(word, text))
+    if not visits:
+        raise RouteError("expected a route such as '0-2 4 3 5-11' (or 'empty'), got nothing")
+    return Route(depth, tuple(visits))
+
+
+def _parse_step(word: str, text: str) -> Step:
+    match = _STEP.fullmatch(word)
+    if match is None:
+        raise RouteError(f"cannot read {word!r} in the route {text!r}: expected 3, 3~attn, 3~mlp, 4-7 or (3+4+5)")
+    return Step(int(match[1]), attention="~attn" not in match[2], mlp="~mlp" not in match[2])

@@ -1,0 +1,80 @@
+"""What stands in the files of a run: metrics with their units, table and shard columns. Imports no torch.
+
+Tests freeze these names: other people's notebooks read them.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured quantity: its column name, unit, range, and the sentence that defines it."""
+
+    name: str
+    unit: str
+    title: str
+    definition: str
+    lowest: float | None = None
+    highest: float | None = None
+
+
+KL = Metric(
+    "kl", "nats", "KL divergence", "KL(p‖q) of the edited model's next-token distribution q from the model's own p", 0.0
+)
+AGREEMENT = Metric(
+    "agreement",
+    "share",
+    "Top-1 agreement",
+    "share of positions where p and q have the same most likely token",
+    0.0,
+    1.0,
+)
+ENTROPY = Metric("entropy", "nats", "Entropy", "H(q)", 0.0)
+ENTROPY_CHANGE = Metric("entropy_change", "nats", "Change in entropy", "H(q) − H(p)")
+LOSS = Metric("loss", "nats", "Loss", "−log q(next token)", 0.0)
+LOSS_CHANGE = Metric("loss_change", "nats", "Change in loss", "−log q(next token) + log p(next token)")
+
+MEASURED = (KL, AGREEMENT, ENTROPY, LOSS)
+"""What the engine measures per token; the changes follow from these and the baseline."""
+
+METRICS = {m.name: m for m in (KL, AGREEMENT, ENTROPY, ENTROPY_CHANGE, LOSS, LOSS_CHANGE)}
+
+BASELINE_EDIT, BASELINE_LAYER = "none", -1
+"""How the unedited model stands in `edit` and `layer`."""
+
+SWEEP_TABLE = {
+    "edit": pl.String,
+    "layer": pl.Int32,
+    "metric": pl.String,
+    "unit": pl.String,
+    "mean": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "tokens": pl.Int64,
+    "documents": pl.Int64,
+}
+"""tables/sweep.parquet. The interval is the 95 % one over documents; null where one document gives none."""
+
+TOKEN_SHARD = {
+    "document": pl.Int64,
+    "position": pl.Int64,
+    "token": pl.Int32,
+    "next_token": pl.Int32,
+    "edit": pl.String,
+    "layer": pl.Int32,
+    **{m.name: pl.Float32 for m in MEASURED},
+}
+"""shards/sweep with --per-token: a row per edit, layer and position. `position` counts within the document, so that
+`document` and `position` name a token; everything on a row is about the same next-token distribution. Information in
+nats, agreement 0 or 1."""
+
+DOCUMENT_SHARD = {
+    "document": pl.Int64,
+    "edit": pl.String,
+    "layer": pl.Int32,
+    "tokens": pl.Int64,
+    **{m.name: pl.Float64 for m in MEASURED},
+}
+"""shards/sweep otherwise: a row per document, edit and layer, the metrics summed over that document's tokens there."""
