@@ -59,6 +59,6 @@ def fresh_model(preset: str, seed: int, **changes: Any) -> PreTrainedModel:
 def trained_model(folder: Path) -> PreTrainedModel:
     """The model of a transformers folder, in float32 and in training mode; never fetches anything."""
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} has no config.json: --from wants a transformers folder")
+        raise FileNotFoundError(f"{folder} has no config.json: a transformers folder is needed")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return model.train()
