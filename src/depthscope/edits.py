@@ -151,12 +151,11 @@ class Edit:
 
 
 def _edit(kind: str, *arguments: int | None) -> Edit:
+    """An edit of one action; a last layer alone means from block 0, trailing defaults are left out of its name."""
     given = list(arguments)
     while given and given[-1] is None:
         given.pop()
-    if None in given:
-        raise RouteError(f"{kind}: give the first layer too when the last is given")
-    return Edit(((kind, tuple(int(a) for a in given if a is not None)),))
+    return Edit(((kind, tuple(0 if argument is None else int(argument) for argument in given)),))
 
 
 def swap(layer: int) -> Edit:

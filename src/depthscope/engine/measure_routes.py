@@ -9,11 +9,11 @@ from torch import Tensor
 
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import Instruction, make_plan
-from depthscope.errors import DataError, NumericError
+from depthscope.errors import NumericError
 from depthscope.measure.divergence import SLICE, Measured, Reference, compare, measure_baseline, reference
 from depthscope.models.model import Model
 from depthscope.routes import Route
-from depthscope.shapes import Residual, TokenIds
+from depthscope.shapes import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class RouteMeter:
         `targets` are the tokens that follow each position. Raises DataError for token ids outside the vocabulary and
         NumericError, naming route and position, for NaN or infinity in the activations.
         """
-        self._check_ids(ids)
-        self._check_ids(targets)
+        self.model.check_ids(ids)
+        self.model.check_ids(targets)
         ids, targets = ids.to(self.model.device), targets.to(self.model.device)
         at_once = max(1, self.pieces.tokens // ids.shape[1])
         parts = [
@@ -93,17 +93,6 @@ class RouteMeter:
         if width not in self._plans:
             self._plans[width] = make_plan(self._all, width)
         return self._plans[width]
-
-    def _check_ids(self, ids: TokenIds) -> None:
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.model.head.vocabulary:
-            raise DataError(
-                f"token id {highest if lowest >= 0 else lowest} is outside the vocabulary of {self.model.name}: "
-                f"expected 0 … {self.model.head.vocabulary - 1}"
-            )
-        context = self.model.context
-        if context is not None and ids.shape[1] > context:
-            raise DataError(f"a window of {ids.shape[1]} tokens is longer than the context of {self.model.name}, {context}")
 
     def _require_finite(self, measured: Measured, indices: tuple[int, ...], shape: torch.Size) -> None:
         fine = torch.isfinite(measured.loss) & torch.isfinite(measured.entropy) & torch.isfinite(measured.kl)

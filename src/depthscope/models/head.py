@@ -30,6 +30,7 @@ class LogitMap:
         return self.kind != "softcap"
 
     def __call__(self, logits: Tensor) -> Tensor:
+        """The model's logits for what the unembedding gives, any shape."""
         if self.kind == "multiply":
             return logits * self.constant
         if self.kind == "divide":
@@ -49,7 +50,9 @@ class Head:
     def __init__(self, model: PreTrainedModel, stack: BlockStack) -> None:
         unembedding = model.get_output_embeddings()
         if not isinstance(unembedding, nn.Linear):
-            raise UnsupportedError(f"{type(model).__name__} has no linear unembedding (found {type(unembedding).__name__})")
+            raise UnsupportedError(
+                f"{type(model).__name__} has no linear unembedding (found {type(unembedding).__name__})"
+            )
         self.unembedding = unembedding
         self.modules = _modules_before(model, stack, unembedding)
         self.map = _find_logit_map(model, unembedding)
@@ -185,5 +188,3 @@ def _rounded(kind: str, constant: float) -> list[LogitMap]:
 
 def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(((a.float() - b.float()).abs() <= tolerance * b.float().abs()).all())
-
-

@@ -15,7 +15,7 @@ from depthscope.models.components import Components
 from depthscope.models.head import Head
 from depthscope.models.stack import BlockStack
 from depthscope.routes import Route, Step
-from depthscope.shapes import Residual
+from depthscope.shapes import Residual, TokenIds
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -138,6 +138,19 @@ class Model:
             raise RouteError(f"the route is for {route.depth} blocks, but {self.name} has {self.depth}")
         if route.silences:
             self.require_components()
+
+    def check_ids(self, ids: TokenIds) -> None:
+        """Raise DataError for token ids outside the vocabulary or a window longer than the context."""
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.head.vocabulary:
+            raise DataError(
+                f"token id {highest if lowest >= 0 else lowest} is outside the vocabulary of {self.name}: "
+                f"expected 0 … {self.head.vocabulary - 1}"
+            )
+        if self.context is not None and ids.shape[1] > self.context:
+            raise DataError(
+                f"a window of {ids.shape[1]} tokens is longer than the context of {self.name}, {self.context}"
+            )
 
     def visit(self, step: Step, residual: Residual, arguments: Any) -> Residual:
         """The residual stream after one visit."""

@@ -7,7 +7,7 @@ A block keeps its own arguments wherever a route visits it (a sliding-window blo
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,8 @@ class BlockStack:
 
             return forward
 
-        with _replaced_forward(self.blocks, [bypass(i) for i in range(self.depth)]):
-            try:
-                self.model.base_model(input_ids=ids, use_cache=False)
-            except _Entered:
-                pass
+        with _replaced_forward(self.blocks, [bypass(i) for i in range(self.depth)]), suppress(_Entered):
+            self.model.base_model(input_ids=ids, use_cache=False)
         return Entry(residual[0], tuple(arguments))
 
     def arguments(self, ids: TokenIds, copies: int) -> tuple[Arguments, ...]:

@@ -1,0 +1,140 @@
+"""The Python interface. `import depthscope as ds` gives these names."""
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from depthscope.data.corpus import BOOKSHELF, Corpus
+from depthscope.edits import Edit
+from depthscope.engine.execute import execute
+from depthscope.engine.plan import make_plan
+from depthscope.errors import DataError
+from depthscope.models.load import load
+from depthscope.models.model import Model
+from depthscope.routes import Route
+from depthscope.run.store import RunDirectory
+from depthscope.studies.study import Progress, StudySettings, run_study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["Study", "corpus", "load", "logits", "study"]
+
+
+def corpus(source: str = BOOKSHELF, tokens: int | None = None) -> Corpus:
+    """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, or `hf:NAME`.
+
+    `tokens` is how many tokens a study uses, rounded up to whole windows. Nothing is read yet.
+    """
+    return Corpus(source=source, tokens=tokens)
+
+
+class Study:
+    """A finished or unfinished study: its run directory, tables, figures and page. Reads files only."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.run = RunDirectory.reading(path)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
+
+    def table(self, name: str) -> pl.DataFrame:
+        """A table as a polars frame. Raises RunError naming the tables there are."""
+        return self.run.table(name)
+
+    def figure(self, name: str, axis: str = "layer") -> "go.Figure":
+        """A plotly figure of an experiment; `axis` is `layer` or `relative depth`."""
+        from depthscope.report.figures import figure
+
+        return figure(self.run, name, axis)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the page, one file that opens offline (RUN/report.html by default), and return where it is."""
+        from depthscope.report.page import write_page
+
+        return write_page(self.run, Path(out) if out else self.path / "report.html")
+
+    def __repr__(self) -> str:
+        settings = self.run.settings
+        state = "complete" if self.run.complete else "unfinished"
+        return f"Study({str(self.path)!r}: {settings['model']}, {settings['tokens']} tokens of {settings['data']}, {state})"
+
+
+def study(
+    model: Model | str,
+    text: Corpus | str = BOOKSHELF,
+    *,
+    out: str | Path | None = None,
+    edits: Sequence[str] = StudySettings().edits,
+    per_token: bool = False,
+    window: int | None = None,
+    bos: str = "auto",
+    progress: bool | Progress = True,
+) -> Study:
+    """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
+
+    The same call on the same directory resumes. `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps
+    every token's numbers in the shards; `window` is the window length in tokens (the context or 512); `bos` is auto,
+    none or window. Raises a DepthscopeError that says what was expected and what came.
+    """
+    model = load(model) if isinstance(model, str) else model
+    text = corpus(text) if isinstance(text, str) else text
+    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
+    settings = StudySettings(edits=tuple(edits), per_token=per_token, window=window, bos=bos)
+    if callable(progress):
+        run_study(model, text, out, settings, progress)
+    elif progress:
+        from depthscope.progress import progress_bar
+
+        with progress_bar() as tell:
+            run_study(model, text, out, settings, tell)
+    else:
+        run_study(model, text, out, settings)
+    return Study(out)
+
+
+def logits(
+    model: Model, text: str | Sequence[int] | Tensor, edit: Edit | Route | None = None
+) -> Float[Tensor, "batch seq vocab"]:
+    """Logits of an edited model, shaped [batch, seq, vocab], in the model's dtype.
+
+    `text` is a text (cut, with a warning, at the model's context) or token ids shaped [seq] or [batch, seq]; no special
+    tokens are added. `edit` is an Edit, a Route, or None for the model itself.
+    """
+    route = edit if isinstance(edit, Route) else (edit or Edit())(Route.own(model.depth))
+    model.check_route(route)
+    ids = _ids(model, text)
+    with torch.inference_mode():
+        ((_, residual),) = execute(model, make_plan([route]), ids)
+        return model.head.logits(model.head.hidden(residual)).unflatten(0, ids.shape)
+
+
+def _ids(model: Model, text: str | Sequence[int] | Tensor) -> Tensor:
+    if isinstance(text, str):
+        found = model.tokenize(text)
+        if model.context is not None and len(found) > model.context:
+            warnings.warn(
+                f"the text has {len(found)} tokens; the first {model.context}, the context of {model.name}, are used",
+                stacklevel=3,
+            )
+            found = found[: model.context]
+        ids = torch.tensor(found, dtype=torch.int64)
+    else:
+        ids = torch.as_tensor(text, dtype=torch.int64)
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise DataError(
+            f"expected token ids shaped [seq] or [batch, seq] with at least one token, got {list(ids.shape)}"
+        )
+    model.check_ids(ids)
+    return ids.to(model.device)

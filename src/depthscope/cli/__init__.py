@@ -1,0 +1,38 @@
+"""The command line: one module per command, no logic of its own, heavy imports only when a command runs."""
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from depthscope.cli import info, report, study, sweep, verify
+from depthscope.cli.console import errors_console
+from depthscope.errors import DepthscopeError
+
+app = typer.Typer(
+    name="depthscope",
+    help="Take a language model apart layer by layer, and see what each depth is doing.",
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("study", short_help="The whole study of a model: measure, make tables, write the page.")(study.command)
+app.command("sweep", short_help="Swap, drop and silence every layer and measure what that does.")(sweep.command)
+app.command("report", short_help="Write the page of a run again.")(report.command)
+app.command("info", short_help="Layers, widths, layout, norm, context, parameters.")(info.command)
+app.command("verify", short_help="Is replay the model itself? Compare logits bit for bit.")(verify.command)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends with one message and exit status 2, not with a traceback."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"])
+    except DepthscopeError as error:
+        if debug:
+            raise
+        errors_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)

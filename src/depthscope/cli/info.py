@@ -1,0 +1,25 @@
+"""`depthscope info`."""
+
+from dataclasses import asdict
+
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console
+
+
+def command(
+    model: options.ModelName = options.DEFAULT_MODEL,
+    dtype: options.Dtype = options.DEFAULT_DTYPE,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+) -> None:
+    """Say what a model is made of: layers, widths, layout, norm, context, parameters."""
+    facts = asdict(options.load_quietly(model, dtype, device, revision).facts)
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        text = (
+            "none" if value is None else f"{value:,}" if isinstance(value, int) and name == "parameters" else str(value)
+        )
+        shown.add_row(name.replace("_", " "), text)
+    console.print(shown, highlight=False)

@@ -1,0 +1,60 @@
+"""Arguments and options that several commands share; their help is the documentation's too."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from depthscope.models.model import Model
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An embedded model (bookshelf-gpt2, bookshelf-neox), a folder with config.json and safetensors, or a "
+        "Hugging Face id.",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Text: bookshelf (embedded), a file or glob of .txt, .jsonl or .parquet (#FIELD names the text field), or "
+        r"hf:NAME\[:CONFIG\[:SPLIT]]\[#FIELD].",
+    ),
+]
+Tokens = Annotated[int, typer.Option(min=1, help="How many tokens to measure on, rounded up to whole windows.")]
+Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in a window.", show_default="the model's context, at most 512")
+]
+Bos = Annotated[
+    str,
+    typer.Option(help="BOS token before each window: auto (as the tokenizer does by itself), none or window (always)."),
+]
+PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token's numbers in the shards.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The run directory. The same command on it resumes.", show_default="runs/MODEL-DATA"),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.", show_default="main")
+]
+
+DEFAULT_MODEL = "bookshelf-gpt2"
+DEFAULT_DATA = "bookshelf"
+DEFAULT_TOKENS = 16_384
+DEFAULT_DTYPE = "float32"
+
+
+def load_quietly(name: str, dtype: str, device: str, revision: str | None, verify: bool = True) -> "Model":
+    """Load a model for a command, with transformers' advice to programmers kept off the terminal."""
+    import huggingface_hub
+    import transformers
+
+    from depthscope.models.load import load
+
+    transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    return load(name, dtype=dtype, device=device, revision=revision, verify=verify)

@@ -1,0 +1,25 @@
+"""`depthscope verify`."""
+
+import typer
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console
+
+
+def command(
+    model: options.ModelName = options.DEFAULT_MODEL,
+    dtype: options.Dtype = options.DEFAULT_DTYPE,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+) -> None:
+    """Check that replaying a model's blocks and head gives its own logits. Exit status 1 where it does not."""
+    from depthscope.models.verify import verify
+
+    checks = verify(options.load_quietly(model, dtype, device, revision, verify=False))
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        shown.add_row("[green]passed[/]" if check.passed else "[bold red]failed[/]", check.name, check.detail)
+    console.print(shown, highlight=False)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)

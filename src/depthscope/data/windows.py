@@ -1,0 +1,162 @@
+"""Token windows: fixed length, no padding, none across two documents, the token after each position known.
+
+One policy for everything. A document's tokens are cut into windows of `length`; what is left at its end is not used. Each
+window also keeps the token after its last one, so every position has a next token and all measures are over the same
+positions. Windows are taken from as many documents as possible, because documents, not tokens, are what intervals rest
+on: the first window of each document, then the second of each, until there are enough.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from depthscope.data.corpus import Corpus
+from depthscope.errors import DataError
+from depthscope.models.model import Model
+
+DEFAULT_TOKENS = 16_384
+LONGEST_DEFAULT = 512
+READ_AHEAD = 8
+"""How many times the wanted tokens are read, at most, in search of more documents."""
+CHARACTERS_PER_TOKEN = 8
+"""More than a token has on average, so that text cut at this many characters a token still holds enough tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Token windows and where they come from.
+
+    `ids` holds inputs and, in the last column, the token after them: a window of `length` tokens is a row of
+    `length + 1`. `document` numbers the documents of the corpus from 0, `start` is the window's place among the tokens
+    (BOS included) of its document's windows.
+    """
+
+    ids: Int32[np.ndarray, "windows length+1"]
+    document: Int64[np.ndarray, " windows"]
+    start: Int64[np.ndarray, " windows"]
+    bos: str
+    """`none`, or `window` where each window begins with the BOS token."""
+    too_short: int = field(default=0)
+    """Documents that were shorter than one window and left out."""
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.ids.shape[1] - 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all windows: every one is measured."""
+        return len(self) * self.length
+
+    @property
+    def documents(self) -> int:
+        """How many documents the windows come from."""
+        return len(np.unique(self.document))
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and next tokens of windows `start … stop-1`, each shaped [stop − start, length]."""
+        rows = torch.from_numpy(self.ids[start:stop].astype(np.int64))
+        return rows[:, :-1], rows[:, 1:]
+
+    def token_hash(self) -> str:
+        """SHA-256 over token ids, documents and places."""
+        digest = hashlib.sha256(f"{self.ids.shape} {self.bos}".encode())
+        for array in (self.ids, self.document, self.start):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos: str = "auto") -> Windows:
+    """Cut a corpus into windows for a model.
+
+    `length` is the model's context or 512, whichever is less, by default. `bos`: `window` puts the tokenizer's BOS token
+    before each window, `none` does not, `auto` does what the tokenizer does by itself. Raises DataError when a window is
+    longer than the context, the text does not fill one window, or a window would begin with two BOS tokens.
+    """
+    length = length or min(model.context or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    if length < 2:
+        raise DataError(f"a window of {length} tokens is too short: expected at least 2")
+    if model.context is not None and length > model.context:
+        raise DataError(f"a window of {length} tokens is longer than the context of {model.name}, {model.context}")
+    prefix = _bos_prefix(model, bos)
+    stride = length - len(prefix)
+    wanted = -(-(corpus.tokens or DEFAULT_TOKENS) // length)
+    documents, too_short = _read(corpus, model, stride, wanted)
+    chosen = _spread([(len(ids) - 1) // stride for ids in documents.values()], wanted)
+    if not chosen:
+        raise DataError(
+            f"{corpus.source} has fewer tokens than one window: expected a document of at least {stride + 1} tokens, the "
+            f"longest of {too_short} has fewer. Give more text or a shorter --window"
+        )
+    numbers = list(documents)
+    ids = np.empty((len(chosen), length + 1), dtype=np.int32)
+    for row, (which, place) in enumerate(chosen):
+        text = documents[numbers[which]][place * stride : (place + 1) * stride + 1]
+        ids[row] = np.concatenate([np.array(prefix, dtype=np.int32), text])
+    _refuse_double_bos(ids, prefix, model)
+    document = np.array([numbers[which] for which, _ in chosen], dtype=np.int64)
+    start = np.array([place * length for _, place in chosen], dtype=np.int64)
+    return Windows(ids, document, start, "window" if prefix else "none", too_short)
+
+
+def _bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
+    tokenizer = model.tokenizer
+    if policy not in ("auto", "none", "window"):
+        raise DataError(f"unknown BOS policy {policy!r}: expected auto, none or window")
+    if policy == "none" or tokenizer is None:
+        return ()
+    bos = tokenizer.bos_token_id
+    if policy == "window" and bos is None:
+        raise DataError(f"the tokenizer of {model.name} has no BOS token, so --bos window cannot be done")
+    adds_itself = bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+    return (int(bos),) if policy == "window" or adds_itself else ()
+
+
+def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[int, np.ndarray], int]:
+    """Token ids of documents that fill a window, by number: enough documents, or READ_AHEAD times enough tokens."""
+    kept: dict[int, np.ndarray] = {}
+    too_short = tokens = 0
+    longest = (wanted * stride + 1) * CHARACTERS_PER_TOKEN
+    numbered = enumerate(corpus.documents(passage=8 * stride * CHARACTERS_PER_TOKEN // 2))
+    while batch := list(islice(numbered, 32)):
+        for (number, _), ids in zip(batch, _tokenized(model, [text[:longest] for _, text in batch]), strict=True):
+            if len(ids) <= stride:
+                too_short += 1
+                continue
+            kept[number] = ids[: wanted * stride + 1]
+            tokens += len(kept[number])
+            if len(kept) >= wanted or tokens >= READ_AHEAD * wanted * stride:
+                return kept, too_short
+    return kept, too_short
+
+
+def _tokenized(model: Model, texts: list[str]) -> Iterator[np.ndarray]:
+    for text in texts:
+        yield np.array(model.tokenize(text), dtype=np.int32)
+
+
+def _spread(available: list[int], wanted: int) -> list[tuple[int, int]]:
+    """(document, window) pairs, ordered: the first window of each document, then the second of each, up to `wanted`."""
+    turns = (
+        (which, turn) for turn in range(max(available, default=0)) for which, n in enumerate(available) if turn < n
+    )
+    return sorted(islice(turns, wanted))
+
+
+def _refuse_double_bos(ids: Int32[np.ndarray, "windows width"], prefix: tuple[int, ...], model: Model) -> None:
+    if prefix and bool((ids[:, 1] == prefix[0]).any()):
+        window = int((ids[:, 1] == prefix[0]).argmax())
+        raise DataError(
+            f"window {window} would begin with two BOS tokens (id {prefix[0]}): the text has one already. Use --bos none, or "
+            f"take it out of the text; {model.name} is not used to two"
+        )

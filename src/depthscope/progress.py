@@ -1,0 +1,28 @@
+"""Progress bars, in terminals and notebooks alike."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per experiment; yields a function told (experiment, units done, units in all)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks = {}
+
+        def tell(experiment: str, done: int, total: int) -> None:
+            if experiment not in tasks:
+                tasks[experiment] = bars.add_task(experiment, total=total)
+            bars.update(tasks[experiment], completed=done)
+
+        yield tell

@@ -1,0 +1,26 @@
+"""Hypothesis strategies for routes and edits."""
+
+from hypothesis import strategies as st
+
+from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, repeat, reverse, shuffle, swap
+from depthscope.routes import Parallel, Route, Step
+
+DEPTH = 6
+layers = st.integers(0, DEPTH - 1)
+steps = st.builds(Step, layers, st.booleans(), st.booleans())
+visits = steps | st.lists(steps, min_size=1, max_size=3).map(lambda members: Parallel(tuple(members)))
+routes = st.lists(visits, max_size=9).map(lambda seen: Route(DEPTH, tuple(seen)))
+spans = st.tuples(layers, layers).map(sorted)
+reorderings: st.SearchStrategy[Edit] = st.one_of(
+    st.integers(0, DEPTH - 2).map(swap),
+    spans.map(lambda span: reverse(*span)),
+    st.builds(lambda seed, span: shuffle(seed, *span), st.integers(0, 99), spans),
+)
+edits: st.SearchStrategy[Edit] = st.one_of(
+    reorderings,
+    spans.map(lambda span: drop(*span)),
+    layers.map(drop_attn),
+    layers.map(drop_mlp),
+    st.builds(lambda span, times: repeat(*span, times), spans, st.integers(1, 3)),
+    spans.map(lambda span: parallel(*span)),
+)
