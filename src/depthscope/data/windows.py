@@ -32,12 +32,12 @@ CHARACTERS_PER_TOKEN = 8
 class Windows:
     """Token windows and where they come from.
 
-    `ids` holds inputs and, in the last column, the token after them: a window of `length` tokens is a row of
+    `ids` holds inputs and, in the last column, the token after them: a window of `length` tokens is a row of width
     `length + 1`. `document` numbers the documents of the corpus from 0, `start` is the window's place among the tokens
     (BOS included) of its document's windows.
     """
 
-    ids: Int32[np.ndarray, "windows length+1"]
+    ids: Int32[np.ndarray, "windows width"]
     document: Int64[np.ndarray, " windows"]
     start: Int64[np.ndarray, " windows"]
     bos: str

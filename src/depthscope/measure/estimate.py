@@ -7,7 +7,9 @@ n_d tokens of document d, the mean is the ratio estimator μ = Σ S_d / Σ n_d, 
 
 for D documents (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.3, large population; it is the cluster-robust
 variance of Liang and Zeger 1986 for a mean, with the small-sample factor). The 95 % interval uses Student's t with D − 1
-degrees of freedom. Its coverage is simulated in tests/test_estimate.py. One document gives no interval.
+degrees of freedom. One document gives no interval. Simulated coverage (tests/test_estimate.py: skewed tokens, documents
+of unequal length that differ by a log-normal factor): 93.5 % and more from 40 documents on where the factor's spread is
+0.3; with a spread of 0.6 about 92 % at 40 documents and 90 % at 10, as for any interval from few, skewed samples.
 """
 
 from dataclasses import dataclass

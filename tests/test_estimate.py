@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from depthscope.measure.estimate import ClusterMoments
+
+documents = st.lists(st.tuples(st.integers(1, 50), st.floats(-100, 100)), min_size=1, max_size=30)
+
+
+def moments_of(some):
+    moments = ClusterMoments(1)
+    for tokens, total in some:
+        moments.add(tokens, np.array([total]))
+    return moments
+
+
+@given(documents.filter(lambda some: len(some) > 1))
+def test_estimate_equals_its_naive_definition(some):
+    n, s = np.array([tokens for tokens, _ in some], float), np.array([total for _, total in some])
+    mean = s.sum() / n.sum()
+    variance = len(n) / (len(n) - 1) * ((s - mean * n) ** 2).sum() / n.sum() ** 2
+    half = stats.t.ppf(0.975, len(n) - 1) * np.sqrt(variance)
+    found = moments_of(some).estimate()
+    scale = 1e-6 * (1 + np.abs(s).max())
+    assert found.mean[0] == pytest.approx(mean, abs=scale)
+    assert found.high[0] - found.mean[0] == pytest.approx(half, abs=scale)
+    assert found.mean[0] - found.low[0] == pytest.approx(half, abs=scale)
+    assert (found.tokens, found.documents) == (int(n.sum()), len(n))
+
+
+@given(documents, documents)
+def test_merging_is_one_pass_over_both(a, b):
+    merged, both = moments_of(a), moments_of(a + b)
+    merged.merge(moments_of(b))
+    x, y = merged.estimate(), both.estimate()
+    assert (x.tokens, x.documents) == (y.tokens, y.documents)
+    np.testing.assert_allclose([x.mean, x.low, x.high], [y.mean, y.low, y.high], atol=1e-6)
+
+
+def test_equal_documents_of_equal_length_give_the_textbook_interval():
+    values = np.random.default_rng(0).normal(size=25)
+    found = moments_of([(10, 10 * value) for value in values]).estimate()
+    low, high = stats.t.interval(0.95, 24, values.mean(), stats.sem(values))
+    np.testing.assert_allclose([found.low[0], found.high[0]], [low, high])
+
+
+def test_one_document_gives_no_interval():
+    found = moments_of([(10, 3.0)]).estimate()
+    assert found.mean[0] == pytest.approx(0.3)
+    assert np.isnan(found.low[0])
+    assert np.isnan(found.high[0])
+
+
+def test_nothing_gives_no_mean():
+    with pytest.raises(ValueError, match="no tokens"):
+        ClusterMoments(2).estimate()
+
+
+@pytest.mark.parametrize(
+    ("count", "spread", "lowest"), [(10, 0.3, 0.92), (40, 0.3, 0.935), (160, 0.3, 0.935), (10, 0.6, 0.885), (40, 0.6, 0.91)]
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(count, spread, lowest):
+    """Skewed per-token values that share a document effect of log-normal `spread`, documents of unequal length."""
+    rng = np.random.default_rng(1)
+    runs, truth, covered, naive = 2000, np.exp(0.5 * spread**2), 0, 0
+    for _ in range(runs):
+        lengths = rng.integers(1, 6, count) * 16
+        effects = np.exp(rng.normal(0, spread, count))
+        values = [effect * rng.gamma(0.5, 2.0, length) for effect, length in zip(effects, lengths, strict=True)]
+        found = moments_of([(len(v), v.sum()) for v in values]).estimate()
+        covered += bool(found.low[0] <= truth <= found.high[0])
+        flat = np.concatenate(values)
+        naive += abs(flat.mean() - truth) <= 1.96 * flat.std() / np.sqrt(len(flat))
+    assert covered / runs >= lowest
+    assert naive / runs < lowest - 0.05, "taking tokens for independent would be wrong here, so this test can tell"
