@@ -32,7 +32,7 @@ def table(depth, edits=EDITS, documents=7, means=None):
             mean = 1 - mean if metric is AGREEMENT else mean
             mean = FIRST_LAYER.get(metric.name, mean) if layer == 0 else mean
             mean = (means or {}).get((edit, layer, metric.name), mean)
-            bounds = (None, None) if documents == 1 else (mean * 0.9, mean * 1.1)
+            bounds = (None, None) if documents == 1 else sorted((mean * 0.9, mean * 1.1))
             rows.append((edit, layer, metric.name, metric.unit, mean, *bounds, 1024, documents))
     return pl.DataFrame(rows, schema=SWEEP_TABLE, orient="row")
 
@@ -157,6 +157,7 @@ def test_the_answer_says_what_the_table_holds(tmp_path):
         "same at 1.0% (0.9 to 1.1) of positions."
     )
     said = " ".join(findings.further(read)).replace("\u00a0", " ")
+    assert "less certain: their entropy rises by 0.0230 nats (0.0207 to 0.0253)." in said
     assert "Layer 2 is missed least: KL 0.00100 nats (0.00090 to 0.00110) without it." in said
     assert "Dropping any one of the middle layers, 1 to 4" in said
     assert "between 89.7% (layer 4;" in said
@@ -175,10 +176,29 @@ def test_layers_are_told_apart_only_where_intervals_are():
     assert findings.ranges([0, 1, 2, 5, 6, 9]) == "0–2, 5, 6 and 9"
 
 
+def test_sentences_stand_alone_where_nothing_is_settled_and_in_a_model_of_one_layer(tmp_path):
+    level = {(edit, i, "kl"): 0.5 for edit in EDITS for i in range(4)} | {("drop", 0, "entropy_change"): -0.2}
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=table(4, means=level)))
+    said = " ".join(findings.further(read) + findings.components(read)).replace("\u00a0", " ")
+    assert (
+        "Whether swapping a layer with the next costs less KL than dropping it is too close to call at layers 0–2."
+        in said
+    )
+    assert "Which costs more KL, silencing the MLP or the attention, is too close to call at layers 0–3." in said
+    assert "more certain: their entropy falls by 0.200 nats (0.180 to 0.220)." in said
+    alone = findings.headline(measured.read_sweep(make_run(tmp_path / "one", 1, table(1))))
+    assert alone.replace("\u00a0", " ").startswith("Dropping layer 0 changes the predictions by KL 5.00 nats")
+
+
 def test_an_uncertain_headline_says_so(tmp_path):
     frame = table(4, means={("drop", 3, "kl"): 4.9})
     read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
-    assert "The interval of dropping layer 3 overlaps that" in " ".join(findings.further(read))
+    said = " ".join(findings.further(read))
+    assert "too close to call between layers 0 and 3: their intervals overlap." in said
+    near = table(5, means={("drop", 2, "kl"): 0.02, ("drop", 3, "kl"): 0.021})
+    said = " ".join(findings.further(measured.read_sweep(make_run(tmp_path / "near", frame=near))))
+    assert "Layer 2 is missed least: KL" in said
+    assert "without it, too close to call against layer 3." in said
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 48])

@@ -21,6 +21,8 @@ from depthscope.schema import AGREEMENT, ENTROPY_CHANGE, KL, Metric
 PANELS = (KL, AGREEMENT, ENTROPY_CHANGE)
 LAYER, RELATIVE_DEPTH = "layer", "relative depth"
 AXES = (LAYER, RELATIVE_DEPTH)
+CROWDED = 30
+"""Layers beyond which points of full size would touch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def edit_trace(measured: Measured, edit: ShownEdit, metric: Metric, axis: str = 
     return go.Scatter(
         x=layers if axis == LAYER else depths,
         y=[value.mean for value in values],
-        error_y=_error_bars(values, edit.light),
+        error_y=_error_bars(values, edit.light, 5 if measured.depth <= CROWDED else 4),
         customdata=[[n, depth, v.low, v.high] for n, depth, v in zip(layers, depths, values, strict=True)],
         text=[_hover(edit.name, layer, value, metric) for layer, value in series.items()],
         hovertemplate="%{text}<extra></extra>",
@@ -130,11 +132,11 @@ def edit_trace(measured: Measured, edit: ShownEdit, metric: Metric, axis: str = 
         name=edit.title,
         meta=edit.name,
         line={"color": edit.light, "width": 1.75},
-        marker={"color": edit.light, "symbol": edit.marker, "size": 5.5},
+        marker={"color": edit.light, "symbol": edit.marker, "size": 5.5 if measured.depth <= CROWDED else 4},
     )
 
 
-def _error_bars(values: list[Value], colour: str) -> dict[str, Any]:
+def _error_bars(values: list[Value], colour: str, thickness: int) -> dict[str, Any]:
     if not all(value.has_interval for value in values):
         return {"visible": False}
     return {
@@ -143,7 +145,7 @@ def _error_bars(values: list[Value], colour: str) -> dict[str, Any]:
         "array": [(v.high or 0.0) - v.mean for v in values],
         "arrayminus": [v.mean - (v.low or 0.0) for v in values],
         "color": f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.4)",
-        "thickness": 5,
+        "thickness": thickness,
         "width": 0,
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from depthscope.report.measured import Measured, Value, interval, spoken, with_unit
 from depthscope.report.palette import place_name
-from depthscope.schema import AGREEMENT, KL
+from depthscope.schema import AGREEMENT, ENTROPY_CHANGE, KL
 
 FEW_DOCUMENTS = 5
 """Up to here the page says how few they are: Student's t with 4 degrees of freedom is 2.8, with 1 it is 12.7."""
@@ -24,13 +24,19 @@ def headline(measured: Measured) -> str:
         if agreement
         else ""
     )
-    most = "changes the predictions most" if len(series) > 1 else "could be done at one place only"
-    return f"{what[0].upper()}{what[1:]} {most}: KL {spoken(series[layer], KL)}{kept}."
+    most = "changes the predictions most:" if len(series) > 1 else "changes the predictions by"
+    return f"{what[0].upper()}{what[1:]} {most} KL {spoken(series[layer], KL)}{kept}."
 
 
 def further(measured: Measured) -> list[str]:
     """The sentences after the headline: the layers in between, and swaps beside drops."""
-    return [*_runner_up(measured), *_least(measured), *_middle(measured), *_swaps_beside_drops(measured)]
+    return [
+        *_entropy(measured),
+        *_most_settled(measured),
+        *_least(measured),
+        *_middle(measured),
+        *_swaps_beside_drops(measured),
+    ]
 
 
 def components(measured: Measured) -> list[str]:
@@ -41,7 +47,8 @@ def components(measured: Measured) -> list[str]:
         if len(series) > 1:
             layer = ranked(series)[0]
             said.append(
-                f"Silencing the {part} changes the predictions most in layer {layer}: KL {spoken(series[layer], KL)}."
+                f"Silencing the {part} changes the predictions most in layer {layer}: "
+                f"KL {spoken(series[layer], KL)}{_against(series, layer)}."
             )
     return [*said, *_attention_beside_mlp(measured)]
 
@@ -74,20 +81,55 @@ def _main_edit(measured: Measured) -> str | None:
     return next((name for name in ("drop", "swap", "drop_mlp", "drop_attn") if name in measured.edits), None)
 
 
-def _runner_up(measured: Measured) -> list[str]:
+def _most_settled(measured: Measured) -> list[str]:
     """What must be added to a headline whose place is not sure."""
     edit = _main_edit(measured)
     series = measured.series(edit, KL) if edit else {}
-    if edit is None or len(series) < 2:
+    rivals = _rivals(series, ranked(series)[0]) if series else []
+    if not rivals:
         return []
-    first, second = ranked(series)[:2]
-    low, high = series[first].low, series[second].high
-    if low is None or high is None or high < low:
-        return []
+    contenders = sorted([ranked(series)[0], *rivals])
+    return [f"Which place matters most is too close to call between {_layers(contenders)}: their intervals overlap."]
+
+
+def _rivals(series: dict[int, Value], layer: int) -> list[int]:
+    """Other layers whose interval overlaps that of `layer`; none where there are no intervals."""
+    own = series[layer]
     return [
-        f"The interval of {place_name(edit, second)} overlaps that, so the table alone does not settle which of the two "
-        f"changes more."
+        other
+        for other, value in series.items()
+        if other != layer
+        and not (own.low is None or own.high is None or value.low is None or value.high is None)
+        and value.low <= own.high
+        and own.low <= value.high
     ]
+
+
+def _against(series: dict[int, Value], layer: int) -> str:
+    """`, too close to call against layers 3 and 4`, or nothing where the layer stands apart."""
+    rivals = _rivals(series, layer)
+    return f", too close to call against {_layers(rivals)}" if rivals else ""
+
+
+def _entropy(measured: Measured) -> list[str]:
+    """Whether the headline's edit leaves the predictions less or more certain, where the interval tells."""
+    edit = _main_edit(measured)
+    series = measured.series(edit, KL) if edit else {}
+    change = measured.series(edit, ENTROPY_CHANGE).get(ranked(series)[0]) if edit and series else None
+    if change is None or change.mean == 0 or (change.low is not None and change.low <= 0 <= (change.high or 0)):
+        return []
+    more, verb = ("less", "rises") if change.mean > 0 else ("more", "falls")
+    return [
+        f"That leaves the predictions {more} certain: their entropy {verb} by {spoken(_size(change), ENTROPY_CHANGE)}."
+    ]
+
+
+def _size(change: Value) -> Value:
+    """A change without its sign, its interval's ends in order."""
+    if change.mean >= 0:
+        return change
+    low, high = (None if end is None else -end for end in (change.high, change.low))
+    return Value(-change.mean, low, high)
 
 
 def _least(measured: Measured) -> list[str]:
@@ -96,7 +138,7 @@ def _least(measured: Measured) -> list[str]:
     if len(series) < 2:
         return []
     layer = ranked(series)[-1]
-    return [f"Layer {layer} is missed least: KL {spoken(series[layer], KL)} without it."]
+    return [f"Layer {layer} is missed least: KL {spoken(series[layer], KL)} without it{_against(series, layer)}."]
 
 
 def _middle(measured: Measured) -> list[str]:
@@ -132,7 +174,7 @@ def _swaps_beside_drops(measured: Measured) -> list[str]:
     parts = [
         f"swapping a layer with the next costs less KL than dropping it at {_layers(drop)}" if drop else "",
         f"dropping a layer costs less KL than swapping it with the next at {_layers(swap)}" if swap else "",
-        _too_close(open_),
+        _too_close(open_, "whether swapping a layer with the next costs less KL than dropping it is ", drop + swap),
     ]
     return [_sentence(parts)]
 
@@ -143,7 +185,7 @@ def _attention_beside_mlp(measured: Measured) -> list[str]:
     parts = [
         f"silencing the MLP costs more KL than silencing the attention in {_layers(mlp)}" if mlp else "",
         f"silencing the attention costs more in {_layers(attention)}" if attention else "",
-        _too_close(open_),
+        _too_close(open_, "which costs more KL, silencing the MLP or the attention, is ", mlp + attention),
     ]
     return [_sentence(parts)] if mlp or attention or open_ else []
 
@@ -165,8 +207,9 @@ def compared(first: dict[int, Value], second: dict[int, Value]) -> tuple[list[in
     return larger, smaller, unsettled
 
 
-def _too_close(layers: list[int]) -> str:
-    return f"too close to call at {_layers(layers)}" if layers else ""
+def _too_close(layers: list[int], question: str, settled: list[int]) -> str:
+    """Where a comparison is open; the question is asked only where nothing before it was settled."""
+    return f"{'' if settled else question}too close to call at {_layers(layers)}" if layers else ""
 
 
 def _sentence(parts: list[str]) -> str:

@@ -20,7 +20,8 @@ ESTIMATOR = (
     "over the n tokens of a document, the mean is the ratio estimator ΣS / Σn over documents, and its variance is the "
     "linearised one, D / (D − 1) · Σ(S − mean · n)² / (Σn)² for D documents (Cochran 1977, section 6.3; the cluster-robust "
     "variance of Liang and Zeger 1986 for a mean). Intervals are 95% ones by Student's t with D − 1 degrees of freedom, "
-    "cut to the range the quantity can have. They are for one layer at a time, not for all layers together."
+    "cut to the range the quantity can have. They are for one layer at a time, not for all layers together. "
+    "“Too close to call” says that two of them overlap."
 )
 REPLAY = (
     "Each edit changes the order in which the residual stream visits the model’s own blocks; nothing is retrained. "
