@@ -30,7 +30,9 @@ SHAPES: dict[str, dict] = {
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "qwen3_moe": LLAMA | EXPERTS,
-    "gemma2": LLAMA | SLIDING | {"layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0},
+    "gemma2": LLAMA
+    | SLIDING
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0},
     "gemma3_text": LLAMA | SLIDING | {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "opt": {
         "num_hidden_layers": DEPTH,
@@ -70,13 +72,15 @@ FAMILIES = list(SHAPES)
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of the family, spread widely enough that its predictions differ and edits matter."""
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, **(special | SHAPES[family] | changes))
+    config = AutoConfig.for_model(family, **(special | {"vocab_size": VOCABULARY} | SHAPES[family] | changes))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_backend(config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("bias", "sinks")):  # from_config leaves biases at zero: then silencing them would go unseen
+            if name.endswith(
+                ("bias", "sinks")
+            ):  # from_config leaves biases at zero: then silencing them would go unseen
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
             elif parameter.ndim > 1:
                 parameter.mul_(5)

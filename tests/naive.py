@@ -1,6 +1,5 @@
 """Naive float64 definitions of the measures, from whole logits."""
 
-import torch
 from torch import Tensor
 
 

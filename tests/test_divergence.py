@@ -1,6 +1,5 @@
 """Law 5 for the measures over the vocabulary, and law 1: the unedited route has KL exactly 0."""
 
-
 import naive
 import pytest
 import torch
@@ -91,5 +90,3 @@ def test_the_legend_of_shapes_is_enforced():
     head = head_of(8, 64, False, LogitMap(), 1.0)
     with pytest.raises(Exception, match="Type-check error"):
         distribution(head, torch.randn(2, 3, 8))
-
-

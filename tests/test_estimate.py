@@ -59,7 +59,8 @@ def test_nothing_gives_no_mean():
 
 
 @pytest.mark.parametrize(
-    ("count", "spread", "lowest"), [(10, 0.3, 0.92), (40, 0.3, 0.935), (160, 0.3, 0.935), (10, 0.6, 0.885), (40, 0.6, 0.91)]
+    ("count", "spread", "lowest"),
+    [(10, 0.3, 0.92), (40, 0.3, 0.935), (160, 0.3, 0.935), (10, 0.6, 0.885), (40, 0.6, 0.91)],
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(count, spread, lowest):
     """Skewed per-token values that share a document effect of log-normal `spread`, documents of unequal length."""

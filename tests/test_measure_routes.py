@@ -55,7 +55,9 @@ ROUNDING = {"mamba": 5e-3, "mixtral": 1e-3, "qwen3_moe": 1e-3, "gpt_oss": 1e-3}
 how much of KL that is on a random model; all others keep KL to 1e-5 of itself."""
 
 
-@pytest.mark.parametrize("pieces", [Pieces(tokens=1), Pieces(tokens=16, together=64), Pieces(tokens=48, together=10_000)])
+@pytest.mark.parametrize(
+    "pieces", [Pieces(tokens=1), Pieces(tokens=16, together=64), Pieces(tokens=48, together=10_000)]
+)
 def test_no_cutting_changes_a_number(tiny, pieces):
     ids, targets = tokens(tiny, 6, 16)
     routes = routes_for(tiny)

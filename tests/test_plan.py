@@ -88,6 +88,8 @@ def test_only_streams_that_are_still_needed_are_kept():
     own = Route.own(depth)
     held = most = 1
     for instruction in make_plan([own, *(drop(layer)(own) for layer in range(depth))]):
-        held += len(instruction.targets) if isinstance(instruction, Call) else -1 if isinstance(instruction, Free) else 0
+        held += (
+            len(instruction.targets) if isinstance(instruction, Call) else -1 if isinstance(instruction, Free) else 0
+        )
         most = max(most, held)
     assert most <= depth + 2

@@ -3,6 +3,8 @@
 A broken invariant of our own is an `assert`, never one of these.
 """
 
+from collections.abc import Mapping
+
 
 class DepthscopeError(Exception):
     """Root of all errors a user can cause. The command line prints its message without a traceback and exits with 2."""
@@ -39,7 +41,7 @@ class RunError(DepthscopeError):
 class RunMismatchError(RunError):
     """The run directory was made with other settings; `differences` maps each to (value there, value asked for)."""
 
-    def __init__(self, directory: str, differences: dict[str, tuple[object, object]]) -> None:
+    def __init__(self, directory: str, differences: Mapping[str, tuple[object, object]]) -> None:
         self.differences = differences
         lines = "\n".join(f"  {key}: {there!r} there, {asked!r} now" for key, (there, asked) in differences.items())
         super().__init__(

@@ -43,8 +43,8 @@ def _rows(table: pl.DataFrame, kinds: Sequence[str]) -> Table:
     for layer in range(max(layer for _, layer, _ in cells) + 1):
         row = [str(layer)]
         for kind in kinds:
-            row.append(_cell(cells.get((kind, layer, KL.name)), 1, 3))
-            row.append(_cell(cells.get((kind, layer, AGREEMENT.name)), 100, 1))
+            row.append(_cell(cells.get((kind, layer, KL.name)), 1.0, 3))
+            row.append(_cell(cells.get((kind, layer, AGREEMENT.name)), 100.0, 1))
         shown.add_row(*row)
     return shown
 
@@ -54,9 +54,9 @@ def _estimates(table: pl.DataFrame) -> list[tuple]:
 
 
 def _cell(estimate: Sequence[float | None] | None, scale: float, digits: int) -> str:
-    if estimate is None or estimate[0] is None:
+    mean, low, high = estimate or (None, None, None)
+    if mean is None:
         return ""
-    mean, low, high = estimate
     if low is None or high is None:
         return f"{mean * scale:.{digits}f}"
     half = max(mean - low, high - mean)  # an end may have been cut at what the metric can be

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from depthscope.models.model import Model
 
 DEFAULT_TOKENS = 16_384
 LONGEST_DEFAULT = 512
-READ_AHEAD = 8
-"""How many times the wanted tokens are read, at most, in search of more documents."""
+READ_AHEAD, READ_FREELY = 4, 1_000_000
+"""In search of more documents, at most so many times the wanted tokens are read; so many tokens always may be."""
 CHARACTERS_PER_TOKEN = 8
 """More than a token has on average, so that text cut at this many characters a token still holds enough tokens."""
 
@@ -115,17 +116,20 @@ def _bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
         raise DataError(f"unknown BOS policy {policy!r}: expected auto, none or window")
     if policy == "none" or tokenizer is None:
         return ()
-    bos = tokenizer.bos_token_id
-    if policy == "window" and bos is None:
-        raise DataError(f"the tokenizer of {model.name} has no BOS token, so --bos window cannot be done")
-    adds_itself = bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+    bos: Any = tokenizer.bos_token_id  # an int, though transformers types every special token loosely
+    if bos is None:
+        if policy == "window":
+            raise DataError(f"the tokenizer of {model.name} has no BOS token, so --bos window cannot be done")
+        return ()
+    adds_itself = list(tokenizer("a")["input_ids"][:1]) == [bos]
     return (int(bos),) if policy == "window" or adds_itself else ()
 
 
 def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[int, np.ndarray], int]:
-    """Token ids of documents that fill a window, by number: enough documents, or READ_AHEAD times enough tokens."""
+    """Token ids of documents that fill a window, by number: until there are enough documents."""
     kept: dict[int, np.ndarray] = {}
     too_short = tokens = 0
+    most = max(READ_AHEAD * wanted * stride, READ_FREELY)
     longest = (wanted * stride + 1) * CHARACTERS_PER_TOKEN
     numbered = enumerate(corpus.documents(passage=8 * stride * CHARACTERS_PER_TOKEN // 2))
     while batch := list(islice(numbered, 32)):
@@ -135,7 +139,7 @@ def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[
                 continue
             kept[number] = ids[: wanted * stride + 1]
             tokens += len(kept[number])
-            if len(kept) >= wanted or tokens >= READ_AHEAD * wanted * stride:
+            if len(kept) >= wanted or tokens >= most:
                 return kept, too_short
     return kept, too_short
 

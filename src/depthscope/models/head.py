@@ -159,7 +159,10 @@ def _find_logit_map(model: PreTrainedModel, unembedding: nn.Linear) -> LogitMap:
     shown = torch.linspace(-50, 50, width, device=model.device, dtype=torch.float32).to(unembedding.weight.dtype)
 
     def seen(values: Tensor) -> Tensor:
-        handle = unembedding.register_forward_hook(lambda _m, _a, output: values.expand_as(output))
+        def show(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+            return values.expand_as(output)
+
+        handle = unembedding.register_forward_hook(show)
         try:
             ids = torch.arange(3, device=model.device)[None]
             return model(input_ids=ids, use_cache=False).logits[0, -1]

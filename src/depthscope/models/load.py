@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from depthscope.errors import ModelError
@@ -88,7 +89,7 @@ def _from_pretrained(
     config = _config(location, source, revision)
     with _quiet():
         try:
-            hf, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            hf, loading = _model_class(config).from_pretrained(
                 location,
                 config=config,
                 revision=revision or "main",
@@ -97,7 +98,7 @@ def _from_pretrained(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(f"the weights of {source} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(set(loading["missing_keys"]))
     if missing:
@@ -133,7 +134,7 @@ def _check_folder(folder: Path) -> None:
 
 def _check_trust(config: dict[str, Any], where: str) -> None:
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING:
         asks = " and asks for code from its repository (auto_map), which is never run" if "auto_map" in config else ""
         raise ModelError(
             f"{where}: model_type {kind!r} is not one transformers {transformers.__version__} knows{asks}. "
@@ -169,7 +170,12 @@ def _config(location: str, source: str, revision: str | None) -> Any:
 
 
 def _has_sdpa(config: Any) -> bool:
-    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", False))
+    return bool(getattr(_model_class(config), "_supports_sdpa", False))
+
+
+def _model_class(config: Any) -> Any:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:
@@ -186,7 +192,8 @@ def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase |
 
 
 def _check_vocabulary(model: Model) -> None:
-    rows = model.hf.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.hf.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     size = len(model.tokenizer) if model.tokenizer is not None else 0
     if size > rows:
         raise ModelError(

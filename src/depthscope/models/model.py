@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthscope.errors import DataError, RouteError, UnsupportedError
+from depthscope.errors import DataError, NumericError, RouteError, UnsupportedError
 from depthscope.models import components as component_search
 from depthscope.models.components import Components
 from depthscope.models.head import Head
@@ -59,6 +59,7 @@ class Model:
         self.revision = revision
         with torch.inference_mode():
             self.stack = BlockStack(hf)
+            self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
             self.head = Head(hf, self.stack)
 
     @property
@@ -164,6 +165,14 @@ class Model:
         if self.tokenizer is None:
             raise DataError(f"{self.name} came without a tokenizer, so text cannot be used with it: give token ids")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def require_finite(self, logits: Tensor) -> None:
+        """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""
+        if bool(torch.isfinite(logits).all()):
+            return
+        broken = [name for name, p in self.hf.named_parameters() if not bool(torch.isfinite(p).all())]
+        where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
+        raise NumericError(f"{self.name} gives logits that are not numbers ({where})")
 
     def weight_hash(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all weights as they are run."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthscope.errors import NumericError, VerificationError
+from depthscope.errors import VerificationError
 from depthscope.models.model import Model
 
 
@@ -31,7 +31,7 @@ def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
     ids = model.probe_ids() if ids is None else ids
     with torch.inference_mode():
         own = model.hf(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-        _require_finite(model, own)
+        model.require_finite(own)
         entry = model.stack.enter(ids)
         residual = entry.residual
         for block in range(model.depth):
@@ -81,11 +81,3 @@ def _components(model: Model) -> Check:
         return Check("components", True, None, "no separate attention and MLP: swap and drop only")
     detail = f"a block without {found.names.attention} and {found.names.mlp} passes the residual stream on bit for bit"
     return Check("components", True, 0.0, detail)
-
-
-def _require_finite(model: Model, logits: Tensor) -> None:
-    if bool(torch.isfinite(logits).all()):
-        return
-    broken = [name for name, p in model.hf.named_parameters() if not bool(torch.isfinite(p).all())]
-    where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
-    raise NumericError(f"{model.name} gives logits that are not numbers ({where})")

@@ -17,11 +17,9 @@ from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.local import Unit
 from depthscope.schema import (
-    AGREEMENT,
     BASELINE_EDIT,
     BASELINE_LAYER,
     DOCUMENT_SHARD,
-    KL,
     MEASURED,
     METRICS,
     SWEEP_TABLE,
@@ -99,7 +97,9 @@ class Sweep:
         values = _values(measures)
         measured = {metric.name: values[i].ravel() for i, metric in enumerate(MEASURED)}
         return (
-            pl.DataFrame({**columns, "edit": edit, "layer": layer, **measured}).cast(TOKEN_SHARD).select(*TOKEN_SHARD)
+            pl.DataFrame({**columns, "edit": edit, "layer": layer, **measured})
+            .cast(pl.Schema(TOKEN_SHARD))
+            .select(*TOKEN_SHARD)
         )
 
 
@@ -129,7 +129,7 @@ def _document_rows(
         )
         for place, (start, count) in enumerate(zip(starts, counts, strict=True))
     ]
-    return pl.concat(frames).cast(DOCUMENT_SHARD).select(*DOCUMENT_SHARD)
+    return pl.concat(frames).cast(pl.Schema(DOCUMENT_SHARD)).select(*DOCUMENT_SHARD)
 
 
 def sweep_table(shards: Iterable[pl.DataFrame]) -> pl.DataFrame:
@@ -190,17 +190,3 @@ def _summed(shard: pl.DataFrame) -> pl.DataFrame:
     names = list(shard.select("edit", "layer").unique(maintain_order=True).iter_rows())
     values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in MEASURED])
     return _document_rows(names, values, shard["document"].to_numpy()[: values.shape[2]])
-
-
-def layer_summary(table: pl.DataFrame, kinds: Sequence[str] | None = None) -> list[dict[str, object]]:
-    """A row per layer: for each edit, KL and agreement as (mean, low, high), None where the edit has no such layer."""
-    present = [kind for kind in EDITS if kind in set(table["edit"])]
-    cells = {
-        (edit, layer, metric): (mean, low, high)
-        for edit, layer, metric, mean, low, high in table.select(
-            "edit", "layer", "metric", "mean", "ci_low", "ci_high"
-        ).iter_rows()
-    }
-    depth = 1 + int(table["layer"].max())  # type: ignore[arg-type]
-    columns = [(kind, metric.name) for kind in (kinds or present) for metric in (KL, AGREEMENT)]
-    return [{"layer": i, **{f"{k}_{m}": cells.get((k, i, m)) for k, m in columns}} for i in range(depth)]

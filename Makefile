@@ -1,0 +1,39 @@
+# make study   set up and study the embedded model on the embedded text
+# make test    set up and run linters, type checker and all tests
+# make setup   only set up (.venv); make format mends style; make clean removes what was made
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+OUT ?= runs/first
+
+.PHONY: study test lint setup format clean
+
+study: .venv/.installed
+	$(BIN)/depthscope study --out $(OUT)
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: .venv/.tested
+	$(BIN)/ruff check src tests training
+	$(BIN)/ruff format --check src tests training
+	$(BIN)/pyright
+
+setup: .venv/.tested
+
+format: .venv/.tested
+	$(BIN)/ruff check --fix src tests training
+	$(BIN)/ruff format src tests training
+
+.venv/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,105 @@
+"""The command line as a user meets it: messages, exit status, no traceback, nothing lost."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from depthscope.cli import app, main
+
+
+def depthscope(*arguments: object, cwd=None) -> subprocess.CompletedProcess[str]:
+    code = "from depthscope.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
+def test_a_sweep_from_start_to_page_and_again(tmp_path):
+    arguments = ("sweep", "--tokens", 300, "--window", 50, "--edits", "swap,drop-attn", "--out", "run")
+    first = depthscope(*arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    for shown in (
+        "bookshelf-gpt2 on 300 tokens of 6 documents",
+        "swap: KL (nats)",
+        "drop attention: KL (nats)",
+        "run/report.html",
+    ):
+        assert shown in first.stdout
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1e6
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "shards").rglob("*.parquet")}
+    again = depthscope(*arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "shards").rglob("*.parquet")}
+    other = depthscope(*arguments[:-4], "--edits", "drop", "--out", "run", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "made with other settings" in other.stderr
+    assert "sweep.edits: ['swap', 'drop_attn'] there, ['drop'] now" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("sweep", "--edits", "swap,melt"), "unknown edit melt: expected some of swap, drop, drop_attn, drop_mlp"),
+        (("sweep", "--window", "9999"), "a window of 9999 tokens is longer than the context of bookshelf-gpt2, 256"),
+        (("study", "--data", "nowhere.txt"), "no text at nowhere.txt"),
+        (("study", "./nowhere"), "no model folder at ./nowhere"),
+        (("study", "--out", "/proc/run"), "cannot be written"),
+        (("report", "nowhere"), "nowhere holds no run"),
+        (("verify", "--dtype", "int3"), "unknown dtype 'int3'"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_status_2(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["depthscope", *arguments])
+    with pytest.raises(SystemExit) as exit_status:
+        main()
+    assert exit_status.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_debug_shows_where(tmp_path):
+    done = depthscope("report", "nowhere", "--debug", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("study", "--data --tokens --out --window --bos --per-token --dtype --device --revision"),
+        ("sweep", "--edits --data --tokens --out --window --bos --per-token --dtype --device --revision"),
+        ("report", "--out"),
+        ("info", "--dtype --device --revision"),
+        ("verify", "--dtype --device --revision"),
+    ],
+)
+def test_options_are_frozen_and_explained(command, options):
+    import typer
+
+    parameters = typer.main.get_command(app).commands[command].params
+    names = [parameter.opts[0] for parameter in parameters if parameter.opts[0].startswith("--")]
+    assert names == options.split()
+    assert all(
+        parameter.help
+        for parameter in parameters
+        if parameter.opts[0].startswith("--") and parameter.opts[0] != "--help"
+    )
+    assert "Usage" in run(command, "--help")
+
+
+def test_info_and_verify_say_what_they_found():
+    said = run("info", "bookshelf-neox")
+    for shown in ("gpt_neox", "parallel", "LayerNorm", "6,911,616"):
+        assert shown in said
+    assert run("verify", "bookshelf-neox").count("passed") == 4

@@ -1,0 +1,31 @@
+"""Columns and units other people's notebooks read: changing one is a decision, not an accident."""
+
+from depthscope import schema
+
+
+def test_columns_are_frozen():
+    assert list(schema.SWEEP_TABLE) == [
+        "edit",
+        "layer",
+        "metric",
+        "unit",
+        "mean",
+        "ci_low",
+        "ci_high",
+        "tokens",
+        "documents",
+    ]
+    measured = ["kl", "agreement", "entropy", "loss"]
+    assert list(schema.TOKEN_SHARD) == ["document", "position", "token", "next_token", "edit", "layer", *measured]
+    assert list(schema.DOCUMENT_SHARD) == ["document", "edit", "layer", "tokens", *measured]
+
+
+def test_metrics_are_frozen():
+    assert {name: metric.unit for name, metric in schema.METRICS.items()} == {
+        "kl": "nats",
+        "agreement": "share",
+        "entropy": "nats",
+        "entropy_change": "nats",
+        "loss": "nats",
+        "loss_change": "nats",
+    }

@@ -1,0 +1,142 @@
+import json
+import stat
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from depthscope.errors import RunError, RunMismatchError
+from depthscope.run.local import run_units, work_units
+from depthscope.run.store import RunDirectory, atomic_file
+
+FRAME = pl.DataFrame({"a": [1, 2]})
+
+
+def test_a_run_is_written_and_read_back(tmp_path):
+    with RunDirectory.writing(tmp_path / "run", {"model": "m", "edits": ("swap",)}, {"versions": {}}) as run:
+        run.write_shard("sweep", 0, FRAME)
+        run.write_table("sweep", FRAME)
+        run.update(status="complete")
+    back = RunDirectory.reading(tmp_path / "run")
+    assert back.settings == {"model": "m", "edits": ["swap"]}
+    assert back.complete
+    assert back.table("sweep").equals(FRAME)
+    assert [shard.equals(FRAME) for shard in back.shards("sweep", 1)] == [True]
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    with RunDirectory.writing(tmp_path, {"tokens": 10, "sweep": {"edits": ["swap"]}}, {}):
+        pass
+    with (
+        pytest.raises(RunMismatchError, match=r"tokens: 10 there, 20 now") as caught,
+        RunDirectory.writing(tmp_path, {"tokens": 20, "sweep": {"edits": ["drop"]}}, {}),
+    ):
+        pass
+    assert caught.value.differences == {"tokens": (10, 20), "sweep.edits": (["swap"], ["drop"])}
+
+
+def test_a_second_writer_is_refused_and_the_first_undisturbed(tmp_path):
+    attempt = (
+        "import sys; from depthscope.run.store import RunDirectory\n"
+        "from depthscope.errors import RunError\n"
+        "try:\n    RunDirectory.writing(sys.argv[1], {}, {}).__enter__()\n"
+        "except RunError as error:\n    print(error)"
+    )
+    with RunDirectory.writing(tmp_path, {}, {}):
+        done = subprocess.run(
+            [sys.executable, "-c", attempt, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        assert "is being written by another process" in done.stdout
+    done = subprocess.run([sys.executable, "-c", attempt, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_other_peoples_directories_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"holds other files \(thesis.tex\)"), RunDirectory.writing(tmp_path, {}, {}):
+        pass
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing(tmp_path / "file", {}, {}):
+        pass
+
+
+def test_a_directory_that_cannot_be_written():
+    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing("/proc/depthscope-run", {}, {}):
+        pass
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    target = tmp_path / "file"
+
+    def stopped_half_way():
+        with atomic_file(target) as stream:
+            stream.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stopped_half_way()
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(target) as stream:
+        stream.write(b"whole")
+        assert not target.exists()
+    assert target.read_bytes() == b"whole"
+    assert stat.S_ISREG(target.stat().st_mode)
+
+
+def test_what_is_not_a_run_is_named(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        RunDirectory.reading(tmp_path)
+    manifest = tmp_path / "run.json"
+    for text, says in (
+        ("{", "cannot be read"),
+        ("[]", "not a run's manifest"),
+        ('{"settings": {}, "format": 99}', "layout 99"),
+    ):
+        manifest.write_text(text)
+        with pytest.raises(RunError, match=says):
+            RunDirectory.reading(tmp_path)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    with RunDirectory.writing(tmp_path, {}, {}) as run:
+        run.write_shard("sweep", 0, FRAME)
+        run.shard_path("sweep", 0).write_bytes(b"damaged")
+        with pytest.raises(RunError, match=r"00000.parquet is damaged .* delete it and run the study again"):
+            list(run.shards("sweep", 1))
+        run.write_shard("sweep", 0, FRAME)
+        with pytest.raises(RunError, match=r"00001\.parquet is missing"):
+            list(run.shards("sweep", 2))
+        with pytest.raises(RunError, match="has no table 'lens': it has none yet"):
+            run.table("lens")
+
+
+def test_units_cover_every_window_once():
+    units = work_units(10, 4)
+    assert [(unit.index, unit.start, unit.stop) for unit in units] == [(0, 0, 4), (1, 4, 8), (2, 8, 10)]
+
+
+def test_units_with_a_shard_are_not_done_again(tmp_path):
+    done, told = [], []
+    with RunDirectory.writing(tmp_path, {}, {}) as run:
+        run.write_shard("sweep", 1, FRAME)
+        run_units(
+            run,
+            "sweep",
+            work_units(3, 1),
+            lambda unit: (done.append(unit.index), FRAME)[1],
+            lambda unit, fresh: told.append((unit.index, fresh)),
+        )
+    assert done == [0, 2]
+    assert told == [(0, True), (1, False), (2, True)]
+
+
+def test_the_manifest_is_readable(tmp_path):
+    with RunDirectory.writing(tmp_path, {"model": "schön"}, {}):
+        pass
+    text = (tmp_path / "run.json").read_text(encoding="utf-8")
+    assert "schön" in text
+    assert json.loads(text)["status"] == "running"
