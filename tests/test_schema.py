@@ -1,6 +1,7 @@
 """Columns and units other people's notebooks read: changing one is a decision, not an accident."""
 
 from depthscope import schema
+from depthscope.studies import sweep
 
 
 def test_columns_are_frozen():
@@ -18,6 +19,10 @@ def test_columns_are_frozen():
     measured = ["kl", "agreement", "entropy", "loss"]
     assert list(schema.TOKEN_SHARD) == ["document", "position", "token", "next_token", "edit", "layer", *measured]
     assert list(schema.DOCUMENT_SHARD) == ["document", "edit", "layer", "tokens", *measured]
+
+
+def test_edits_are_frozen():
+    assert list(schema.EDIT_KINDS) == list(sweep.EDITS) == ["swap", "drop", "drop_attn", "drop_mlp"]
 
 
 def test_metrics_are_frozen():

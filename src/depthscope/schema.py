@@ -41,6 +41,22 @@ MEASURED = (KL, AGREEMENT, ENTROPY, LOSS)
 
 METRICS = {m.name: m for m in (KL, AGREEMENT, ENTROPY, ENTROPY_CHANGE, LOSS, LOSS_CHANGE)}
 
+
+@dataclass(frozen=True, slots=True)
+class EditKind:
+    """A kind of edit as it stands in the column `edit`, in words, and the sentence that defines it."""
+
+    name: str
+    title: str
+    definition: str
+
+
+SWAP = EditKind("swap", "Swap", "a layer and the next take each other’s places; shown at the first of the two")
+DROP = EditKind("drop", "Drop", "a layer is skipped whole: the residual stream passes unchanged")
+DROP_ATTN = EditKind("drop_attn", "Drop attention", "a layer runs without its attention output, bias included")
+DROP_MLP = EditKind("drop_mlp", "Drop MLP", "a layer runs without its MLP output, bias included")
+EDIT_KINDS = {kind.name: kind for kind in (SWAP, DROP, DROP_ATTN, DROP_MLP)}
+
 BASELINE_EDIT, BASELINE_LAYER = "none", -1
 """How the unedited model stands in `edit` and `layer`."""
 

@@ -7,9 +7,8 @@ from rich.table import Table
 
 from depthscope.cli.console import console
 from depthscope.run.store import RunDirectory
-from depthscope.schema import AGREEMENT, KL
+from depthscope.schema import AGREEMENT, EDIT_KINDS, KL
 
-TITLES = {"swap": "swap", "drop": "drop", "drop_attn": "drop attention", "drop_mlp": "drop MLP"}
 PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
 
 
@@ -30,14 +29,14 @@ def print_summary(run: RunDirectory) -> None:
     if documents == 1:
         console.print("one document gives no interval: give text with several documents", highlight=False)
     for kind, reason in run.manifest.get("not_done", {}).items():
-        console.print(f"not done: {TITLES.get(kind, kind)}, because {reason}", highlight=False)
+        console.print(f"not done: {EDIT_KINDS[kind].title}, because {reason}", highlight=False)
 
 
 def _rows(table: pl.DataFrame, kinds: Sequence[str]) -> Table:
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column("layer", justify="right")
     for kind in kinds:
-        shown.add_column(f"{TITLES[kind]}: KL (nats)", justify="right")
+        shown.add_column(f"{EDIT_KINDS[kind].title}: KL (nats)", justify="right")
         shown.add_column("agreement (%)", justify="right")
     cells = {(edit, layer, metric): rest for edit, layer, metric, *rest in _estimates(table)}
     for layer in range(max(layer for _, layer, _ in cells) + 1):

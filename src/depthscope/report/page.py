@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from depthscope.errors import RunError
 from depthscope.report import findings, method
 from depthscope.report.figures import KINDS, PANELS, figure_kind, panel, shown_edits
 from depthscope.report.measured import TABLE, Measured, decimals_for, interval, number, read_sweep, unit_of
@@ -24,11 +23,8 @@ from depthscope.schema import AGREEMENT, KL
 def write_page(run: RunDirectory, out: Path) -> Path:
     """Write the page of a run, finished or not, to `out` and return it. Raises RunError where it cannot be written."""
     content = render(run).encode()
-    try:
-        with atomic_file(out) as stream:
-            stream.write(content)
-    except OSError as error:  # a parent that is a file, or may not be entered
-        raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
+    with atomic_file(out) as stream:
+        stream.write(content)
     return out
 
 

@@ -6,57 +6,39 @@ once more, for print in grey. On a dark page swap takes the palette's sky blue, 
 
 from dataclasses import dataclass
 
+from depthscope import schema
+
 
 @dataclass(frozen=True, slots=True)
 class ShownEdit:
-    """An edit's name in the tables, its words, colours (light, dark background) and plotly marker."""
+    """How an edit is drawn: colours (light, dark background), plotly marker and the marker as a character."""
 
-    name: str
-    title: str
-    definition: str
+    kind: schema.EditKind
     light: str
     dark: str
     marker: str
     glyph: str
-    """The marker as a character, for keys and table heads."""
+
+    @property
+    def name(self) -> str:
+        """As in the column `edit`."""
+        return self.kind.name
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return self.kind.title
+
+    @property
+    def definition(self) -> str:
+        """What the edit does."""
+        return self.kind.definition
 
 
-SWAP = ShownEdit(
-    "swap",
-    "Swap",
-    "a layer and the next take each other’s places; shown at the first of the two",
-    "#0072B2",
-    "#56B4E9",
-    "circle",
-    "●",
-)
-DROP = ShownEdit(
-    "drop",
-    "Drop",
-    "a layer is skipped whole: the residual stream passes unchanged",
-    "#D55E00",
-    "#D55E00",
-    "square",
-    "■",
-)
-DROP_ATTN = ShownEdit(
-    "drop_attn",
-    "Drop attention",
-    "a layer runs without its attention output, bias included",
-    "#009E73",
-    "#009E73",
-    "triangle-up",
-    "▲",
-)
-DROP_MLP = ShownEdit(
-    "drop_mlp",
-    "Drop MLP",
-    "a layer runs without its MLP output, bias included",
-    "#CC79A7",
-    "#CC79A7",
-    "diamond",
-    "◆",
-)
+SWAP = ShownEdit(schema.SWAP, "#0072B2", "#56B4E9", "circle", "●")
+DROP = ShownEdit(schema.DROP, "#D55E00", "#D55E00", "square", "■")
+DROP_ATTN = ShownEdit(schema.DROP_ATTN, "#009E73", "#009E73", "triangle-up", "▲")
+DROP_MLP = ShownEdit(schema.DROP_MLP, "#CC79A7", "#CC79A7", "diamond", "◆")
 SHOWN = {edit.name: edit for edit in (SWAP, DROP, DROP_ATTN, DROP_MLP)}
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"

@@ -20,15 +20,24 @@ from depthscope.schema import (
     BASELINE_EDIT,
     BASELINE_LAYER,
     DOCUMENT_SHARD,
+    DROP,
+    DROP_ATTN,
+    DROP_MLP,
     MEASURED,
     METRICS,
+    SWAP,
     SWEEP_TABLE,
     TOKEN_SHARD,
 )
 
 NAME = "sweep"
-EDITS: dict[str, Callable[[int], Edit]] = {"swap": swap, "drop": drop, "drop_attn": drop_attn, "drop_mlp": drop_mlp}
-COMPONENT_EDITS = ("drop_attn", "drop_mlp")
+EDITS: dict[str, Callable[[int], Edit]] = {
+    SWAP.name: swap,
+    DROP.name: drop,
+    DROP_ATTN.name: drop_attn,
+    DROP_MLP.name: drop_mlp,
+}
+COMPONENT_EDITS = (DROP_ATTN.name, DROP_MLP.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ def layer_edits(kinds: Sequence[str], depth: int) -> list[LayerEdit]:
     if unknown or not kinds:
         raise RouteError(f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDITS)}")
     own = Route.own(depth)
-    layers = {kind: depth - 1 if kind == "swap" else depth for kind in kinds}
+    layers = {kind: depth - 1 if kind == SWAP.name else depth for kind in kinds}
     return [LayerEdit(kind, layer, EDITS[kind](layer)(own)) for kind in kinds for layer in range(layers[kind])]
 
 
