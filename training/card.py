@@ -36,7 +36,9 @@ SWEEP_COLUMNS = [
     ("drop", "entropy_change"),
 ]
 
-LocalCosts = dict[tuple[str, str, int], float]
+METRIC_TITLES = {"kl": "KL", "agreement": "agreement", "entropy_change": "entropy change"}
+
+Means = dict[tuple[str, str, int], float]
 
 
 def read_measured(file: Path, folder: Path) -> Facts:
@@ -99,7 +101,8 @@ def recipe(training: Facts) -> str:
         f"{s['weight_decay']:g} on matrices, learning rate {s['learning_rate']:g} after {s['warmup_steps']} steps of "
         f"warm-up, flat for {s['flat']:.0%} of the run, then linear to {s['final']:.0%} of it; gradient norm clipped "
         f"at {s['clip']:g}; no dropout; {arithmetic}; seed {s['seed']}. "
-        f"Training loss at the end {training['last_training_loss']:.3f}. `training/README.md` has the commands.\n"
+        f"Training loss {training['last_training_loss']:.3f}, the mean of the log's last "
+        f"{training['last_training_loss_lines']} lines. `training/README.md` has the commands.\n"
     )
 
 
@@ -129,7 +132,7 @@ def held_out(evaluation: Facts, source: Facts | None) -> str:
     )
 
 
-def sweep_costs(run: Path) -> tuple[str, LocalCosts]:
+def sweep_costs(run: Path) -> tuple[str, Means]:
     """The sweep as a Markdown table, a row per layer, and its means by (edit, metric, layer).
 
     Raises FileNotFoundError where the run has no sweep table.
@@ -141,7 +144,7 @@ def sweep_costs(run: Path) -> tuple[str, LocalCosts]:
     rows = {(r["edit"], r["metric"], r["layer"]): r for r in table.iter_rows(named=True)}
     layers = sorted({layer for edit, _, layer in rows if edit in ("swap", "drop")})
     units = {metric: next(r["unit"] for r in rows.values() if r["metric"] == metric) for _, metric in SWEEP_COLUMNS}
-    titles = [f"{edit} {metric.replace('_', ' ')} ({units[metric]})" for edit, metric in SWEEP_COLUMNS]
+    titles = [f"{edit} {METRIC_TITLES[metric]} ({units[metric]})" for edit, metric in SWEEP_COLUMNS]
     lines = ["| layer | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for layer in layers:
         cells = [rows.get((edit, metric, layer)) for edit, metric in SWEEP_COLUMNS]
@@ -162,13 +165,13 @@ def renamed(row: dict[str, Any]) -> dict[str, float]:
     return {"mean": mean, "ci_low": mean if low is None else low, "ci_high": mean if high is None else high}
 
 
-def ranges(costs: LocalCosts, edit: str, metric: str, layers: range) -> str:
+def ranges(costs: Means, edit: str, metric: str, layers: range) -> str:
     """The least and the largest mean of some layers."""
     values = [costs[edit, metric, layer] for layer in layers]
     return f"{min(values):.3f} to {max(values):.3f}"
 
 
-def verdicts(costs: LocalCosts, neurons: Facts, attention: Facts, layers: int) -> str:
+def verdicts(costs: Means, neurons: Facts, attention: Facts, layers: int) -> str:
     """What of the paper's signatures shows in the measurements and what does not, each with its numbers."""
     middle = range(1, layers - 1)
     swaps, drops = range(1, layers - 2), middle
@@ -209,7 +212,7 @@ def neuron_verdict(neurons: Facts, layers: int) -> str:
     found = sum(row["prediction"] + row["suppression"] for row in neurons["processed"])
     total = sum(row["neurons"] for row in neurons["processed"])
     share, published = found / total, PUBLISHED_GPT2_NEURONS / PUBLISHED_GPT2_TOTAL
-    verdict = "does not show" if not found else "shows faintly" if share < published / 2 else "shows"
+    verdict = "does not show" if not found else "hardly shows" if share < published / 10 else "shows"
     lines.append(
         f"- That is {found} of {total:,} processed neurons, {share:.2%}, where the paper's gpt2 has {published:.2%}: "
         f"its rise of prediction and suppression neurons {verdict}.\n"
