@@ -23,8 +23,8 @@ def test_a_sweep_from_start_to_page_and_again(tmp_path):
     assert first.returncode == 0, first.stderr
     for shown in (
         "bookshelf-gpt2 on 300 tokens of 6 documents",
-        "swap: KL (nats)",
-        "drop attention: KL (nats)",
+        "Swap KL",
+        "Drop attention KL",
         "run/report.html",
     ):
         assert shown in first.stdout

@@ -18,14 +18,15 @@ def print_summary(run: RunDirectory) -> None:
     settings = run.settings
     documents = int(table["documents"][0])
     console.print(
-        f"\n{settings['model']} on {settings['tokens']:,} tokens of {documents} documents ({settings['data']}): "
-        "mean ± half of the 95 % interval over documents",
+        f"\n{settings['model']} on {settings['tokens']:,} tokens of {documents} documents ({settings['data']})\n"
+        "KL in nats and share of unchanged top-1 tokens in %, each ± half of its 95% interval over documents\n",
         highlight=False,
     )
     for pair in PAIRS:
         kinds = [kind for kind in pair if kind in set(table["edit"])]
         if kinds:
             console.print(_rows(table, kinds))
+            console.print()
     if documents == 1:
         console.print("one document gives no interval: give text with several documents", highlight=False)
     for kind, reason in run.manifest.get("not_done", {}).items():
@@ -36,8 +37,8 @@ def _rows(table: pl.DataFrame, kinds: Sequence[str]) -> Table:
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column("layer", justify="right")
     for kind in kinds:
-        shown.add_column(f"{EDIT_KINDS[kind].title}: KL (nats)", justify="right")
-        shown.add_column("agreement (%)", justify="right")
+        shown.add_column(f"{EDIT_KINDS[kind].title} KL", justify="right")
+        shown.add_column("agreement", justify="right")
     cells = {(edit, layer, metric): rest for edit, layer, metric, *rest in _estimates(table)}
     for layer in range(max(layer for _, layer, _ in cells) + 1):
         row = [str(layer)]
