@@ -16,15 +16,15 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/.tested
-	$(BIN)/ruff check src tests training
-	$(BIN)/ruff format --check src tests training
+	$(BIN)/ruff check src tests training benchmarks
+	$(BIN)/ruff format --check src tests training benchmarks
 	$(BIN)/pyright
 
 setup: .venv/.tested
 
 format: .venv/.tested
-	$(BIN)/ruff check --fix src tests training
-	$(BIN)/ruff format src tests training
+	$(BIN)/ruff check --fix src tests training benchmarks
+	$(BIN)/ruff format src tests training benchmarks
 
 .venv/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
 	$(PYTHON) -m venv .venv

@@ -7,12 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthscope.measure.divergence import Distribution, compare, distribution, measure_baseline, reference
-from depthscope.models.head import Head, LogitMap
+from depthscope.models.head import ElementwiseMap, Head
 
-MAPS = [LogitMap(), LogitMap("multiply", 0.25), LogitMap("divide", 3.0), LogitMap("softcap", 5.0)]
+MAPS = [
+    ElementwiseMap(),
+    ElementwiseMap("multiply", 0.25),
+    ElementwiseMap("divide", 3.0),
+    ElementwiseMap("softcap", 5.0),
+]
 
 
-def head_of(width: int, vocabulary: int, bias: bool, logit_map: LogitMap, scale: float, dtype=torch.float32) -> Head:
+def head_of(
+    width: int, vocabulary: int, bias: bool, logit_map: ElementwiseMap, scale: float, dtype=torch.float32
+) -> Head:
     head = object.__new__(Head)
     torch.manual_seed(0)
     head.unembedding = torch.nn.Linear(width, vocabulary, bias=bias).to(dtype).requires_grad_(False)
@@ -59,7 +66,7 @@ def test_a_distribution_against_itself_has_kl_exactly_zero(logit_map, dtype):
 
 
 def test_of_equally_likely_tokens_the_lowest_id_is_the_top_one():
-    head = head_of(4, 9, False, LogitMap(), 1.0)
+    head = head_of(4, 9, False, ElementwiseMap(), 1.0)
     head.unembedding.weight.zero_()
     found: Distribution = distribution(head, torch.randn(3, 4), slice_width=2)
     assert found.top.tolist() == [0, 0, 0]
@@ -67,7 +74,7 @@ def test_of_equally_likely_tokens_the_lowest_id_is_the_top_one():
 
 
 def test_extreme_logits_stay_finite():
-    head = head_of(8, 300, False, LogitMap(), 1e4)
+    head = head_of(8, 300, False, ElementwiseMap(), 1e4)
     own, edited = torch.randn(2, 50, 8)
     targets = torch.zeros(50, dtype=torch.int64)
     measured = compare(head, reference(head, own, 64), edited, targets, 64)
@@ -77,7 +84,7 @@ def test_extreme_logits_stay_finite():
 
 
 def test_padding_tokens_with_no_probability_do_no_harm():
-    head = head_of(8, 64, True, LogitMap(), 1.0)
+    head = head_of(8, 64, True, ElementwiseMap(), 1.0)
     head.unembedding.bias[60:] = -1e4
     own, edited = torch.randn(2, 20, 8)
     targets = torch.zeros(20, dtype=torch.int64)
@@ -87,6 +94,6 @@ def test_padding_tokens_with_no_probability_do_no_harm():
 
 
 def test_the_legend_of_shapes_is_enforced():
-    head = head_of(8, 64, False, LogitMap(), 1.0)
+    head = head_of(8, 64, False, ElementwiseMap(), 1.0)
     with pytest.raises(Exception, match="Type-check error"):
         distribution(head, torch.randn(2, 3, 8))

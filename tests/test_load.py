@@ -6,6 +6,7 @@ import torch
 from families import tiny_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from depthscope.api import logits
 from depthscope.errors import DepthscopeError, ModelError, NumericError, UnsupportedError, VerificationError
 from depthscope.models import verify
 from depthscope.models.load import EMBEDDED, embedded, load
@@ -171,11 +172,38 @@ def test_a_head_that_is_not_modules_only_is_refused(monkeypatch):
 
     def scaled(*args, **kwargs):
         output = forward(*args, **kwargs)
-        output.last_hidden_state = output.last_hidden_state * 2
+        output.last_hidden_state = output.last_hidden_state + 1
         return output
 
     monkeypatch.setattr(hf.model, "forward", scaled)
     with pytest.raises(
         UnsupportedError, match="the unembedding does not read what the modules after the last block give"
+    ):
+        load(hf)
+
+
+def test_a_scale_before_the_unembedding_is_found(monkeypatch):
+    """As in MiniCPM3, which divides what the unembedding reads by a constant."""
+    hf = tiny_model("llama")
+    forward = hf.model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state / 3
+        return output
+
+    monkeypatch.setattr(hf.model, "forward", scaled)
+    model = load(hf)
+    assert (model.head.scale.kind, model.head.scale.constant) == ("divide", 3.0)
+    ids = model.probe_ids()
+    assert torch.equal(logits(model, ids), hf(input_ids=ids, use_cache=False).logits)
+
+
+def test_a_model_that_cannot_be_replayed_is_refused_with_the_reason(monkeypatch):
+    """A block that fails on the arguments it is given."""
+    hf = tiny_model("llama")
+    monkeypatch.setattr(hf.model.layers[1], "self_attn", torch.nn.Identity())
+    with pytest.raises(
+        UnsupportedError, match=r"llama\) cannot be taken apart: replaying its blocks .* fails with TypeError"
     ):
         load(hf)

@@ -5,9 +5,10 @@ a block with both components silenced passes the residual stream on unchanged, b
 that is what "the block adds attention and MLP to the residual stream" means, and it is checked on the loaded model.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -24,6 +25,7 @@ class Components:
     """The modules whose outputs are each block's attention and MLP contributions, and how the two are laid out."""
 
     names: Names
+    """Module paths inside a block; several, with slashes between them, where blocks differ."""
     attention: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     parallel: bool
@@ -32,11 +34,17 @@ class Components:
     @contextmanager
     def silenced(self, step: Step) -> Iterator[None]:
         """The step's block with the components the step silences giving zero, for the time of the context."""
-        with ExitStack() as undo:
-            for kept, modules in ((step.attention, self.attention), (step.mlp, self.mlp)):
-                if not kept:
-                    undo.callback(modules[step.block].register_forward_hook(_zero).remove)
+        pair = ((step.attention, self.attention[step.block]), (step.mlp, self.mlp[step.block]))
+        with _zeroed(*(module for kept, module in pair if not kept)):
             yield
+
+
+@contextmanager
+def _zeroed(*modules: nn.Module) -> Iterator[None]:
+    with ExitStack() as undo:
+        for module in modules:
+            undo.callback(module.register_forward_hook(_zero).remove)
+        yield
 
 
 def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -46,35 +54,64 @@ def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
 
 
 def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
-    """The components of a model, by its family's names or by structure; None where no pair of modules passes the check.
+    """The components of a model, by its family's names or by structure; None where a block has no pair that passes.
 
-    `entry` is a batch of real tokens to check on.
+    Blocks of hybrid families may differ (linear attention here, full attention there): what mixes tokens counts as the
+    attention. `entry` is a batch of real tokens to check on.
     """
-    listed = FAMILIES.get(model_type)
-    candidates = [listed] if listed else []
-    candidates += [names for names in _by_structure(stack.blocks[0]) if names != listed]
     residuals = _residuals(stack, entry)
+    found: list[tuple[Names, nn.Module, nn.Module]] = []
+    for block, module in enumerate(stack.blocks):
+        known = [FAMILIES[model_type]] if model_type in FAMILIES else []
+        known += dict.fromkeys(names for names, _, _ in found)
+        pair = _find_in_block(stack, block, [*known, *_by_structure(module)], residuals[block], entry)
+        if pair is None:
+            return None
+        found.append(pair)
+    names = Names(
+        *(" / ".join(dict.fromkeys(column)) for column in zip(*(names for names, _, _ in found), strict=True))
+    )
+    components = Components(names, tuple(a for _, a, _ in found), tuple(m for _, _, m in found), parallel=False)
+    return replace(components, parallel=_mlp_ignores_attention(stack, components, residuals[0], entry))
+
+
+def _find_in_block(
+    stack: BlockStack, block: int, candidates: list[Names], residual: Tensor, entry: Entry
+) -> tuple[Names, nn.Module, nn.Module] | None:
     for names in candidates:
         try:
-            attention = tuple(block.get_submodule(names.attention) for block in stack.blocks)
-            mlp = tuple(block.get_submodule(names.mlp) for block in stack.blocks)
+            attention = stack.blocks[block].get_submodule(names.attention)
+            mlp = stack.blocks[block].get_submodule(names.mlp)
         except AttributeError:
             continue
-        components = Components(names, attention, mlp, parallel=False)
-        if all(_adds(stack, components, block, residuals[block], entry) for block in range(stack.depth)):
-            parallel = _mlp_ignores_attention(stack, components, residuals[0], entry)
-            return Components(names, attention, mlp, parallel)
+        if _adds(stack, block, attention, mlp, residual, entry):
+            return names, attention, mlp
     return None
 
 
-def _by_structure(block: nn.Module) -> Iterator[Names]:
-    """Pairs of module paths that may be attention and MLP, the outermost first."""
-    paths = [name for name, _ in block.named_modules() if name]
+MIXES_TOKENS = re.compile("attn|attention|mixer|mamba|conv|recurrent|temporal|ssm", re.IGNORECASE)
+
+
+def _by_structure(block: nn.Module) -> list[Names]:
+    """Pairs of module paths that may be attention and MLP: the outermost first, and of those the last.
+
+    Norms and modules without weights are never what writes to the residual stream, though zeroing them may look like it.
+    """
+    paths = [
+        name
+        for name, module in block.named_modules()
+        if name and name.count(".") < 3 and not is_norm(module) and any(True for _ in module.parameters())
+    ]
+    paths.reverse()
     paths.sort(key=lambda path: path.count("."))
-    attention = [path for path in paths if "attn" in path.lower() or "attention" in path.lower()]
-    others = [path for path in paths if path not in attention and "norm" not in path.lower() and path.count(".") < 2]
-    for pair in product(attention[:12], others[:12]):
-        yield Names(*pair)
+    mixers = [path for path in paths if MIXES_TOKENS.search(path)]
+    others = [path for path in paths if path not in mixers and path.count(".") < 2]
+    return [Names(*pair) for pair in product(mixers[:12], others[:12])]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module's class calls itself a norm."""
+    return "norm" in type(module).__name__.lower()
 
 
 def _residuals(stack: BlockStack, entry: Entry) -> list[Tensor]:
@@ -84,19 +121,19 @@ def _residuals(stack: BlockStack, entry: Entry) -> list[Tensor]:
     return residuals
 
 
-def _adds(stack: BlockStack, components: Components, block: int, residual: Tensor, entry: Entry) -> bool:
-    """Whether the block adds both components to the residual stream and nothing else."""
+def _adds(stack: BlockStack, block: int, attention: nn.Module, mlp: nn.Module, residual: Tensor, entry: Entry) -> bool:
+    """Whether the block adds the outputs of both modules to the residual stream and nothing else."""
 
-    def output(attention: bool, mlp: bool) -> Tensor:
-        with components.silenced(Step(block, attention, mlp)):
+    def output(*silent: nn.Module) -> Tensor:
+        with _zeroed(*silent):
             return stack.call(block, residual, entry.arguments)
 
     try:
-        silent, whole = output(False, False), output(True, True)
+        whole = output()
         return (
-            torch.equal(silent, residual)
-            and not torch.equal(output(False, True), whole)
-            and not torch.equal(output(True, False), whole)
+            torch.equal(output(attention, mlp), residual)
+            and not torch.equal(output(attention), whole)
+            and not torch.equal(output(mlp), whole)
         )
     except (RuntimeError, TypeError, AttributeError, IndexError):
         return False  # zeros in place of this module's output break the block: not the module we look for
@@ -105,7 +142,11 @@ def _adds(stack: BlockStack, components: Components, block: int, residual: Tenso
 def _mlp_ignores_attention(stack: BlockStack, components: Components, residual: Tensor, entry: Entry) -> bool:
     def mlp_input(attention: bool) -> Tensor:
         read: list[Tensor] = []
-        handle = components.mlp[0].register_forward_pre_hook(lambda _m, args: read.append(args[0].clone()))
+
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.append(next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)).clone())
+
+        handle = components.mlp[0].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             with components.silenced(Step(0, attention=attention)):
                 stack.call(0, residual, entry.arguments)

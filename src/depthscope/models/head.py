@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthscope.errors import UnsupportedError
-from depthscope.models.stack import BlockStack
+from depthscope.models.stack import BlockStack, residual_of
 from depthscope.shapes import Hidden, Logits, LogitSlice, Residual
 
 
 @dataclass(frozen=True, slots=True)
-class LogitMap:
-    """What the model does to each logit after the unembedding: `identity`, `multiply`, `divide` or `softcap` by a constant."""
+class ElementwiseMap:
+    """What a model does to each number: `identity`, `multiply`, `divide` or `softcap` by a constant."""
 
     kind: str = "identity"
     constant: float = 1.0
@@ -30,7 +30,7 @@ class LogitMap:
         return self.kind != "softcap"
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The model's logits for what the unembedding gives, any shape."""
+        """The map applied, any shape."""
         if self.kind == "multiply":
             return logits * self.constant
         if self.kind == "divide":
@@ -43,8 +43,9 @@ class LogitMap:
 class Head:
     """Final norm, unembedding and logit map of a model.
 
-    Raises UnsupportedError when something other than modules stands between the last block and the unembedding, when
-    there is no linear unembedding, or when the logits are mapped in a way that is none of LogitMap's.
+    Raises UnsupportedError when something other than modules and a scale stands between the last block and the
+    unembedding, when there is no linear unembedding, or when the logits are mapped in a way that is none of
+    ElementwiseMap's.
     """
 
     def __init__(self, model: PreTrainedModel, stack: BlockStack) -> None:
@@ -54,7 +55,7 @@ class Head:
                 f"{type(model).__name__} has no linear unembedding (found {type(unembedding).__name__})"
             )
         self.unembedding = unembedding
-        self.modules = _modules_before(model, stack, unembedding)
+        self.modules, self.scale = _before_unembedding(model, stack, unembedding)
         self.map = _find_logit_map(model, unembedding)
 
     @property
@@ -71,7 +72,7 @@ class Head:
         """What the unembedding reads for the residual stream after the last block, positions laid end to end."""
         for module in self.modules:
             residual = module(residual)
-        return residual.flatten(0, 1)
+        return self.scale(residual).flatten(0, 1)
 
     def slice(self, hidden: Hidden, start: int, stop: int) -> LogitSlice:
         """Logits of vocabulary entries `start … stop-1` in float32 (the matrix product in the model's own dtype)."""
@@ -91,8 +92,13 @@ class Head:
         return self.map(raw)
 
 
-def _modules_before(model: PreTrainedModel, stack: BlockStack, unembedding: nn.Module) -> list[nn.Module]:
-    """The modules the model calls between its last block and the unembedding, checked to be all that happens there."""
+def _before_unembedding(
+    model: PreTrainedModel, stack: BlockStack, unembedding: nn.Module
+) -> tuple[list[nn.Module], ElementwiseMap]:
+    """The modules the model calls between its last block and the unembedding, and the scale it applies after them.
+
+    Checked to be all that happens there.
+    """
     trace = _Trace()
     for module in model.modules():
         trace.watch(module)
@@ -100,7 +106,7 @@ def _modules_before(model: PreTrainedModel, stack: BlockStack, unembedding: nn.M
         after_last = {}
 
         def last_block_done(_m: nn.Module, _a: Any, output: Any) -> None:
-            after_last["residual"] = output[0] if isinstance(output, tuple) else output
+            after_last["residual"] = residual_of(output)
             trace.calls.clear()
 
         trace.handles.append(stack.blocks[-1].register_forward_hook(last_block_done))
@@ -117,13 +123,16 @@ def _modules_before(model: PreTrainedModel, stack: BlockStack, unembedding: nn.M
     residual = after_last["residual"]
     for module in between:
         residual = module(residual)
-    if read is None or residual.shape != read.shape or not torch.equal(residual, read):
-        names = ", ".join(type(module).__name__ for module in between) or "nothing"
-        raise UnsupportedError(
-            f"{type(model).__name__}: the unembedding does not read what the modules after the last block give ({names}); "
-            "expected the final norm's output"
-        )
-    return between
+    if read is not None and residual.shape == read.shape:
+        largest = residual.abs().argmax()
+        scale = _scale(residual, read, float(read.flatten()[largest].double() / residual.flatten()[largest].double()))
+        if scale is not None:
+            return between, scale
+    names = ", ".join(type(module).__name__ for module in between) or "nothing"
+    raise UnsupportedError(
+        f"{type(model).__name__}: the unembedding does not read what the modules after the last block give ({names}), "
+        "scaled or not; expected the final norm's output"
+    )
 
 
 class _Trace:
@@ -153,8 +162,8 @@ class _Trace:
         self._open.remove(module)
 
 
-def _find_logit_map(model: PreTrainedModel, unembedding: nn.Linear) -> LogitMap:
-    """Which LogitMap takes the unembedding's output to the model's logits."""
+def _find_logit_map(model: PreTrainedModel, unembedding: nn.Linear) -> ElementwiseMap:
+    """Which ElementwiseMap takes the unembedding's output to the model's logits."""
     width = unembedding.out_features
     shown = torch.linspace(-50, 50, width, device=model.device, dtype=torch.float32).to(unembedding.weight.dtype)
 
@@ -170,23 +179,35 @@ def _find_logit_map(model: PreTrainedModel, unembedding: nn.Linear) -> LogitMap:
             handle.remove()
 
     got = seen(shown)
-    ratio = float(got[-1].double() / shown[-1].double())
-    candidates = [LogitMap(), *_rounded("multiply", ratio), *_rounded("divide", 1 / ratio if ratio else 1.0)]
-    if abs(cap := float(seen(torch.full_like(shown, 1e4))[-1])) < 1e4:
-        candidates += _rounded("softcap", cap)
-    for tolerance in (0.0, 1e-5):
-        for candidate in candidates:
-            if _agree(candidate(shown), got, tolerance):
-                return candidate
+    found = _scale(shown, got, float(got[-1].double() / shown[-1].double()))
+    if found is None and abs(cap := float(seen(torch.full_like(shown, 1e4))[-1])) < 1e4:
+        found = _first_that_agrees(_rounded("softcap", cap), shown, got)
+    if found is not None:
+        return found
     raise UnsupportedError(
         f"{type(model).__name__} maps its logits in a way that is neither a scale nor a soft cap: "
         f"{float(shown[-1]):.4g} became {float(got[-1]):.4g}"
     )
 
 
-def _rounded(kind: str, constant: float) -> list[LogitMap]:
+def _scale(given: Tensor, got: Tensor, ratio: float) -> ElementwiseMap | None:
+    """The scale, if it is one, that takes `given` to `got`: none, by multiplication or by division."""
+    candidates = [ElementwiseMap(), *_rounded("multiply", ratio), *_rounded("divide", 1 / ratio if ratio else 1.0)]
+    return _first_that_agrees(candidates, given, got)
+
+
+def _first_that_agrees(candidates: list[ElementwiseMap], given: Tensor, got: Tensor) -> ElementwiseMap | None:
+    """Bit for bit if one does, else within float32 rounding."""
+    for tolerance in (0.0, 1e-5):
+        for candidate in candidates:
+            if _agree(candidate(given), got, tolerance):
+                return candidate
+    return None
+
+
+def _rounded(kind: str, constant: float) -> list[ElementwiseMap]:
     """The constant as measured and as it was probably written: float32 noise off the last digits."""
-    return [LogitMap(kind, float(f"{constant:.{digits}g}")) for digits in (5, 6, 7, 9)] if constant else []
+    return [ElementwiseMap(kind, float(f"{constant:.{digits}g}")) for digits in (5, 6, 7, 9)] if constant else []
 
 
 def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:

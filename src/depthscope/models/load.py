@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from depthscope.errors import ModelError
+from depthscope.errors import DepthscopeError, ModelError, UnsupportedError
 from depthscope.models.model import Model
 from depthscope.models.verify import require_verified
 
@@ -47,14 +47,30 @@ def load(
     blocks to take apart), VerificationError (replay is not the model) or NumericError (NaN in the weights).
     """
     if isinstance(source, PreTrainedModel):
-        model = Model(source, tokenizer, getattr(source, "name_or_path", "") or type(source).__name__, revision)
+        model = _taken_apart(source, tokenizer, source.name_or_path or type(source).__name__, revision)
     else:
         hf, found, name, commit = _from_pretrained(str(source), revision, _dtype(dtype), _device(device))
-        model = Model(hf, tokenizer or found, name, commit)
+        model = _taken_apart(hf, tokenizer or found, name, commit)
     if model.tokenizer is not None:
         _check_vocabulary(model)
     if verify:
         require_verified(model)
+    return model
+
+
+def _taken_apart(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, revision: str | None
+) -> Model:
+    try:
+        model = Model(hf, tokenizer, name, revision)
+        _ = model.facts  # looks for attention and MLP too
+    except DepthscopeError:
+        raise
+    except Exception as error:  # a family may do anything between its blocks; whatever goes wrong, it is not one for us
+        raise UnsupportedError(
+            f"{name} ({hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails with "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
     return model
 
 

@@ -99,7 +99,7 @@ class BlockStack:
             output = self.blocks[block](*own.positional, hidden_states=residual, **own.keyword)
         else:
             output = self.blocks[block](residual, *own.positional, **own.keyword)
-        return output[0] if isinstance(output, tuple) else output
+        return residual_of(output)
 
     def _check_calls(self) -> list[int]:
         """Run the model once as it is: each block's output length if it is a tuple, else 0."""
@@ -109,7 +109,7 @@ class BlockStack:
         def record(index: int):
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 order.append(index)
-                lengths[index] = len(output) if isinstance(output, tuple) else 0
+                lengths[index] = len(output) if isinstance(output, tuple | list) else 0
 
             return hook
 
@@ -135,6 +135,11 @@ class BlockStack:
 
     def _probe_ids(self, first: int) -> Tensor:
         return torch.arange(first, first + 3, device=self.model.device)[None]
+
+
+def residual_of(output: Any) -> Tensor:
+    """The residual stream in what a block returns: the output itself, or the first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 @contextmanager
@@ -168,8 +173,8 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool(torch.equal(a, b))
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a is b or (type(a) is type(b) and isinstance(a, (int, float, str, bool)) and a == b)
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | str | bool) and a == b)

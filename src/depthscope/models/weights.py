@@ -1,0 +1,142 @@
+"""Weights as analysis wants them: norms folded in, directions the model cannot see taken out. Views; nothing is changed.
+
+Three facts let weights be rewritten without changing a prediction (appendix D of the paper):
+
+- A norm's scale g and shift β can move into the weights that read it: W (g ⊙ n + β) + b = (W diag g) n + (W β + b).
+- A LayerNorm takes the mean of the residual stream out, so what weights write along the all-ones direction is never
+  read: written vectors can be centred, and so can the weights that read a LayerNorm. RMSNorm sees the mean: no centring.
+- Softmax ignores a number added to all logits, so W_U can be centred over the vocabulary.
+
+What a norm does is read off its behaviour on a known vector, not off its parameters' names (Gemma's scale is 1 + weight).
+Everything comes in float32, on the model's device.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from depthscope.errors import UnsupportedError
+from depthscope.models.components import is_norm
+from depthscope.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """What a norm does after normalising: scale and shift, and whether it takes the mean out first."""
+
+    scale: Float[Tensor, " d_model"]
+    shift: Float[Tensor, " d_model"]
+    centring: bool
+
+
+def norm_affine(norm: nn.Module, width: int) -> Affine:
+    """Scale, shift and centring of a norm over `width` features, found by showing it vectors whose normal form is known.
+
+    Raises UnsupportedError for a module that is neither a LayerNorm nor an RMSNorm with scale and shift.
+    """
+    exact = copy.deepcopy(norm).double()
+    device = next((p.device for p in norm.parameters()), torch.device("cpu"))
+    shown = torch.randn(3, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device) * 1e4
+    with torch.inference_mode():
+        seen, mirrored, lifted = exact(shown), exact(-shown), exact(shown + 1e4)
+    centring = bool(torch.allclose(seen, lifted, rtol=1e-5, atol=1e-5))
+    normal = normalised(shown, centring)
+    shift = (seen + mirrored)[0] / 2
+    scale = ((seen - mirrored) / 2 / normal)[0]
+    if not torch.allclose(normal * scale + shift, seen, rtol=1e-4, atol=1e-4):
+        raise UnsupportedError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm with a scale and a shift")
+    return Affine(scale.float(), shift.float(), centring)
+
+
+def normalised(residual: Float[Tensor, "*shape d_model"], centring: bool) -> Float[Tensor, "*shape d_model"]:
+    """What a norm makes of the residual stream before its scale and shift: unit mean square, mean 0 if it centres."""
+    residual = residual - residual.mean(-1, keepdim=True) if centring else residual
+    return residual / residual.square().mean(-1, keepdim=True).sqrt()
+
+
+def unembedding(model: Model) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"]]:
+    """W_U with the final norm folded in and centred, and its bias, to be read with the normalised residual stream.
+
+    Logits follow as W n(x_L) + b up to a number per position (and up to a scale or soft cap of the family's own), where n
+    normalises without scale or shift.
+    """
+    weight = model.head.weight.detach().float()
+    bias = model.head.unembedding.bias
+    bias = torch.zeros(weight.shape[0], device=weight.device) if bias is None else bias.detach().float()
+    for module in reversed(model.head.modules):
+        if isinstance(module, nn.Linear):
+            bias = bias if module.bias is None else bias + weight @ module.bias.detach().float()
+            weight = weight @ module.weight.detach().float()
+        else:
+            affine = norm_affine(module, weight.shape[1])
+            bias, weight = bias + weight @ affine.shift, weight * affine.scale
+            if affine.centring:
+                weight = weight - weight.mean(1, keepdim=True)
+    return weight - weight.mean(0), bias - bias.mean()
+
+
+def mlp_output_weights(model: Model, block: int) -> Float[Tensor, "neurons d_model"]:
+    """w_out of every MLP neuron of a block: what it adds to the residual stream per unit of activation.
+
+    Of a gated MLP the rows of the down projection. Of experts all neurons of all experts, one expert after the other. A norm
+    between MLP and residual stream (Gemma 2, OLMo 2) is folded in; in LayerNorm models the vectors are centred. Raises
+    UnsupportedError where no weights with one row per neuron write to the residual stream.
+    """
+    rows = _written_rows(model, block)
+    after = _norm_after(model, block)
+    if after is not None:
+        rows = rows * norm_affine(after, rows.shape[1]).scale
+    return rows - rows.mean(1, keepdim=True) if centres_writing(model) else rows
+
+
+def centres_writing(model: Model) -> bool:
+    """Whether all that reads the residual stream takes its mean out, so that what is written may be centred."""
+    return model.facts.norm == "LayerNorm"
+
+
+def _written_rows(model: Model, block: int) -> Tensor:
+    mlp = model.require_components().mlp[block]
+    linear = [module for module in mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
+    if linear and not any("gate" in name and p.ndim == 3 for name, p in mlp.named_parameters()):
+        weight = linear[-1].weight.detach().float()
+        return weight if isinstance(linear[-1], Conv1D) else weight.T
+    experts = [p for name, p in mlp.named_parameters() if p.ndim == 3 and "down" in name]
+    if not experts:
+        raise UnsupportedError(f"{model.name}: the MLP of block {block} has no weights with one row per neuron")
+    weights = experts[0].detach().float()
+    rows = weights if model.family in EXPERTS_BY_ROW else weights.transpose(1, 2)
+    return rows.flatten(0, 1)
+
+
+EXPERTS_BY_ROW = {"gpt_oss"}
+"""Families that keep an expert's output weights as [neurons, d_model]; the others keep [d_model, neurons]."""
+
+
+def _norm_after(model: Model, block: int) -> nn.Module | None:
+    """The norm that the MLP's output goes through before it is added to the residual stream, if there is one."""
+    mlp = model.require_components().mlp[block]
+    written: list[Tensor] = []
+    found: list[nn.Module] = []
+
+    def wrote(_module: nn.Module, _args: Any, output: Any) -> None:
+        written.append(output[0] if isinstance(output, tuple) else output)
+
+    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if is_norm(module) and args and written and args[0] is written[-1]:
+            found.append(module)
+
+    handles = [mlp.register_forward_hook(wrote)]
+    handles += [module.register_forward_pre_hook(reads) for module in model.stack.blocks[block].modules()]
+    try:
+        with torch.inference_mode():
+            entry = model.stack.enter(model.probe_ids(4))
+            model.stack.call(block, entry.residual, entry.arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
