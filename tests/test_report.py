@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from playwright.sync_api import sync_playwright
 
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report import findings, measured
@@ -265,11 +266,10 @@ def test_numbers_as_text():
     assert [layer_step(depth) for depth in (1, 9, 12, 48, 80)] == [1, 1, 2, 10, 10]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_the_toggles_work_in_a_browser_without_errors_or_requests(run, tmp_path):
-    api = pytest.importorskip("playwright.sync_api")
     out = write_page(run, tmp_path / "report.html")
-    with api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page()
         troubles: list[str] = []
