@@ -257,6 +257,12 @@ def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path):
     assert "The sweep table below is whole" in text_of(render(resumed))
 
 
+def test_versions_a_run_was_begun_with_are_shown(tmp_path):
+    run = make_run(tmp_path / "run", frame=table(3))
+    run.manifest["earlier_versions"] = [{"torch": "2.10.0"}]
+    assert "torch 2.10.0" in text_of(render(run))
+
+
 def test_numbers_as_text():
     assert measured.number(0.7, AGREEMENT) == "70.0"
     assert measured.number(-0.04348, METRICS["entropy_change"]) == "−0.0435"

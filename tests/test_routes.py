@@ -1,8 +1,12 @@
+import doctest
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DEPTH, edits, layers, reorderings, routes, spans
 
+from depthscope import edits as edits_module
+from depthscope import routes as routes_module
 from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, parse_edit, repeat, reverse, shuffle, swap
 from depthscope.errors import RouteError
 from depthscope.routes import Parallel, Route, Step, parse_route
@@ -121,3 +125,10 @@ def test_mistakes_are_named(attempt, says):
     with pytest.raises(RouteError) as error:
         attempt()
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("module", [routes_module, edits_module], ids=lambda module: module.__name__)
+def test_the_examples_in_the_docstrings_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted >= 2
+    assert found.failed == 0

@@ -140,3 +140,21 @@ def test_the_manifest_is_readable(tmp_path):
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
     assert "schön" in text
     assert json.loads(text)["status"] == "running"
+
+
+def test_killed_before_there_was_a_manifest(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "run.json.unfinished").write_text("{")
+    with RunDirectory.writing(tmp_path, {"tokens": 1}, {}):
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "run.json"]
+
+
+def test_versions_a_run_was_begun_with_are_kept(tmp_path):
+    for torch in ("1", "1", "2"):
+        with RunDirectory.writing(tmp_path, {}, {"versions": {"torch": torch}}) as run:
+            pass
+    assert run.manifest["versions"] == {"torch": "2"}
+    assert run.manifest["earlier_versions"] == [{"torch": "1"}]
+    run.update(status="complete")
+    with RunDirectory.writing(tmp_path, {}, {"versions": {"torch": "3"}}) as run:
+        assert run.manifest["earlier_versions"] == [{"torch": "1"}], "all shards were there already"

@@ -31,7 +31,7 @@ __all__ = ["Study", "corpus", "load", "logits", "study"]
 def corpus(source: str = BOOKSHELF, tokens: int | None = None) -> Corpus:
     """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, or `hf:NAME`.
 
-    `tokens` is how many tokens a study uses, rounded up to whole windows. Nothing is read yet.
+    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). Nothing is read yet.
     """
     return Corpus(source=source, tokens=tokens)
 

@@ -87,6 +87,10 @@ def method(manifest: dict[str, Any], measured: Measured | None) -> dict[str, Any
             ("Tokens, SHA-256", settings.get("token_hash")),
             ("Attention backend", settings.get("attention_backend")),
             *((name, version) for name, version in manifest.get("versions", {}).items()),
+            *(
+                ("Begun with", ", ".join(f"{name} {version}" for name, version in versions.items()))
+                for versions in manifest.get("earlier_versions", [])
+            ),
         ),
     }
 

@@ -64,8 +64,10 @@ class RunDirectory:
             if (path / MANIFEST).exists():
                 run = cls.reading(path)
                 _require_same(path, run.manifest["settings"], _plain(settings))
+                _keep_versions(run.manifest, _plain(facts))
             else:
-                if strangers := [entry.name for entry in path.iterdir() if entry.name not in (LOCK, "shards")]:
+                names = [entry.name for entry in path.iterdir()]
+                if strangers := [name for name in names if name != LOCK and not name.endswith(UNFINISHED)]:
                     raise RunError(
                         f"{path} holds other files ({', '.join(sorted(strangers)[:3])}): expected a new or empty directory"
                     )
@@ -166,6 +168,13 @@ def _require_same(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> N
     differences = {k: (flat_there.get(k), flat_asked.get(k)) for k in keys if flat_there.get(k) != flat_asked.get(k)}
     if differences:
         raise RunMismatchError(str(path), differences)
+
+
+def _keep_versions(manifest: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Note that shards may have been made with other versions than the ones that finish the run."""
+    before = manifest.get("versions")
+    if before and before != facts.get("versions", before) and manifest.get("status") != COMPLETE:
+        manifest.setdefault("earlier_versions", []).append(before)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
