@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import depthscope as ds
 from depthscope.cli import app
 from depthscope.data.windows import make_windows
+from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
 from depthscope.schema import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
 
@@ -137,6 +138,14 @@ def test_a_model_without_components_is_swept_by_swaps_and_drops(tmp_path):
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, progress=False)
     assert set(study.table("sweep")["edit"]) == {"none", "swap", "drop"}
     assert set(study.run.manifest["not_done"]) == {"drop_attn", "drop_mlp"}
+    with pytest.raises(UnsupportedError, match="no separate attention and MLP"):
+        ds.study(model, ds.corpus(tokens=200), out=tmp_path / "other", edits=["drop_attn"], window=20, progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_edit_named_twice_is_measured_once(tmp_path, gpt2):
+    study = ds.study(gpt2, ds.corpus(tokens=40), out=tmp_path, edits=["swap", "swap"], window=20, progress=False)
+    assert len(study.table("sweep")) == (1 + 11) * len(METRICS)
 
 
 def test_one_document_has_means_but_no_interval(tmp_path, gpt2):

@@ -15,7 +15,23 @@ from depthscope.models.weights import centres_writing, mlp_output_weights, norm_
 
 IDS = torch.arange(1, 29).reshape(2, 14) * 31 % 97
 CONV1D = {"gpt2"}
-WITH_COMPONENTS = [family for family in FAMILIES if family not in WITHOUT_COMPONENTS]
+EXPERTS = {"mixtral", "qwen3_moe", "gpt_oss"}
+NORM_AFTER_MLP = ["gemma2", "gemma3_text", "olmo2"]
+LAYER_NORM = [
+    "gpt2",
+    "gpt_neox",
+    "phi",
+    "opt",
+    "bloom",
+    "falcon",
+    "gptj",
+    "gpt_neo",
+    "stablelm",
+    "cohere",
+    "starcoder2",
+    "mpt",
+]
+ADDS_ITS_ROWS = [f for f in FAMILIES if f not in {*WITHOUT_COMPONENTS, *EXPERTS, *NORM_AFTER_MLP}]
 
 
 def spread_norms(model):
@@ -44,10 +60,14 @@ def test_folded_and_centred_unembedding_gives_the_models_predictions(spread):
     torch.testing.assert_close(weight.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
 
 
-def test_centred_writing_changes_no_logit(spread):
+def test_writing_is_centred_in_layer_norm_models_only(tiny):
+    assert centres_writing(tiny) == (tiny.family in LAYER_NORM)
+
+
+@pytest.mark.parametrize("family", LAYER_NORM)
+def test_centred_writing_changes_no_logit(family):
     """All that blocks write, centred: in LayerNorm models nothing is read from the direction taken out."""
-    if not centres_writing(spread):
-        return
+    spread = spread_norms(tiny_model(family))
     centred = copy.deepcopy(spread.hf)
     holder, name = block_list(centred)
     with torch.no_grad():
@@ -60,12 +80,10 @@ def test_centred_writing_changes_no_logit(spread):
     torch.testing.assert_close(logits_of(centred, IDS), logits_of(spread.hf, IDS), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", WITH_COMPONENTS)
+@pytest.mark.parametrize("family", ADDS_ITS_ROWS)
 def test_output_weights_are_what_a_neuron_adds_to_the_residual_stream(family):
     """A neuron's w_out is the change of the block's output when its activation changes, centred where that is unseen."""
     model = spread_norms(tiny_model(family))
-    if _experts(model) > 1:
-        return
     rows = mlp_output_weights(model, 1)
     linear = [m for m in model.components.mlp[1].modules() if hasattr(m, "weight") and m.weight.ndim == 2][-1]
     entry = model.stack.enter(IDS[:1, :4])
@@ -81,13 +99,7 @@ def test_output_weights_are_what_a_neuron_adds_to_the_residual_stream(family):
     if centres_writing(model):
         change = change - change.mean()
     scale = model.hf.config.residual_multiplier if family == "granite" else 1.0
-    if family in ("gemma2", "gemma3_text", "olmo2"):  # a norm follows: the direction is folded, its size is the norm's
-        return
     torch.testing.assert_close(change, rows[7] * scale, atol=1e-4, rtol=1e-3)
-
-
-def _experts(model) -> int:
-    return getattr(model.hf.config, "num_local_experts", None) or getattr(model.hf.config, "num_experts", None) or 1
 
 
 def test_experts_are_counted_one_after_the_other():
@@ -99,7 +111,7 @@ def test_experts_are_counted_one_after_the_other():
         assert expected.shape == (4 * 48, 32)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("family", NORM_AFTER_MLP)
 def test_a_norm_after_the_mlp_is_folded_in(family):
     model = spread_norms(tiny_model(family))
     block = model.stack.blocks[1]

@@ -96,8 +96,8 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
     chosen = _spread([(len(ids) - 1) // stride for ids in documents.values()], wanted)
     if not chosen:
         raise DataError(
-            f"{corpus.source} has fewer tokens than one window: expected a document of at least {stride + 1} tokens, the "
-            f"longest of {too_short} has fewer. Give more text or a shorter --window"
+            f"{corpus.source} has fewer tokens than one window: expected a document of at least {stride + 1} tokens, none "
+            f"of its {too_short} has so many. Give more text or a shorter --window"
         )
     numbers = list(documents)
     ids = np.empty((len(chosen), length + 1), dtype=np.int32)

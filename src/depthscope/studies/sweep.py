@@ -60,11 +60,17 @@ def layer_edits(kinds: Sequence[str], depth: int) -> list[LayerEdit]:
 
 
 def possible_edits(kinds: Sequence[str], model: Model) -> tuple[list[str], dict[str, str]]:
-    """The kinds that can be done on a model, and for the others why not."""
+    """The kinds that can be done on a model, each once, and for the others why not.
+
+    Raises UnsupportedError where none of them can be.
+    """
+    kinds = list(dict.fromkeys(kinds))
     if model.components is None:
+        if kinds and all(kind in COMPONENT_EDITS for kind in kinds):
+            model.require_components()
         reason = "the model has no separate attention and MLP that its blocks add to the residual stream"
         return [k for k in kinds if k not in COMPONENT_EDITS], {k: reason for k in kinds if k in COMPONENT_EDITS}
-    return list(kinds), {}
+    return kinds, {}
 
 
 class Sweep:
