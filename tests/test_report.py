@@ -16,7 +16,7 @@ from depthscope.report import findings, measured
 from depthscope.report.figures import PANELS, figure, layer_step
 from depthscope.report.page import render, script_json, write_page
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import AGREEMENT, KL, METRICS, SWEEP_TABLE
+from depthscope.schema.sweep import AGREEMENT, KL, METRICS, SWEEP_TABLE
 
 EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
 HOSTILE = "<script>alert(1)</script>"

@@ -1,6 +1,6 @@
 """Columns and units other people's notebooks read: changing one is a decision, not an accident."""
 
-from depthscope import schema
+from depthscope.schema import sweep as schema
 from depthscope.studies import sweep
 
 

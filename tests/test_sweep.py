@@ -22,7 +22,7 @@ from depthscope.cli import app
 from depthscope.data.windows import make_windows
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
-from depthscope.schema import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
+from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
 
 DEPTH = 4
 

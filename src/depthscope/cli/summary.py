@@ -7,7 +7,7 @@ from rich.table import Table
 
 from depthscope.cli.console import console
 from depthscope.run.store import RunDirectory
-from depthscope.schema import AGREEMENT, EDIT_KINDS, KL
+from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
 
 PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
 

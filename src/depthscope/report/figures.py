@@ -16,7 +16,7 @@ from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.measured import Measured, Value, interval, is_share, read_sweep, unit_of, with_unit
 from depthscope.report.palette import FONT, SHOWN, ShownEdit
 from depthscope.run.store import RunDirectory
-from depthscope.schema import AGREEMENT, ENTROPY_CHANGE, KL, Metric
+from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL, Metric
 
 PANELS = (KL, AGREEMENT, ENTROPY_CHANGE)
 LAYER, RELATIVE_DEPTH = "layer", "relative depth"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from depthscope.report.measured import Measured, Value, interval, spoken, with_unit
 from depthscope.report.palette import place_name
-from depthscope.schema import AGREEMENT, ENTROPY_CHANGE, KL
+from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL
 
 FEW_DOCUMENTS = 5
 """Up to here the page says how few they are: Student's t with 4 degrees of freedom is 2.8, with 1 it is 12.7."""

@@ -9,7 +9,7 @@ import polars as pl
 from depthscope.errors import RunError
 from depthscope.report.palette import SHOWN
 from depthscope.run.store import RunDirectory
-from depthscope.schema import AGREEMENT, BASELINE_EDIT, BASELINE_LAYER, METRICS, SWEEP_TABLE, Metric
+from depthscope.schema.sweep import AGREEMENT, BASELINE_EDIT, BASELINE_LAYER, METRICS, SWEEP_TABLE, Metric
 
 TABLE = "sweep"
 NBSP = "\u00a0"

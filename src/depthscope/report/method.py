@@ -7,7 +7,7 @@ from typing import Any
 
 from depthscope.report.measured import Measured, spoken
 from depthscope.report.palette import SHOWN
-from depthscope.schema import ENTROPY, LOSS, METRICS
+from depthscope.schema.sweep import ENTROPY, LOSS, METRICS
 
 Entries = list[tuple[str, str]]
 LAYOUTS = {"sequential": "attention, then MLP", "parallel": "attention and MLP in parallel"}

@@ -17,7 +17,7 @@ from depthscope.report.figures import KINDS, PANELS, figure_kind, panel, shown_e
 from depthscope.report.measured import TABLE, Measured, decimals_for, interval, number, read_sweep, unit_of
 from depthscope.report.palette import SHOWN
 from depthscope.run.store import RunDirectory, atomic_file
-from depthscope.schema import AGREEMENT, KL
+from depthscope.schema.sweep import AGREEMENT, KL
 
 
 def write_page(run: RunDirectory, out: Path) -> Path:

@@ -6,7 +6,7 @@ once more, for print in grey. On a dark page swap takes the palette's sky blue, 
 
 from dataclasses import dataclass
 
-from depthscope import schema
+from depthscope.schema import sweep as schema
 
 
 @dataclass(frozen=True, slots=True)

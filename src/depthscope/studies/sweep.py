@@ -16,7 +16,7 @@ from depthscope.measure.estimate import ClusterMoments
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.local import Unit
-from depthscope.schema import (
+from depthscope.schema.sweep import (
     BASELINE_EDIT,
     BASELINE_LAYER,
     DOCUMENT_SHARD,

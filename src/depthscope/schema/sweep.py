@@ -1,24 +1,10 @@
-"""What stands in the files of a run: metrics with their units, table and shard columns. Imports no torch.
-
-Tests freeze these names: other people's notebooks read them.
-"""
+"""The sweep: edits, what is measured of each, its table and shards."""
 
 from dataclasses import dataclass
 
 import polars as pl
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One measured quantity: its column name, unit, range, and the sentence that defines it."""
-
-    name: str
-    unit: str
-    title: str
-    definition: str
-    lowest: float | None = None
-    highest: float | None = None
-
+from depthscope.schema.metric import ESTIMATE, Metric
 
 KL = Metric(
     "kl", "nats", "KL divergence", "KL(p‖q) of the edited model's next-token distribution q from the model's own p", 0.0
@@ -60,18 +46,8 @@ EDIT_KINDS = {kind.name: kind for kind in (SWAP, DROP, DROP_ATTN, DROP_MLP)}
 BASELINE_EDIT, BASELINE_LAYER = "none", -1
 """How the unedited model stands in `edit` and `layer`."""
 
-SWEEP_TABLE = {
-    "edit": pl.String,
-    "layer": pl.Int32,
-    "metric": pl.String,
-    "unit": pl.String,
-    "mean": pl.Float64,
-    "ci_low": pl.Float64,
-    "ci_high": pl.Float64,
-    "tokens": pl.Int64,
-    "documents": pl.Int64,
-}
-"""tables/sweep.parquet. The interval is the 95 % one over documents; null where one document gives none."""
+SWEEP_TABLE = {"edit": pl.String, "layer": pl.Int32, **ESTIMATE}
+"""tables/sweep.parquet."""
 
 TOKEN_SHARD = {
     "document": pl.Int64,

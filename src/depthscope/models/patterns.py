@@ -1,0 +1,73 @@
+"""Attention patterns, one block at a time, read from the model's own eager attention.
+
+The fast attention kernels never make the pattern. So each block is called once more with the model switched to
+transformers' eager attention for the time of the call, on the residual stream it is given, and the pattern is taken from
+what its attention module returns. Nothing of attention is re-implemented: sliding windows, soft caps, ALiBi and attention
+sinks are in it as the family computes them. One block's patterns are alive at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from depthscope.models.model import Model
+from depthscope.shapes import Residual, TokenIds
+
+Pattern = Float[Tensor, "batch heads seq seq"]
+"""Attention of each query (second to last axis) to each key. A row adds up to 1, or less where a head has a sink."""
+
+
+def attention_patterns(model: Model, ids: TokenIds, residuals: Sequence[Residual]) -> Iterator[Pattern | None]:
+    """The pattern of every block in turn, None where a block has none (recurrent or linear attention, Mamba).
+
+    `residuals[l]` is the residual stream before block l for `ids`. To be used under torch.inference_mode.
+    """
+    with _eager(model.hf):
+        entry = model.stack.enter(ids)
+        for block in range(model.depth):
+            seen: list[Tensor] = []
+            with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
+                model.stack.call(block, residuals[block], entry.arguments)
+            yield seen[0] if seen else None
+
+
+def has_patterns(model: Model) -> list[bool]:
+    """For each block whether it has an attention pattern to read."""
+    ids = model.probe_ids(7)
+    residual = model.stack.enter(ids).residual
+    return [pattern is not None for pattern in attention_patterns(model, ids, [residual] * model.depth)]
+
+
+@contextmanager
+def _eager(hf: nn.Module) -> Iterator[None]:
+    """All parts of a model on eager attention. Their configurations are told, which is where each call looks."""
+    configs = {id(module.config): module.config for module in hf.modules() if hasattr(module, "config")}
+    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def _watched(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> Iterator[None]:
+    """Keep the pattern that a module of the block returns behind its output: [batch, heads, seq, seq]."""
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        for value in output[1:] if isinstance(output, tuple | list) and not seen else ():
+            if isinstance(value, Tensor) and value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (*shape, shape[1]):
+                seen.append(value)
+                return
+
+    handles = [module.register_forward_hook(keep) for module in block.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

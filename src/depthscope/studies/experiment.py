@@ -1,0 +1,46 @@
+"""What an experiment is: something that makes shards from work units, and tables from shards.
+
+Two kinds. A *reading* looks at the shared pass over the text: for every piece of it the model runs once, and all readings
+take what they need from that one run. An *own-unit* experiment brings its own work: prompts it builds, weights it reads.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import polars as pl
+
+from depthscope.data.windows import Windows
+from depthscope.engine.baseline import Baseline
+
+Tables = dict[str, pl.DataFrame]
+
+
+class Experiment(Protocol):
+    """Both kinds: `name` is the experiment's directory of shards, `settings` what decides its numbers."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> Tables:
+        """The tables of the experiment by name, from its shards in order, in one pass and constant memory."""
+        ...
+
+
+@runtime_checkable
+class Reading(Experiment, Protocol):
+    """An experiment on the shared pass."""
+
+    def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
+        """The shard of a work unit: `baseline` is the model's own run on `windows`."""
+        ...
+
+
+@runtime_checkable
+class OwnUnits(Experiment, Protocol):
+    """An experiment with work units of its own, numbered from 0."""
+
+    units: int
+
+    def work(self, unit: int) -> pl.DataFrame:
+        """The shard of a unit."""
+        ...
