@@ -20,18 +20,24 @@ Pattern = Float[Tensor, "batch heads seq seq"]
 """Attention of each query (second to last axis) to each key. A row adds up to 1, or less where a head has a sink."""
 
 
-def attention_patterns(model: Model, ids: TokenIds, residuals: Sequence[Residual]) -> Iterator[Pattern | None]:
+def attention_patterns(
+    model: Model, ids: TokenIds, residuals: Sequence[Residual] | None = None
+) -> Iterator[Pattern | None]:
     """The pattern of every block in turn, None where a block has none (recurrent or linear attention, Mamba).
 
-    `residuals[l]` is the residual stream before block l for `ids`. To be used under torch.inference_mode.
+    `residuals[l]` is the residual stream before block l for `ids`. Without them each block reads what the one before it
+    wrote under eager attention: the model's own run, for half the work and with one residual stream alive. To be used
+    under torch.inference_mode, and to the end or closed: the model is on eager attention until then.
     """
     with _eager(model.hf):
         entry = model.stack.enter(ids)
+        after = entry.residual
         for block in range(model.depth):
+            before = after if residuals is None else residuals[block]
             seen: list[Tensor] = []
             with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
-                model.stack.call(block, residuals[block], entry.arguments)
-            yield seen[0] if seen else None
+                after = model.stack.call(block, before, entry.arguments)
+            yield seen.pop() if seen else None
 
 
 def has_patterns(model: Model) -> list[bool]:
@@ -44,7 +50,7 @@ def has_patterns(model: Model) -> list[bool]:
 @contextmanager
 def _eager(hf: nn.Module) -> Iterator[None]:
     """All parts of a model on eager attention. Their configurations are told, which is where each call looks."""
-    configs = {id(module.config): module.config for module in hf.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {id(module.config): module.config for module in hf.modules() if hasattr(module, "config")}
     before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
     try:
         for config, _ in before:
@@ -61,7 +67,11 @@ def _watched(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> It
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
         for value in output[1:] if isinstance(output, tuple | list) and not seen else ():
-            if isinstance(value, Tensor) and value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (*shape, shape[1]):
+            if (
+                isinstance(value, Tensor)
+                and value.ndim == 4
+                and (value.shape[0], *value.shape[2:]) == (*shape, shape[1])
+            ):
                 seen.append(value)
                 return
 
