@@ -1,0 +1,207 @@
+"""Two balanced classes of contexts: the next token ends in a suffix, or it does not (E11 of the paper).
+
+A vocabulary entry *ends in the suffix* if its text, with spaces at its end taken off and without regard to case, does:
+of "ing" these are the last piece of a word ("ing", "ting") as well as whole words (" going", " thing"). What comes after
+the token does not matter. Special tokens do not count.
+
+Contexts are the `length` tokens before such a next token, never across two documents. Positives are drawn at random from
+all that was read; each document then gives as many negatives as positives, drawn at random from its other positions. No
+context is taken twice, and no next token more often than a tenth of a class, so that no one word is the class. Whole
+documents go to training or to test, so that no probe is tested on a document it has seen.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int32, Int64
+from torch import Tensor
+
+from depthscope.data.corpus import Corpus
+from depthscope.data.windows import _bos_prefix
+from depthscope.errors import DataError
+from depthscope.models.model import Model
+
+LENGTH = 24
+PER_CLASS = 1_500
+LARGEST_SHARE = 10
+"""A next token is taken at most for one in so many of the wanted examples of its class."""
+TEST_SHARE = 0.3
+FEWEST_TRAINING, FEWEST_TEST = 50, 30
+"""Positives, in as many documents as they come from; negatives are as many."""
+READ_AT_MOST = 1_000_000
+LONGEST_DOCUMENT = 8_192
+"""Tokens of one document that are looked at, so that documents, which intervals rest on, are many."""
+CHARACTERS_PER_TOKEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixContexts:
+    """Contexts and what they are labelled with, ordered by document and place."""
+
+    ids: Int32[np.ndarray, "examples length"]
+    """The context's tokens, BOS in front where the tokenizer puts it there by itself."""
+    target: Int32[np.ndarray, " examples"]
+    """The token after the context."""
+    label: Bool[np.ndarray, " examples"]
+    """Whether the token after the context ends in the suffix."""
+    document: Int64[np.ndarray, " examples"]
+    """Numbered from 0 as the corpus gives them."""
+    training: Bool[np.ndarray, " examples"]
+    ending: Bool[np.ndarray, " vocab"]
+    """Which entries of the vocabulary end in the suffix."""
+    tokens_read: int
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Contexts `start … stop-1`, shaped [stop − start, length]."""
+        return torch.from_numpy(self.ids[start:stop].astype(np.int64))
+
+    def token_hash(self) -> str:
+        """SHA-256 over contexts, next tokens, documents and the split."""
+        digest = hashlib.sha256(f"{self.ids.shape}".encode())
+        for array in (self.ids, self.target, self.document, self.training, self.ending):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def ends_in(model: Model, suffix: str) -> Bool[np.ndarray, " vocab"]:
+    """For each entry of the vocabulary whether it ends in the suffix.
+
+    Raises DataError for an empty suffix, a model without a tokenizer, or a suffix that no entry, or every one, ends in.
+    """
+    wanted = suffix.strip().casefold()
+    if not wanted:
+        raise DataError(f"the suffix {suffix!r} is empty: expected letters, such as ing")
+    if model.tokenizer is None:
+        raise DataError(f"{model.name} came without a tokenizer, so it cannot be told which tokens end in {suffix!r}")
+    special = set(model.tokenizer.all_special_ids)
+    ending = np.zeros(model.head.vocabulary, dtype=bool)
+    for token in range(min(len(model.tokenizer), model.head.vocabulary)):
+        text = str(model.tokenizer.decode([token]))
+        ending[token] = token not in special and text.rstrip().casefold().endswith(wanted)
+    if not ending.any() or ending.all():
+        raise DataError(
+            f"{int(ending.sum())} of the {len(ending)} tokens of {model.name} end in {suffix!r}: expected some, not all"
+        )
+    return ending
+
+
+def suffix_contexts(
+    corpus: Corpus,
+    model: Model,
+    suffix: str = "ing",
+    *,
+    length: int = LENGTH,
+    per_class: int = PER_CLASS,
+    read_at_most: int = READ_AT_MOST,
+    seed: int = 0,
+) -> SuffixContexts:
+    """At most `per_class` contexts of each class, drawn with `seed`.
+
+    The corpus is read to its end or for `read_at_most` tokens. (How many tokens of it other experiments use does not bind
+    this one: a suffix is rare.) Raises DataError where suffix or text give no balanced set, with the counts.
+    """
+    prefix = _bos_prefix(model, "auto")
+    if model.context is not None and length + len(prefix) > model.context:
+        raise DataError(
+            f"contexts of {length + len(prefix)} tokens are longer than the context of {model.name}, {model.context}"
+        )
+    ending = ends_in(model, suffix)
+    most = max(1, per_class // LARGEST_SHARE)
+    documents, read = _read(corpus, model, length, read_at_most)
+    generator = np.random.default_rng(seed)
+    chosen = _balanced(documents, ending, length, (per_class, most), generator)
+    numbers = np.array([document for document, _ in chosen], dtype=np.int64)
+    training = _split(numbers, generator)
+    target = np.array([documents[document][place] for document, place in chosen], dtype=np.int32)
+    label = ending[target]
+    _require_enough(label, training, numbers, f"{corpus.source}, {read} tokens read", suffix)
+    ids = np.empty((len(chosen), length + len(prefix)), dtype=np.int32)
+    for row, (document, place) in enumerate(chosen):
+        ids[row] = [*prefix, *documents[document][place - length : place]]
+    return SuffixContexts(ids, target, label, numbers, training, ending, read)
+
+
+def _read(corpus: Corpus, model: Model, length: int, read_at_most: int) -> tuple[dict[int, np.ndarray], int]:
+    """Token ids, by number, of documents longer than a context, and how many tokens were read."""
+    kept: dict[int, np.ndarray] = {}
+    read = 0
+    for number, text in enumerate(corpus.documents()):
+        tokens = model.tokenize(text[: LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN])[:LONGEST_DOCUMENT]
+        read += len(tokens)
+        if len(tokens) > length:
+            kept[number] = np.array(tokens, dtype=np.int32)
+        if read >= read_at_most:
+            break
+    return kept, read
+
+
+def _balanced(
+    documents: dict[int, np.ndarray],
+    ending: Bool[np.ndarray, " vocab"],
+    length: int,
+    limits: tuple[int, int],
+    generator: np.random.Generator,
+) -> list[tuple[int, int]]:
+    """(document, place of the next token) of as many positives as negatives in each document, in order."""
+    per_class, most = limits
+    seen: set[bytes] = set()
+    taken: Counter[int] = Counter()
+
+    def take(document: int, place: int) -> bool:
+        ids = documents[document]
+        context, token = ids[place - length : place].tobytes(), int(ids[place])
+        if context in seen or taken[token] >= most:
+            return False
+        seen.add(context)
+        taken[token] += 1
+        return True
+
+    positives = [
+        (n, int(place) + length) for n, ids in documents.items() for place in np.flatnonzero(ending[ids[length:]])
+    ]
+    by_document: dict[int, list[int]] = {}
+    wanted = per_class
+    for which in generator.permutation(len(positives)):
+        document, place = positives[which]
+        if wanted and take(document, place):
+            by_document.setdefault(document, []).append(place)
+            wanted -= 1
+    chosen: list[tuple[int, int]] = []
+    for document in sorted(by_document):
+        others = np.flatnonzero(~ending[documents[document][length:]]) + length
+        negatives: list[int] = []
+        for place in generator.permutation(others).tolist():
+            if len(negatives) == len(by_document[document]):
+                break
+            if take(document, place):
+                negatives.append(place)
+        places = by_document[document][: len(negatives)] + negatives
+        chosen += [(document, place) for place in sorted(places)]
+    return chosen
+
+
+def _split(document: Int64[np.ndarray, " examples"], generator: np.random.Generator) -> Bool[np.ndarray, " examples"]:
+    """Whether each example is for training: about 70 % of the documents, drawn at random."""
+    numbers = generator.permutation(np.unique(document))
+    return ~np.isin(document, numbers[: round(TEST_SHARE * len(numbers))])
+
+
+def _require_enough(
+    label: Bool[np.ndarray, " examples"],
+    training: Bool[np.ndarray, " examples"],
+    document: Int64[np.ndarray, " examples"],
+    text: str,
+    suffix: str,
+) -> None:
+    counts = int((label & training).sum()), int((label & ~training).sum())
+    if counts[0] < FEWEST_TRAINING or counts[1] < FEWEST_TEST:
+        raise DataError(
+            f"too few next tokens end in {suffix!r} for a probe: {counts[0]} for training and {counts[1]} for test, in "
+            f"{len(np.unique(document))} documents ({text}); expected at least {FEWEST_TRAINING} and {FEWEST_TEST}"
+        )
