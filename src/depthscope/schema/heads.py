@@ -1,0 +1,117 @@
+"""Attention heads: what they attend to, their tables and shards."""
+
+import polars as pl
+
+from depthscope.schema.metric import ESTIMATE, Metric
+
+MERGE = Metric(
+    "merge",
+    "share",
+    "Sub-word merging",
+    "attention of a word’s last token to the word’s other tokens, less attention of a one-token word to the same "
+    "positions before it; both words from the same document",
+    -1.0,
+    1.0,
+)
+MERGE_FIRST = Metric(
+    "merge_first",
+    "share",
+    "Sub-word merging, first token",
+    "as merge, of the word’s first token alone: the subjoiner heads of the paper",
+    -1.0,
+    1.0,
+)
+PREVIOUS_TOKEN = Metric(
+    "previous_token",
+    "share",
+    "Previous token",
+    "attention to the token before, in random tokens said twice; mean over positions that have one",
+    0.0,
+    1.0,
+)
+DUPLICATE_TOKEN = Metric(
+    "duplicate_token",
+    "share",
+    "Duplicate token",
+    "attention to earlier places of the same token, in random tokens said twice; mean over positions whose token came before",
+    0.0,
+    1.0,
+)
+INDUCTION = Metric(
+    "induction",
+    "share",
+    "Induction",
+    "attention to the tokens that followed earlier places of the same token, in random tokens said twice; mean over "
+    "positions whose token came before",
+    0.0,
+    1.0,
+)
+PREVIOUS_TOKEN_NATURAL = Metric(
+    "previous_token_natural", "share", "Previous token, text", "as previous_token, in windows of the text", 0.0, 1.0
+)
+DUPLICATE_TOKEN_NATURAL = Metric(
+    "duplicate_token_natural", "share", "Duplicate token, text", "as duplicate_token, in windows of the text", 0.0, 1.0
+)
+INDUCTION_NATURAL = Metric(
+    "induction_natural", "share", "Induction, text", "as induction, in windows of the text", 0.0, 1.0
+)
+ATTENTION = Metric(
+    "attention",
+    "share",
+    "Attention of the final token",
+    "attention of a prompt’s final token to one position",
+    0.0,
+    1.0,
+)
+
+MERGING = (MERGE, MERGE_FIRST)
+REPEATED = (PREVIOUS_TOKEN, DUPLICATE_TOKEN, INDUCTION)
+NATURAL = (PREVIOUS_TOKEN_NATURAL, DUPLICATE_TOKEN_NATURAL, INDUCTION_NATURAL)
+HEAD_METRICS = {metric.name: metric for metric in (*MERGING, *REPEATED, *NATURAL)}
+
+WORD, PLAIN = "word", "plain"
+"""The prompts whose last word is `word_tokens` tokens long, and those whose last word is one."""
+
+HEADS_TABLE = {
+    "layer": pl.Int32,
+    "head": pl.Int32,
+    "rank": pl.Int32,
+    "word_tokens": pl.Int32,
+    "chance": pl.Float64,
+    "p_adjusted": pl.Float64,
+    **ESTIMATE,
+}
+"""tables/heads.parquet: a row per metric and query head. `rank` is 1 for the head with the largest mean of the metric.
+`word_tokens` is how many tokens the words of merge and merge_first have, null otherwise. `chance` is the mean that a head
+with even attention to all up to itself would have; 0 for the two differences. `p_adjusted`: one-sided t test of mean >
+chance over documents, adjusted over the metric's heads after Benjamini and Hochberg, so that of the heads with
+p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. `tokens` counts the
+queries the mean is over (pairs of prompts for merge and merge_first). For random tokens `documents` counts sequences."""
+
+HEAD_POSITIONS_TABLE = {
+    "layer": pl.Int32,
+    "head": pl.Int32,
+    "prompts": pl.String,
+    "offset": pl.Int32,
+    "word_tokens": pl.Int32,
+    **ESTIMATE,
+}
+"""tables/head_positions.parquet: attention of the final token to the token `offset` positions before it (0: itself), for
+each class of prompts. `word_tokens` is how many tokens the words of the class `word` have, for both classes."""
+
+HEAD_SHARD = {
+    "sample": pl.String,
+    "quantity": pl.String,
+    "offset": pl.Int32,
+    "layer": pl.Int32,
+    "head": pl.Int32,
+    "documents": pl.Int64,
+    "tokens": pl.Int64,
+    "tokens_squared": pl.Float64,
+    "sum": pl.Float64,
+    "square": pl.Float64,
+    "product": pl.Float64,
+}
+"""shards/heads: moments over the documents of a unit, from which means and intervals follow, a row per quantity and head.
+`sample` says over which queries (`prompts`, or a metric's name), `quantity` what of them: `merge`, `merge_first`; `word` or
+`plain` attention at an `offset`; `attention`, and `excess` of it over chance."""

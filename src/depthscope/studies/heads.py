@@ -1,0 +1,291 @@
+"""Heads by what they attend to: sub-word merging (subjoiner), previous-token, duplicate-token and induction heads.
+
+Sub-word merging after the paper (section 5.1, figure 9) and its later version: prompts that end with a word of n tokens
+beside prompts that end with a word of one (depthscope.data.word_prompts). Induction heads after Olsson et al. 2022 (In-context
+Learning and Induction Heads: prefix matching), duplicate-token heads after Wang et al. 2022 (Interpretability in the Wild), on
+random tokens said twice, where nothing but the repetition can be attended to, and on windows of the text.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from depthscope.data.corpus import Corpus
+from depthscope.data.repeats import random_repeats
+from depthscope.data.windows import make_windows
+from depthscope.data.word_prompts import CONTEXT_TOKENS, bos_prefix, word_prompts
+from depthscope.errors import DataError, UnsupportedError
+from depthscope.measure.estimate import ClusterMoments
+from depthscope.measure.head_scores import (
+    attention_of_final,
+    attention_on,
+    duplicate_keys,
+    even_attention_on,
+    induction_keys,
+    merge_scores,
+    previous_keys,
+)
+from depthscope.measure.ranking import adjusted, p_above_zero, ranks
+from depthscope.models.model import Model
+from depthscope.models.patterns import attention_patterns, has_patterns
+from depthscope.schema.heads import (
+    ATTENTION,
+    HEAD_METRICS,
+    HEAD_POSITIONS_TABLE,
+    HEAD_SHARD,
+    HEADS_TABLE,
+    MERGING,
+    NATURAL,
+    PLAIN,
+    REPEATED,
+    WORD,
+)
+from depthscope.schema.metric import Metric
+from depthscope.shapes import TokenIds
+
+NAME = "heads"
+PROMPTS = "prompts"
+WINDOWS, WINDOW_LENGTH = 64, 128
+PAIRS_PER_UNIT, SEQUENCES_PER_UNIT = 32, 16
+
+KEYS = (previous_keys, duplicate_keys, induction_keys)
+"""In the order of the metrics REPEATED and NATURAL."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Sequences computed together: rows of one of the samples."""
+
+    sample: str
+    rows: slice
+
+
+class Heads:
+    """Every query head of a model scored; an experiment with its own units.
+
+    Reads at most a million tokens of `corpus` in search of words (see word_prompts). `seed` decides which words and random
+    tokens are taken. Blocks without attention patterns are left out of the tables and named in `settings`. Raises
+    UnsupportedError where no block has a pattern or the context is too short, DataError where the text has too few words.
+    Without a text long enough for one window of 128 tokens (or the context) the `_natural` metrics are left out.
+    """
+
+    name = NAME
+
+    def __init__(self, model: Model, corpus: Corpus, *, seed: int = 0) -> None:
+        self.model = model
+        with torch.inference_mode():
+            self.blocks = [block for block, has in enumerate(has_patterns(model)) if has]
+        if not self.blocks:
+            raise UnsupportedError(f"{model.name} ({model.family}) has no attention patterns: no head to look at")
+        self.bos = bos_prefix(model)
+        needed = len(self.bos) + CONTEXT_TOKENS + 4
+        if model.context is not None and model.context < needed:
+            raise UnsupportedError(
+                f"the context of {model.name}, {model.context}, is shorter than prompts of {needed} tokens"
+            )
+        self.prompts = word_prompts(corpus, model, seed=seed)
+        self.repeats = random_repeats(model, self.bos, seed=seed)
+        self.natural = natural_windows(model, corpus)
+        self.plan = [_Unit(PROMPTS, rows) for rows in _whole_documents(self.prompts.document)]
+        for sample, ids in (("repeats", self.repeats), ("natural", self.natural)):
+            starts = range(0, len(ids), SEQUENCES_PER_UNIT)
+            self.plan += [_Unit(sample, slice(start, start + SEQUENCES_PER_UNIT)) for start in starts]
+        self.units = len(self.plan)
+        self.settings: Mapping[str, Any] = {
+            "seed": seed,
+            "context_tokens": CONTEXT_TOKENS,
+            "word_tokens": self.prompts.word_tokens,
+            "pairs": len(self.prompts),
+            "token_hash": self._token_hash(),
+            "bos": bool(self.bos),
+            "repeats": len(self.repeats),
+            "repeat_tokens": (self.repeats.shape[1] - len(self.bos)) // 2,
+            "windows": len(self.natural),
+            "window_tokens": self.natural.shape[1],
+            "blocks_without_patterns": [block for block in range(model.depth) if block not in self.blocks],
+        }
+
+    def _token_hash(self) -> str:
+        """SHA-256 over all that is read."""
+        digest = hashlib.sha256(self.prompts.token_hash().encode())
+        for ids in (self.repeats, self.natural):
+            digest.update(np.ascontiguousarray(ids.numpy()).tobytes())
+        return digest.hexdigest()
+
+    def work(self, unit: int) -> pl.DataFrame:
+        """The shard of a unit (HEAD_SHARD)."""
+        planned = self.plan[unit]
+        with torch.inference_mode():
+            if planned.sample == PROMPTS:
+                return self._prompts(planned.rows)
+            if planned.sample == "repeats":
+                return self._sequences(self.repeats[planned.rows], REPEATED)
+            return self._sequences(self.natural[planned.rows], NATURAL)
+
+    def _prompts(self, rows: slice) -> pl.DataFrame:
+        """Moments of both classes' attention by offset and of the merge scores; a document's pairs lie together."""
+        word, plain = self.prompts.batch(rows)
+        ids = torch.cat([word, plain]).to(self.model.device)
+        document = self.prompts.document[rows]
+        starts = np.flatnonzero(np.diff(document, prepend=document[0] - 1))
+        pairs = np.diff(starts, append=len(document))
+        keys = [(kind, offset) for kind in (WORD, PLAIN) for offset in range(CONTEXT_TOKENS)]
+        keys += [(metric.name, None) for metric in MERGING]
+        frames = []
+        for block, pattern in enumerate(attention_patterns(self.model, ids)):
+            if pattern is None:
+                continue
+            of_word, of_plain = attention_of_final(pattern).chunk(2)
+            scores = torch.stack(merge_scores(of_word, of_plain, self.prompts.word_tokens), -1)
+            values = torch.cat([of_word, of_plain, scores], -1).transpose(1, 2).cpu().numpy()
+            frames.append(_moments(PROMPTS, keys, block, pairs, np.add.reduceat(values, starts, axis=0)))
+        return pl.concat(frames)
+
+    def _sequences(self, ids: TokenIds, metrics: Sequence[Metric]) -> pl.DataFrame:
+        """Moments of attention to each kind of key, each sequence a document of its own."""
+        ids = ids.to(self.model.device)
+        keys = [made(ids) for made in KEYS]
+        for wanted in keys:
+            wanted[:, :, : len(self.bos)] = False  # BOS draws attention whatever comes before or after it
+        frames = []
+        for block, pattern in enumerate(attention_patterns(self.model, ids)):
+            if pattern is None:
+                continue
+            for metric, wanted in zip(metrics, keys, strict=True):
+                sums = attention_on(pattern, wanted)
+                values = torch.stack([sums, sums - even_attention_on(wanted)[:, None]], 1).cpu().numpy()
+                queries = wanted.any(-1).sum(-1).cpu().numpy()
+                quantities = [("attention", None), ("excess", None)]
+                frames.append(_moments(metric.name, quantities, block, queries, values))
+        return pl.concat(frames)
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """`heads` (HEADS_TABLE) and `head_positions` (HEAD_POSITIONS_TABLE)."""
+        estimates = {sample: _estimates(keys, moments) for sample, (keys, moments) in _merged(shards).items()}
+        heads = [
+            _scores(estimates[PROMPTS if metric in MERGING else metric.name], metric, self.prompts.word_tokens)
+            for metric in HEAD_METRICS.values()
+            if metric in MERGING or metric.name in estimates
+        ]
+        positions = estimates[PROMPTS].filter(pl.col("offset").is_not_null())
+        positions = _of_metric(positions, ATTENTION).with_columns(
+            prompts="quantity", word_tokens=pl.lit(self.prompts.word_tokens)
+        )
+        positions = positions.sort("layer", "head", "prompts", "offset")
+        return {
+            "heads": pl.concat(heads),
+            "head_positions": positions.select(*HEAD_POSITIONS_TABLE).cast(pl.Schema(HEAD_POSITIONS_TABLE)),
+        }
+
+
+def natural_windows(model: Model, corpus: Corpus) -> Int64[Tensor, "sequences seq"]:
+    """The first window of each of up to 64 documents; none where no document is so long."""
+    length = min(WINDOW_LENGTH, model.context or WINDOW_LENGTH)
+    try:
+        windows = make_windows(Corpus(source=corpus.source, tokens=WINDOWS * length), model, length=length)
+    except DataError:
+        return torch.empty((0, length), dtype=torch.int64)
+    return torch.from_numpy(windows.ids[windows.start == 0, :-1].astype(np.int64))
+
+
+def _whole_documents(document: Int64[np.ndarray, " pairs"]) -> list[slice]:
+    """Runs of rows of about PAIRS_PER_UNIT that share no document."""
+    ends = np.flatnonzero(np.diff(document, append=document[-1] + 1)) + 1
+    cuts = [0]
+    for end in ends.tolist():
+        if end - cuts[-1] >= PAIRS_PER_UNIT or end == len(document):
+            cuts.append(end)
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _moments(
+    sample: str,
+    quantities: Sequence[tuple[str, int | None]],
+    block: int,
+    tokens: Int64[np.ndarray, " documents"],
+    sums: Float64[np.ndarray, "documents quantities heads"],
+) -> pl.DataFrame:
+    """Rows of HEAD_SHARD for one block: documents of `tokens` queries each, over which quantities add up to `sums`."""
+    moments = ClusterMoments(sums[0].size)
+    for count, values in zip(tokens.tolist(), sums, strict=True):
+        if count:
+            moments.add(count, values.ravel())
+    heads = sums.shape[2]
+    return pl.DataFrame(
+        {
+            "sample": [sample] * sums[0].size,
+            "quantity": [name for name, _ in quantities for _ in range(heads)],
+            "offset": [offset for _, offset in quantities for _ in range(heads)],
+            "layer": [block] * sums[0].size,
+            "head": list(range(heads)) * len(quantities),
+            "documents": [moments.documents] * sums[0].size,
+            "tokens": [moments.tokens] * sums[0].size,
+            "tokens_squared": [moments.tokens_squared] * sums[0].size,
+            "sum": moments.sums,
+            "square": moments.squares,
+            "product": moments.products,
+        },
+        schema=HEAD_SHARD,
+    )
+
+
+def _merged(shards: Iterable[pl.DataFrame]) -> dict[str, tuple[pl.DataFrame, ClusterMoments]]:
+    """For each sample what its rows are about, and the moments over all documents; samples without queries left out."""
+    found: dict[str, tuple[pl.DataFrame, ClusterMoments]] = {}
+    for shard in shards:
+        for (sample,), rows in shard.group_by("sample", maintain_order=True):
+            part = ClusterMoments(len(rows))
+            part.documents, part.tokens = int(rows["documents"][0]), int(rows["tokens"][0])
+            part.tokens_squared = float(rows["tokens_squared"][0])
+            part.sums, part.squares, part.products = (rows[name].to_numpy() for name in ("sum", "square", "product"))
+            keys = rows.select("quantity", "offset", "layer", "head")
+            kept, moments = found.setdefault(str(sample), (keys, ClusterMoments(len(rows))))
+            assert keys.equals(kept), "all shards of a run hold the same heads"
+            moments.merge(part)
+    return {sample: (keys, moments) for sample, (keys, moments) in found.items() if moments.tokens}
+
+
+def _estimates(keys: pl.DataFrame, moments: ClusterMoments) -> pl.DataFrame:
+    """`keys` with mean, ci_low, ci_high, p (of mean > 0), tokens and documents; null where there is no interval."""
+    estimate = moments.estimate()
+    measured = {"mean": estimate.mean, "ci_low": estimate.low, "ci_high": estimate.high, "p": p_above_zero(estimate)}
+    return keys.with_columns(
+        *(pl.Series(name, values).fill_nan(None) for name, values in measured.items()),
+        tokens=pl.lit(estimate.tokens),
+        documents=pl.lit(estimate.documents),
+    )
+
+
+def _of_metric(rows: pl.DataFrame, metric: Metric) -> pl.DataFrame:
+    """Named after the metric, the interval kept within what it can be."""
+    return rows.with_columns(
+        pl.col("ci_low", "ci_high").clip(metric.lowest, metric.highest),
+        metric=pl.lit(metric.name),
+        unit=pl.lit(metric.unit),
+    )
+
+
+def _scores(estimates: pl.DataFrame, metric: Metric, word_tokens: int) -> pl.DataFrame:
+    """Rows of HEADS_TABLE of one metric: every head, ranked."""
+    merging = metric in MERGING
+    value = estimates.filter(pl.col("quantity") == (metric.name if merging else "attention"))
+    excess = value if merging else estimates.filter(pl.col("quantity") == "excess")
+    return (
+        _of_metric(value, metric)
+        .with_columns(
+            pl.Series("rank", ranks(value["mean"].to_numpy())),
+            pl.Series("p_adjusted", adjusted(excess["p"].to_numpy())).fill_nan(None),
+            word_tokens=pl.lit(word_tokens if merging else None, dtype=pl.Int32),
+            chance=pl.lit(0.0) if merging else value["mean"] - excess["mean"],
+        )
+        .select(*HEADS_TABLE)
+        .cast(pl.Schema(HEADS_TABLE))
+    )
