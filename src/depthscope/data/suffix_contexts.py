@@ -25,7 +25,7 @@ from depthscope.errors import DataError
 from depthscope.models.model import Model
 
 LENGTH = 24
-PER_CLASS = 1_500
+PER_CLASS = 1_000
 LARGEST_SHARE = 10
 """A next token is taken at most for one in so many of the wanted examples of its class."""
 TEST_SHARE = 0.3

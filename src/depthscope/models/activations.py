@@ -112,14 +112,10 @@ class ActivationReader:
                 f"{self.model.name}: what the last linear map of block {block}'s MLP gives is not what the MLP gives "
                 f"({len(mapped)} calls of the map, {len(written)} of the MLP), so its neurons cannot be read"
             )
-        most = self._neurons_of(block)
+        most = neuron_count(self.model, block)
         asked = self.neurons[self.neurons[:, 0] == block, 1]
         if int(asked.min()) < 0 or int(asked.max()) >= most:
             raise ValueError(f"block {block} has neurons 0 … {most - 1}, asked for {asked.tolist()}")
-
-    def _neurons_of(self, block: int) -> int:
-        module = self._maps[block]
-        return module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
 
 
 def output_map(model: Model, block: int) -> nn.Linear | Conv1D:
@@ -137,6 +133,12 @@ def output_map(model: Model, block: int) -> nn.Linear | Conv1D:
     if not linear:
         raise UnsupportedError(f"{model.name}: the MLP of block {block} has no linear map from neurons to its output")
     return linear[-1]
+
+
+def neuron_count(model: Model, block: int) -> int:
+    """How many neurons a block's MLP has. Raises UnsupportedError as output_map does."""
+    module = output_map(model, block)
+    return module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
 
 
 def _keep(into: list[Tensor]):

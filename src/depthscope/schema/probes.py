@@ -1,0 +1,116 @@
+"""Probes (E11): which neurons tell that the next token ends in a suffix, and how well."""
+
+import polars as pl
+
+from depthscope.schema.metric import ESTIMATE, Metric
+
+ACCURACY = Metric(
+    "accuracy",
+    "share",
+    "Accuracy",
+    "share of test examples, half of which have a next token that ends in the suffix, told right",
+    0.0,
+    1.0,
+)
+OVER_SINGLE = Metric(
+    "accuracy_over_single",
+    "share",
+    "Accuracy over the best neuron",
+    "accuracy of the best k together − accuracy of the best one of the same group, on the same examples",
+    -1.0,
+    1.0,
+)
+OVER_RANDOM = Metric(
+    "accuracy_over_random",
+    "share",
+    "Accuracy over random neurons",
+    "accuracy − mean accuracy over draws of as many random neurons of the same layers, treated alike, on the same examples",
+    -1.0,
+    1.0,
+)
+OVER_MODEL = Metric(
+    "accuracy_over_model",
+    "share",
+    "Accuracy over the model’s top-1",
+    "accuracy − accuracy of whether the model’s most likely token ends in the suffix, on the same examples",
+    -1.0,
+    1.0,
+)
+OVER_THRESHOLD = Metric(
+    "accuracy_over_threshold",
+    "share",
+    "Accuracy over the model’s probability",
+    "accuracy − accuracy of whether the model’s probability of the suffix is above the best threshold of the training "
+    "examples, on the same examples",
+    -1.0,
+    1.0,
+)
+METRICS = {m.name: m for m in (ACCURACY, OVER_SINGLE, OVER_RANDOM, OVER_MODEL, OVER_THRESHOLD)}
+
+PREDICTION, SUPPRESSION, BOTH = "prediction", "suppression", "both"
+CHOSEN_GROUPS = (PREDICTION, SUPPRESSION, BOTH)
+RANDOM = {group: f"random_{group}" for group in CHOSEN_GROUPS}
+LAYER, MODEL_TOP1, MODEL_THRESHOLD, MAJORITY = "layer", "model_top1", "model_threshold", "majority"
+
+GROUPS = {
+    PREDICTION: "the neurons that write most towards the suffix",
+    SUPPRESSION: "the neurons that write most away from it",
+    BOTH: "the two together",
+    **{RANDOM[g]: f"random neurons, as many in each layer as “{g}” has" for g in CHOSEN_GROUPS},
+    LAYER: "all MLP neurons of the layer that has most of the chosen ones",
+    MODEL_TOP1: "the model itself: whether its most likely token ends in the suffix",
+    MODEL_THRESHOLD: "the model itself: whether its probability of all tokens with the suffix is above a threshold found on "
+    "the training examples",
+    MAJORITY: "always the class that is more frequent among the training examples",
+}
+"""Who decides, as in the column `group`, in words."""
+
+BY_CLASS, BY_DIFFERENCE = "class", "difference"
+SELECTED_BY = {
+    BY_CLASS: "prediction or suppression neurons by kurtosis and skew, those that write most towards or away from the suffix",
+    BY_DIFFERENCE: "of all neurons those that write most towards or away from the suffix, the model having too few prediction "
+    "or suppression neurons that do",
+}
+
+PROBES_TABLE = {
+    "suffix": pl.String,
+    "group": pl.String,
+    "layer": pl.Int32,
+    "k": pl.Int32,
+    "draw": pl.Int32,
+    **ESTIMATE,
+}
+"""tables/probes.parquet. `k` neurons together, 0 where none are used; `layer` only where all are of one by definition;
+`draw` numbers the draws of random neurons and is null in the mean over them and in all other groups. `tokens` counts test
+examples."""
+
+PROBE_NEURONS_TABLE = {
+    "suffix": pl.String,
+    "group": pl.String,
+    "rank": pl.Int32,
+    "layer": pl.Int32,
+    "neuron": pl.Int32,
+    "difference": pl.Float64,
+    "kurtosis": pl.Float64,
+    "skew": pl.Float64,
+    "selected_by": pl.String,
+    "training_accuracy": pl.Float64,
+    **ESTIMATE,
+}
+"""tables/probe_neurons.parquet: the chosen neurons, each with the accuracy of its own probe. `rank` counts from 1, by
+training accuracy: the best k of a group are its ranks 1 … k. `difference`: mean of W_U · w_out over tokens with the suffix
+− mean over the others. `kurtosis` (raw) and `skew` of the cosines of w_out with the rows of W_U."""
+
+
+def probe_shard(neurons: int) -> dict[str, pl.DataType | type[pl.DataType]]:
+    """shards/probes: a row per context. `log_probability` is the log of the model's probability, in nats, that the next
+    token ends in the suffix; `activations` are of the neurons in the experiment's order, at the context's last token.
+    """
+    return {
+        "document": pl.Int64,
+        "training": pl.Boolean,
+        "label": pl.Boolean,
+        "top1": pl.Boolean,
+        "log_probability": pl.Float64,
+        "activations": pl.Array(pl.Float32, neurons),
+    }

@@ -1,0 +1,168 @@
+"""Probes for a suffix (E11; section 6.2, figures 10 and 16 of the paper): do prediction neurons work as an ensemble?
+
+Half of the contexts have a next token that ends in the suffix. From the activations of neurons at the context's last token,
+a logistic regression tells which: from each of 32 prediction and 32 suppression neurons alone, and from the best k of them
+together. Beside it stand the model's own decision and what the paper lacks: as many random neurons of the same layers,
+treated alike, and all neurons of one layer.
+
+Intervals are over test documents, for the probes as fitted: another training text would give others. The model's top-1 is
+made for text as it is, where few tokens have the suffix, and the classes here are balanced; so the model also decides by
+its probability of the suffix and a threshold, found on the training examples as the probes are.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from depthscope.data.corpus import Corpus
+from depthscope.data.suffix_contexts import LENGTH, PER_CLASS, suffix_contexts
+from depthscope.errors import NumericError, UnsupportedError
+from depthscope.measure import probing
+from depthscope.measure.class_neurons import CANDIDATES, PEAKED, ClassNeurons, class_neurons
+from depthscope.models.activations import ActivationReader, neuron_count
+from depthscope.models.head import Head
+from depthscope.models.model import Model
+from depthscope.schema.probes import probe_shard
+from depthscope.shapes import Hidden
+from depthscope.studies.probe_tables import Pools, probe_tables
+
+NAME = "probes"
+NEURONS = 32
+DRAWS = 5
+PER_UNIT = 256
+SLICE = 8192
+
+
+class Probes:
+    """The experiment, an own-units one: a unit is 256 contexts, its shard what the probes are fitted to (`probe_shard`).
+
+    `per_class` contexts of each class at most, `neurons` prediction and as many suppression neurons, `draws` of random ones.
+    Raises UnsupportedError where MLP neurons cannot be read one by one or a layer is too narrow for the control, and
+    DataError where text and suffix give no balanced set.
+    """
+
+    name = NAME
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        *,
+        suffix: str = "ing",
+        seed: int = 0,
+        per_class: int = PER_CLASS,
+        neurons: int = NEURONS,
+        draws: int = DRAWS,
+    ) -> None:
+        model.require_components()
+        self.model, self.suffix = model, suffix
+        self.contexts = suffix_contexts(corpus, model, suffix, per_class=per_class, seed=seed)
+        ActivationReader(
+            model, torch.tensor([[block, 0] for block in range(model.depth)])
+        )  # refused before weights are read
+        self.prediction, self.suppression = class_neurons(model, self.contexts.ending, neurons)
+        self.pools, places = _pools(model, self.prediction, self.suppression, draws, seed)
+        self.reader = ActivationReader(model, torch.from_numpy(places))
+        self.seed = seed
+        self.units = -(-len(self.contexts) // PER_UNIT)
+        self.settings: Mapping[str, Any] = {
+            "suffix": suffix,
+            "seed": seed,
+            "context": LENGTH,
+            "per_class": per_class,
+            "contexts": len(self.contexts),
+            "contexts_hash": self.contexts.token_hash(),
+            "neurons": neurons,
+            "kurtosis": PEAKED,
+            "candidates": CANDIDATES,
+            "draws": draws,
+            "strength": probing.STRENGTH,
+            "layer_strengths": list(probing.STRENGTHS),
+        }
+
+    def work(self, unit: int) -> pl.DataFrame:
+        """The shard of contexts `256 unit` … ."""
+        rows = slice(unit * PER_UNIT, (unit + 1) * PER_UNIT)
+        read = self.reader.read(self.contexts.batch(rows.start, rows.stop), [-1])
+        with torch.inference_mode():
+            hidden = self.model.head.hidden(read.residual)
+            ending = torch.from_numpy(self.contexts.ending).to(hidden.device)
+            top1, log_probability = class_prediction(self.model.head, hidden, ending)
+        if bool(torch.isnan(log_probability).any()):
+            raise NumericError(f"{self.model.name} gives logits that are not numbers on the contexts of unit {unit}")
+        activations = read.values[:, 0].cpu().numpy()
+        columns = {
+            "document": self.contexts.document[rows],
+            "training": self.contexts.training[rows],
+            "label": self.contexts.label[rows],
+            "top1": top1.cpu().numpy(),
+            "log_probability": log_probability.cpu().numpy(),
+            "activations": activations,
+        }
+        return pl.DataFrame(columns, schema=probe_shard(activations.shape[1]))
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """PROBES_TABLE and PROBE_NEURONS_TABLE. All examples are held at once; their number is bounded by `per_class`."""
+        examples = pl.concat(shards)
+        return probe_tables(self.suffix, examples, self.pools, self.prediction, self.suppression, self.seed)
+
+
+def class_prediction(
+    head: Head, hidden: Hidden, tokens: Bool[Tensor, " vocab"]
+) -> tuple[Bool[Tensor, " tokens"], Float64[Tensor, " tokens"]]:
+    """Whether the most likely token is one of the class, and the log of the class's probability, in nats.
+
+    A slice of the vocabulary at a time; of equally likely tokens the first counts, as in argmax.
+    """
+    count = hidden.shape[0]
+    largest = torch.full((count,), -torch.inf, device=hidden.device)
+    top1 = torch.zeros(count, dtype=torch.bool, device=hidden.device)
+    totals = torch.full((2, count), -torch.inf, dtype=torch.float64, device=hidden.device)
+    for start in range(0, head.vocabulary, SLICE):
+        logits = head.slice(hidden, start, min(start + SLICE, head.vocabulary))
+        inside = tokens[start : start + SLICE]
+        value, place = logits.max(1)
+        top1 = torch.where(value > largest, inside[place], top1)
+        largest = torch.maximum(largest, value)
+        exact = logits.double()
+        of_class = exact.masked_fill(~inside, -torch.inf).logsumexp(1)
+        totals = torch.logaddexp(totals, torch.stack([of_class, exact.logsumexp(1)]))
+    return top1, totals[0] - totals[1]
+
+
+def _pools(
+    model: Model, prediction: ClassNeurons, suppression: ClassNeurons, draws: int, seed: int
+) -> tuple[Pools, Int64[np.ndarray, "neurons 2"]]:
+    """Which neurons each group's probes may use, as places in the list of all neurons that are read, and that list."""
+    layers = np.concatenate([prediction.layer, suppression.layer])
+    chosen = np.stack([layers, np.concatenate([prediction.neuron, suppression.neuron])], 1)
+    generator = np.random.default_rng(seed)
+    drawn = [_random_like(model, chosen, generator) for _ in range(draws)]
+    fullest = int(np.bincount(layers).argmax())
+    whole = np.array([(fullest, neuron) for neuron in range(neuron_count(model, fullest))])
+    wanted = [chosen, *drawn, whole]
+    places, found = np.unique(np.concatenate(wanted), axis=0, return_inverse=True)
+    parts = np.split(found.ravel(), np.cumsum([len(part) for part in wanted])[:-1])
+    return Pools(parts[0][: len(prediction)], parts[0][len(prediction) :], parts[1:-1], fullest, parts[-1]), places
+
+
+def _random_like(
+    model: Model, chosen: Int64[np.ndarray, "neurons 2"], generator: np.random.Generator
+) -> Int64[np.ndarray, "neurons 2"]:
+    """For each chosen neuron another one of its layer at random, none twice and none of the chosen."""
+    drawn = chosen.copy()
+    for layer in np.unique(chosen[:, 0]):
+        here = chosen[:, 0] == layer
+        others = np.setdiff1d(np.arange(neuron_count(model, int(layer))), chosen[here, 1])
+        if len(others) < here.sum():
+            raise UnsupportedError(
+                f"{model.name}: {here.sum()} neurons of layer {layer} are chosen, and only {len(others)} are left to draw as "
+                "many at random: the MLP is too narrow for the probes' control"
+            )
+        drawn[here, 1] = generator.choice(others, here.sum(), replace=False)
+    return drawn
