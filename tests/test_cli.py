@@ -74,11 +74,17 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --revision"
+
+
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", "--data --tokens --out --window --bos --per-token --dtype --device --revision"),
-        ("sweep", "--edits --data --tokens --out --window --bos --per-token --dtype --device --revision"),
+        ("study", f"--experiments --suffix --per-token {SHARED}"),
+        ("sweep", f"--edits --per-token {SHARED}"),
+        ("norms", SHARED),
+        ("attention", SHARED),
+        ("similarity", SHARED),
         ("report", "--out"),
         ("info", "--dtype --device --revision"),
         ("verify", "--dtype --device --revision"),

@@ -120,18 +120,34 @@ def test_units_cover_every_window_once():
 
 
 def test_units_with_a_shard_are_not_done_again(tmp_path):
-    done, told = [], []
+    asked = []
+
+    def work(unit, missing):
+        asked.append((unit, list(missing)))
+        return dict.fromkeys(missing, FRAME)
+
     with RunDirectory.writing(tmp_path, {}, {}) as run:
         run.write_shard("sweep", 1, FRAME)
-        run_units(
-            run,
-            "sweep",
-            work_units(3, 1),
-            lambda unit: (done.append(unit.index), FRAME)[1],
-            lambda unit, fresh: told.append((unit.index, fresh)),
-        )
-    assert done == [0, 2]
-    assert told == [(0, True), (1, False), (2, True)]
+        run.write_shard("lens", 1, FRAME)
+        run.write_shard("lens", 2, FRAME)
+        assert list(run_units(run, ["sweep", "lens"], 3, work)) == [0, 1, 2]
+        assert all(len(list(run.shards(name, 3))) == 3 for name in ("sweep", "lens"))
+    assert asked == [(0, ["sweep", "lens"]), (2, ["sweep"])]
+
+
+def test_experiments_join_a_run_but_must_agree_where_both_are(tmp_path):
+    base = {"tokens": 1}
+    with RunDirectory.writing(tmp_path, base | {"experiments": {"sweep": {"edits": ["swap"]}}}, {}) as run:
+        run.finish(["sweep"])
+        assert run.complete
+    with RunDirectory.writing(tmp_path, base | {"experiments": {"lens": {"protocol": "text"}}}, {}) as run:
+        assert run.settings["experiments"] == {"sweep": {"edits": ["swap"]}, "lens": {"protocol": "text"}}
+        assert not run.complete
+        run.finish(["lens"])
+        assert RunDirectory.reading(tmp_path).complete
+    other = base | {"experiments": {"lens": {"protocol": "lad2024"}}}
+    with pytest.raises(RunMismatchError, match="experiments.lens.protocol: 'text' there, 'lad2024' now"):
+        RunDirectory.writing(tmp_path, other, {}).__enter__()
 
 
 def test_the_manifest_is_readable(tmp_path):

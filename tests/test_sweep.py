@@ -52,7 +52,7 @@ def test_per_token_numbers_equal_brute_force(folder, tmp_path):
     assert dict(rows.schema) == TOKEN_SHARD
     model = load(folder)
     windows = make_windows(ds.corpus(tokens=600), model, length=40)
-    ids, targets = windows.batch(0, len(windows))
+    ids, targets = windows.batch()
     own = logits_of(model.hf, ids)
     edited = {("none", -1): own}
     for layer in range(DEPTH):
@@ -77,7 +77,15 @@ def test_per_token_numbers_equal_brute_force(folder, tmp_path):
 
 def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_path):
     model = load(save("gpt_neox", tmp_path / "model"))
-    study = ds.study(model, ds.corpus(tokens=5000), out=tmp_path / "run", per_token=True, window=50, progress=False)
+    study = ds.study(
+        model,
+        ds.corpus(tokens=5000),
+        out=tmp_path / "run",
+        per_token=True,
+        window=50,
+        experiments=["sweep"],
+        progress=False,
+    )
     rows = pl.concat(pl.read_parquet(file) for file in sorted((tmp_path / "run" / "shards" / "sweep").iterdir()))
     base = rows.filter(pl.col("edit") == "none").select("document", "position", b_entropy="entropy", b_loss="loss")
     rows = rows.join(base, on=["document", "position"], maintain_order="left").with_columns(
@@ -108,7 +116,9 @@ def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
     model = load(save("llama", tmp_path / "model"))
     text = ds.corpus(tokens=3000)
     for name, per_token in (("a", False), ("b", True)):
-        ds.study(model, text, out=tmp_path / name, per_token=per_token, window=60, progress=False)
+        ds.study(
+            model, text, out=tmp_path / name, per_token=per_token, window=60, experiments=["sweep"], progress=False
+        )
     a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("a", "b"))
     assert a == b
     shard = pl.read_parquet(tmp_path / "a" / "shards" / "sweep" / "00000.parquet")
@@ -118,12 +128,13 @@ def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
 
 def test_a_document_may_go_on_in_the_next_unit(tmp_path):
     """Its parts are put together before intervals are made, however the windows fall into units."""
-    from depthscope.studies.study import StudySettings, run_study
+    from depthscope.studies.registry import StudySettings
+    from depthscope.studies.study import run_study
 
     model = load(save("gpt2", tmp_path / "model"))
     tables = []
     for unit_tokens in (60, 180, 100_000):
-        settings = StudySettings(edits=("swap",), window=60, unit_tokens=unit_tokens)
+        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=60, unit_tokens=unit_tokens)
         text = ds.corpus(tokens=13_000)
         run_study(model, text, tmp_path / str(unit_tokens), settings)
         tables.append(ds.Study(tmp_path / str(unit_tokens)).table("sweep"))
@@ -135,22 +146,48 @@ def test_a_document_may_go_on_in_the_next_unit(tmp_path):
 
 def test_a_model_without_components_is_swept_by_swaps_and_drops(tmp_path):
     model = load(save("mamba", tmp_path / "model"))
-    study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, progress=False)
+    study = ds.study(
+        model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, experiments=["sweep"], progress=False
+    )
     assert set(study.table("sweep")["edit"]) == {"none", "swap", "drop"}
     assert set(study.run.manifest["not_done"]) == {"drop_attn", "drop_mlp"}
     with pytest.raises(UnsupportedError, match="no separate attention and MLP"):
-        ds.study(model, ds.corpus(tokens=200), out=tmp_path / "other", edits=["drop_attn"], window=20, progress=False)
+        ds.study(
+            model,
+            ds.corpus(tokens=200),
+            out=tmp_path / "other",
+            edits=["drop_attn"],
+            window=20,
+            experiments=["sweep"],
+            progress=False,
+        )
     assert not (tmp_path / "other").exists()
 
 
 def test_an_edit_named_twice_is_measured_once(tmp_path, gpt2):
-    study = ds.study(gpt2, ds.corpus(tokens=40), out=tmp_path, edits=["swap", "swap"], window=20, progress=False)
+    study = ds.study(
+        gpt2,
+        ds.corpus(tokens=40),
+        out=tmp_path,
+        edits=["swap", "swap"],
+        window=20,
+        experiments=["sweep"],
+        progress=False,
+    )
     assert len(study.table("sweep")) == (1 + 11) * len(METRICS)
 
 
 def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
     (tmp_path / "a.txt").write_text("It was a dark and stormy night, and nobody was out. " * 12)
-    study = ds.study(gpt2, str(tmp_path / "a.txt"), out=tmp_path / "run", edits=["drop"], window=64, progress=False)
+    study = ds.study(
+        gpt2,
+        str(tmp_path / "a.txt"),
+        out=tmp_path / "run",
+        edits=["drop"],
+        window=64,
+        experiments=["sweep"],
+        progress=False,
+    )
     assert study.table("sweep")["ci_low"].null_count() == len(study.table("sweep"))
     assert study.table("sweep")["mean"].null_count() == 0
 
@@ -161,7 +198,7 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
     text = ds.corpus(tokens=12_000)
 
     def study(out: Path) -> None:
-        ds.study(model, text, out=out, window=50, progress=False)
+        ds.study(model, text, out=out, window=50, experiments=["sweep"], progress=False)
 
     start = time.perf_counter()
     study(tmp_path / "whole")
@@ -189,7 +226,9 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
 
 def test_trained_models_show_the_papers_robustness(shelf, tmp_path):
     """Figure 3 on the embedded models: the first layer is catastrophic, the middle is robust, swaps cost less than drops."""
-    study = ds.study(shelf, ds.corpus(tokens=8 * 256), out=tmp_path, edits=["swap", "drop"], progress=False)
+    study = ds.study(
+        shelf, ds.corpus(tokens=8 * 256), out=tmp_path, edits=["swap", "drop"], experiments=["sweep"], progress=False
+    )
     table = study.table("sweep")
 
     def values(edit: str, metric: str) -> list[float]:

@@ -27,7 +27,7 @@ def test_windows_are_the_documents_tokens_cut_up(gpt2):
     for row, document, start in zip(windows.ids, windows.document, windows.start, strict=True):
         expected = gpt2.tokenize(corpus[int(document)])[start : start + 101]
         assert row.tolist() == expected
-    ids, targets = windows.batch(3, 5)
+    ids, targets = windows.part(3, 5).batch()
     assert torch.equal(ids[:, 1:], targets[:, :-1])
     assert ids.shape == targets.shape == (2, 100)
 

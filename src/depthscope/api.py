@@ -20,7 +20,8 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
-from depthscope.studies.study import Progress, StudySettings, run_study
+from depthscope.studies.registry import StudySettings
+from depthscope.studies.study import Progress, run_study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -74,22 +75,35 @@ def study(
     text: Corpus | str = BOOKSHELF,
     *,
     out: str | Path | None = None,
+    experiments: Sequence[str] = (),
     edits: Sequence[str] = StudySettings().edits,
     per_token: bool = False,
     window: int | None = None,
     bos: str = "auto",
+    protocol: str = "text",
+    suffix: str = "ing",
     progress: bool | Progress = True,
 ) -> Study:
     """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
 
-    The same call on the same directory resumes. `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps
-    every token's numbers in the shards; `window` is the window length in tokens (the context or 512); `bos` is auto,
-    none or window. Raises a DepthscopeError that says what was expected and what came.
+    The same call on the same directory resumes; other experiments on it join those that are there. `experiments` are all by
+    default; `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps every token's numbers in the sweep's
+    shards; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window; `protocol` is text
+    (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a DepthscopeError that says
+    what was expected and what came.
     """
     model = load(model) if isinstance(model, str) else model
     text = corpus(text) if isinstance(text, str) else text
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
-    settings = StudySettings(edits=tuple(edits), per_token=per_token, window=window, bos=bos)
+    settings = StudySettings(
+        experiments=tuple(experiments),
+        edits=tuple(edits),
+        per_token=per_token,
+        window=window,
+        bos=bos,
+        protocol=protocol,
+        suffix=suffix,
+    )
     if callable(progress):
         run_study(model, text, out, settings, progress)
     elif progress:

@@ -31,7 +31,18 @@ Bos = Annotated[
     str,
     typer.Option(help="BOS token before each window: auto (as the tokenizer does by itself), none or window (always)."),
 ]
-PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token's numbers in the shards.")]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="Where the paper's text and its first script differ: text, or lad2024 (the script, to compare with)."
+    ),
+]
+Experiments = Annotated[
+    str,
+    typer.Option(help="Which experiments, separated by commas.", show_default="all"),
+]
+Suffix = Annotated[str, typer.Option(help="What the probed next token ends in.")]
+PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token's numbers of the sweep in its shards.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="The run directory. The same command on it resumes.", show_default="runs/MODEL-DATA"),
@@ -46,6 +57,11 @@ DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_TOKENS = 16_384
 DEFAULT_DTYPE = "float32"
+
+
+def listed(names: str) -> list[str]:
+    """Names separated by commas, hyphens or not."""
+    return [name.strip().replace("-", "_") for name in names.split(",") if name.strip()]
 
 
 def load_quietly(name: str, dtype: str, device: str, revision: str | None, verify: bool = True) -> "Model":

@@ -1,35 +1,20 @@
 """`depthscope study`."""
 
 from depthscope.cli import options
-from depthscope.cli.running import run_and_show
+from depthscope.cli.request import Request, measuring, run_and_show
 
 
+@measuring
 def command(
-    model: options.ModelName = options.DEFAULT_MODEL,
-    data: options.Data = options.DEFAULT_DATA,
-    tokens: options.Tokens = options.DEFAULT_TOKENS,
-    out: options.Out = None,
-    window: options.Window = None,
-    bos: options.Bos = "auto",
+    request: Request,
+    *,
+    experiments: options.Experiments = "",
+    suffix: options.Suffix = "ing",
     per_token: options.PerToken = False,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
 ) -> None:
-    """Study a model: sweep all layers, make the tables, write the page, print what was found.
+    """Study a model: run all experiments, find the stages, make the tables, write the page, print what was found.
 
     Stop it whenever you like: the same command goes on where it was and ends with the same tables.
     """
-    run_and_show(
-        model,
-        data=data,
-        tokens=tokens,
-        edits=("swap", "drop", "drop_attn", "drop_mlp"),
-        per_token=per_token,
-        window=window,
-        bos=bos,
-        out=out,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-    )
+    names = options.listed(experiments)
+    run_and_show(request, experiments=names, suffix=suffix, per_token=per_token)

@@ -8,7 +8,7 @@ on: the first window of each document, then the second of each, until there are 
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -64,9 +64,14 @@ class Windows:
         """How many documents the windows come from."""
         return len(np.unique(self.document))
 
-    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Inputs and next tokens of windows `start … stop-1`, each shaped [stop − start, length]."""
-        rows = torch.from_numpy(self.ids[start:stop].astype(np.int64))
+    def part(self, start: int, stop: int) -> "Windows":
+        """Windows `start … stop-1` of these."""
+        rows = slice(start, stop)
+        return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows])
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and next tokens of all windows, each shaped [windows, length]."""
+        rows = torch.from_numpy(self.ids.astype(np.int64))
         return rows[:, :-1], rows[:, 1:]
 
     def token_hash(self) -> str:

@@ -5,24 +5,34 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from depthscope.engine.plan import EMBEDDING, Call, Finish, Instruction, Mean
+from depthscope.engine.plan import Call, Finish, Instruction, Mean
 from depthscope.models.model import Model
+from depthscope.models.stack import Entry
 from depthscope.shapes import Residual, TokenIds
 
 
 def execute(
-    model: Model, plan: Sequence[Instruction], ids: TokenIds
+    model: Model,
+    plan: Sequence[Instruction],
+    ids: TokenIds,
+    entry: Entry | None = None,
+    known: Sequence[Residual] = (),
 ) -> Iterator[tuple[tuple[tuple[int, ...], ...], Residual]]:
     """Final residual streams of a plan's routes on `ids`, in the plan's order.
 
     Each item is (routes, residual): `residual` holds `len(routes)` batches behind each other, and `routes[i]` are the
     indices of the routes that end with the i-th. Streams are freed as soon as nothing branches off them any more.
+    `entry` is the model's entry for `ids` and `known` the residual streams of the plan's first route, from the embedding
+    on, where they have been computed before.
     """
     batch = ids.shape[0]
-    entry = model.stack.enter(ids)
-    streams: dict[int, Tensor] = {EMBEDDING: entry.residual}
+    entry = entry or model.stack.enter(ids)
+    streams: dict[int, Tensor] = dict(enumerate(known or [entry.residual]))
+    done = set(streams)
     for instruction in plan:
         if isinstance(instruction, Call):
+            if done.issuperset(instruction.targets):
+                continue
             copies = len(instruction.sources)
             arguments = entry.arguments if copies == 1 else model.stack.arguments(ids, copies)
             given = _together([streams[source] for source in instruction.sources])

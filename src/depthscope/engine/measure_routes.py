@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
+from depthscope.engine.baseline import Baseline, pieces, require_finite
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import Instruction, make_plan
-from depthscope.errors import NumericError
-from depthscope.measure.divergence import SLICE, Measured, Reference, compare, measure_baseline, reference
+from depthscope.measure.divergence import SLICE, Measured, compare
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.shapes import TokenIds
@@ -24,6 +24,9 @@ class RouteMeasures:
     agreement: Bool[Tensor, "routes batch seq"]
     entropy: Float32[Tensor, "routes batch seq"]
     loss: Float32[Tensor, "routes batch seq"]
+
+
+COLUMNS = ("kl", "agreement", "entropy", "loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,48 +60,34 @@ class RouteMeter:
         `targets` are the tokens that follow each position. Raises DataError for token ids outside the vocabulary and
         NumericError, naming route and position, for NaN or infinity in the activations.
         """
-        self.model.check_ids(ids)
-        self.model.check_ids(targets)
-        ids, targets = ids.to(self.model.device), targets.to(self.model.device)
-        at_once = max(1, self.pieces.tokens // ids.shape[1])
         parts = [
-            self._piece(some_ids, some_targets)
-            for some_ids, some_targets in zip(ids.split(at_once), targets.split(at_once), strict=True)
+            self.against(Baseline(self.model, *piece, slice_width=self.pieces.slice_width))
+            for piece in pieces(ids, targets, self.pieces.tokens)
         ]
-        return RouteMeasures(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+        columns = ([getattr(part, name) for part in parts] for name in COLUMNS)
+        return RouteMeasures(*(torch.cat(column, 1) for column in columns))
 
-    def _piece(self, ids: TokenIds, targets: TokenIds) -> tuple[Tensor, ...]:
-        head, shape = self.model.head, ids.shape
-        plan = self._plan(max(1, self.pieces.together // ids.numel()))
-        flat = targets.flatten().long()
-        base: Reference | None = None
+    @torch.inference_mode()
+    def against(self, baseline: Baseline) -> RouteMeasures:
+        """The same, given the model's own run: its residual streams are what the routes branch off from."""
+        head, shape = self.model.head, baseline.ids.shape
+        plan = self._plan(max(1, self.pieces.together // baseline.ids.numel()))
         measured: dict[int, Measured] = {}
-        for routes, residual in execute(self.model, plan, ids):
-            if base is None:
-                base = reference(head, head.hidden(residual), self.pieces.slice_width)
-                own = measure_baseline(head, base, flat)
-                measured.update(dict.fromkeys(routes[0], own))
-                self._require_finite(own, routes[0], shape)
+        for routes, residual in execute(self.model, plan, baseline.ids, baseline.entry, baseline.residuals):
+            if not measured:
+                measured.update(dict.fromkeys(routes[0], baseline.measured))
                 continue
             for indices, stream in zip(routes, residual.split(shape[0]), strict=True):
-                one = compare(head, base, head.hidden(stream), flat, self.pieces.slice_width)
-                self._require_finite(one, indices, shape)
+                one = compare(
+                    head, baseline.reference, head.hidden(stream), baseline.flat_targets, baseline.slice_width
+                )
+                require_finite(one, baseline, f"the route {self._all[indices[0]].name!r}")
                 measured.update(dict.fromkeys(indices, one))
-        columns = ("kl", "agreement", "entropy", "loss")
         rows = [measured[index] for index in range(len(self._all))]
-        return tuple(torch.stack([getattr(row, name).view(shape).cpu() for row in rows]) for name in columns)
+        return RouteMeasures(*(torch.stack([getattr(row, name).view(shape).cpu() for row in rows]) for name in COLUMNS))
 
     def _plan(self, width: int) -> list[Instruction]:
         width = min(width, len(self._all))
         if width not in self._plans:
             self._plans[width] = make_plan(self._all, width)
         return self._plans[width]
-
-    def _require_finite(self, measured: Measured, indices: tuple[int, ...], shape: torch.Size) -> None:
-        fine = torch.isfinite(measured.loss) & torch.isfinite(measured.entropy) & torch.isfinite(measured.kl)
-        if not bool(fine.all()):
-            place = int((~fine).nonzero()[0, 0])
-            raise NumericError(
-                f"NaN or infinity on the route {self._all[indices[0]].name!r} of {self.model.name}, "
-                f"window {place // shape[1]} of the batch, position {place % shape[1]}"
-            )

@@ -3,11 +3,11 @@
 Routes that begin alike share their beginnings, so a sweep over all swaps and drops computes the model's own blocks once
 and each edited route only from its edit on: a drop sweep of L blocks takes L(L+1)/2 block calls instead of L·L + L.
 
-Nodes of the tree are residual streams, numbered; node 0 is the embedding. The tree's leaves are worked off in cohorts of
-`width` routes. Within a cohort, streams about to enter the same block go in as one call (a wavefront); from one cohort to
-the next, only streams that later routes still branch off from are kept. Width 1 is route after route, which is fastest
-when a batch is large; a wide cohort fills the machine when the batch is a single short prompt. Torch-free; the numbers do
-not depend on the plan.
+Nodes of the tree are residual streams, numbered; node 0 is the embedding, nodes 1, 2, … are those of the first route.
+The tree's leaves are worked off in cohorts of `width` routes. Within a cohort, streams about to enter the same block
+go in as one call (a wavefront); from one cohort to the next, only streams that later routes still branch off from are
+kept. Width 1 is route after route, which is fastest when a batch is large; a wide cohort fills the machine when the
+batch is a single short prompt. Torch-free; the numbers do not depend on the plan.
 """
 
 from collections import Counter, defaultdict
@@ -64,7 +64,7 @@ class _Node:
 
 
 def make_plan(routes: Sequence[Route], width: int = 1) -> list[Instruction]:
-    """Instructions that compute the final residual streams of `routes`, the first of them first.
+    """Instructions that compute the final residual streams of `routes`, the first of them first and by itself.
 
     `width`: how many routes may be under way together, at least 1.
     """

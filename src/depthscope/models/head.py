@@ -192,8 +192,12 @@ def _find_logit_map(model: PreTrainedModel, unembedding: nn.Linear) -> Elementwi
 
 def _scale(given: Tensor, got: Tensor, ratio: float) -> ElementwiseMap | None:
     """The scale, if it is one, that takes `given` to `got`: none, by multiplication or by division."""
-    candidates = [ElementwiseMap(), *_rounded("multiply", ratio), *_rounded("divide", 1 / ratio if ratio else 1.0)]
-    return _first_that_agrees(candidates, given, got)
+    return _first_that_agrees(scale_between(ratio), given, got)
+
+
+def scale_between(ratio: float) -> list[ElementwiseMap]:
+    """What may have multiplied numbers by about `ratio`, the likeliest first: nothing, a factor, a divisor."""
+    return [ElementwiseMap(), *_rounded("multiply", ratio), *_rounded("divide", 1 / ratio if ratio else 1.0)]
 
 
 def _first_that_agrees(candidates: list[ElementwiseMap], given: Tensor, got: Tensor) -> ElementwiseMap | None:

@@ -14,6 +14,7 @@ from depthscope.models import components as component_search
 from depthscope.models.components import Components
 from depthscope.models.head import Head
 from depthscope.models.stack import BlockStack
+from depthscope.models.writes import Writers, find_writers
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
 
@@ -83,6 +84,19 @@ class Model:
         """Where attention and MLP are in each block; None where the model has no separate ones."""
         with torch.inference_mode():
             return component_search.find(self.stack, self.family, self.stack.enter(self.probe_ids()))
+
+    @cached_property
+    def writers(self) -> Writers:
+        """What attention and MLP add to the residual stream. Raises UnsupportedError where that cannot be read."""
+        components = self.require_components()
+        with torch.inference_mode():
+            found = find_writers(self.stack, components, self.stack.enter(self.probe_ids()))
+        if found is None:
+            raise UnsupportedError(
+                f"{self.name} ({self.family}): a block's output is not the residual stream plus what "
+                f"{components.names.attention} and {components.names.mlp} write, so their parts cannot be told"
+            )
+        return found
 
     @property
     def family(self) -> str:

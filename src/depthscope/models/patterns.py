@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -40,11 +41,18 @@ def attention_patterns(
             yield seen.pop() if seen else None
 
 
+def pattern_heads(model: Model) -> list[int]:
+    """For each block how many heads' patterns can be read; 0 where it has none."""
+    ids = model.probe_ids(7)
+    with torch.inference_mode():
+        residual = model.stack.enter(ids).residual
+        patterns = attention_patterns(model, ids, [residual] * model.depth)
+        return [0 if pattern is None else pattern.shape[1] for pattern in patterns]
+
+
 def has_patterns(model: Model) -> list[bool]:
     """For each block whether it has an attention pattern to read."""
-    ids = model.probe_ids(7)
-    residual = model.stack.enter(ids).residual
-    return [pattern is not None for pattern in attention_patterns(model, ids, [residual] * model.depth)]
+    return [heads > 0 for heads in pattern_heads(model)]
 
 
 @contextmanager

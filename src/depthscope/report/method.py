@@ -72,7 +72,7 @@ def facts(manifest: dict[str, Any], measured: Measured | None) -> list[tuple[str
 def method(manifest: dict[str, Any], measured: Measured | None) -> dict[str, Any]:
     """How it was measured: definitions, text, estimator, what was not done, and what tells this run from another."""
     settings = manifest.get("settings", {})
-    edits = measured.edits if measured else settings.get("sweep", {}).get("edits", [])
+    edits = measured.edits if measured else settings.get("experiments", {}).get("sweep", {}).get("edits", [])
     return {
         "replay": REPLAY,
         "edits": [SHOWN[edit] for edit in edits if edit in SHOWN],

@@ -1,6 +1,6 @@
-"""The local runner: work units one after the other, skipping those whose shard is there."""
+"""Work units, done one after the other on this machine, each stored as soon as it is done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -10,7 +10,7 @@ from depthscope.run.store import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A work unit: windows `start … stop-1` of the text. It ends in one shard."""
+    """A work unit of the shared pass: windows `start … stop-1` of the text. It ends in one shard per experiment."""
 
     index: int
     start: int
@@ -25,14 +25,17 @@ def work_units(windows: int, per_unit: int) -> list[Unit]:
 
 def run_units(
     run: RunDirectory,
-    experiment: str,
-    units: Sequence[Unit],
-    work: Callable[[Unit], pl.DataFrame],
-    done: Callable[[Unit, bool], None] = lambda unit, fresh: None,
-) -> None:
-    """Do every unit that has no shard yet. `done` is told of each, and whether it was computed now."""
-    for unit in units:
-        fresh = not run.shard_path(experiment, unit.index).exists()
-        if fresh:
-            run.write_shard(experiment, unit.index, work(unit))
-        done(unit, fresh)
+    experiments: Sequence[str],
+    units: int,
+    work: Callable[[int, Sequence[str]], Mapping[str, pl.DataFrame]],
+) -> Iterator[int]:
+    """Do units `0 … units-1` as far as experiments have no shard of them yet, and yield each when it is done.
+
+    `work(unit, missing)` gives the shards of the experiments that miss theirs.
+    """
+    for unit in range(units):
+        missing = [name for name in experiments if not run.shard_path(name, unit).exists()]
+        if missing:
+            for name, shard in work(unit, missing).items():
+                run.write_shard(name, unit, shard)
+        yield unit

@@ -11,7 +11,7 @@ the shards beside it until the run ends), or anything on file systems whose rena
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,14 +56,16 @@ class RunDirectory:
     def writing(cls, path: str | Path, settings: dict[str, Any], facts: dict[str, Any]) -> Iterator["RunDirectory"]:
         """Create a run or resume the one at `path`, as its only writer.
 
-        `settings` decide what is computed: resuming with others raises RunMismatchError. `facts` (versions and the like)
-        are recorded. Raises RunError when the directory cannot be written, holds other things, or has a writer.
+        `settings` decide what is computed: resuming with others raises RunMismatchError. Experiments of a resumed run
+        (`settings["experiments"]`, by name) join those it has. `facts` (versions and the like) are recorded. Raises
+        RunError when the directory cannot be written, holds other things, or has a writer.
         """
         path = Path(path)
         with _locked(path):
             if (path / MANIFEST).exists():
                 run = cls.reading(path)
-                _require_same(path, run.manifest["settings"], _plain(settings))
+                _require_same(path, run.settings, _plain(settings))
+                run.settings.setdefault("experiments", {}).update(_plain(settings).get("experiments", {}))
                 _keep_versions(run.manifest, _plain(facts))
             else:
                 names = [entry.name for entry in path.iterdir()]
@@ -81,6 +83,12 @@ class RunDirectory:
     def settings(self) -> dict[str, Any]:
         """What decides the numbers of this run."""
         return self.manifest["settings"]
+
+    def finish(self, experiments: Sequence[str]) -> None:
+        """Note that these experiments have all their tables; the run is complete when all of its experiments have."""
+        finished = sorted({*self.manifest.get("finished", []), *experiments})
+        complete = set(finished) >= set(self.settings.get("experiments", {}))
+        self.update(finished=finished, status=COMPLETE if complete else RUNNING)
 
     @property
     def complete(self) -> bool:
@@ -163,11 +171,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _require_same(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    flat_there, flat_asked = dict(_flat(there)), dict(_flat(asked))
+    both = there.get("experiments", {}).keys() & asked.get("experiments", {}).keys()
+    flat_there, flat_asked = (dict(_flat(_only(settings, both))) for settings in (there, asked))
     keys = sorted(flat_there.keys() | flat_asked.keys())
     differences = {k: (flat_there.get(k), flat_asked.get(k)) for k in keys if flat_there.get(k) != flat_asked.get(k)}
     if differences:
         raise RunMismatchError(str(path), differences)
+
+
+def _only(settings: dict[str, Any], experiments: Set[str]) -> dict[str, Any]:
+    """Settings with those of some experiments alone."""
+    kept = {name: own for name, own in settings.get("experiments", {}).items() if name in experiments}
+    return {**settings, "experiments": kept}
 
 
 def _keep_versions(manifest: dict[str, Any], facts: dict[str, Any]) -> None:

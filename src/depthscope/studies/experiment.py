@@ -15,6 +15,7 @@ from depthscope.engine.baseline import Baseline
 Tables = dict[str, pl.DataFrame]
 
 
+@runtime_checkable
 class Experiment(Protocol):
     """Both kinds: `name` is the experiment's directory of shards, `settings` what decides its numbers."""
 
@@ -28,7 +29,9 @@ class Experiment(Protocol):
 
 @runtime_checkable
 class Reading(Experiment, Protocol):
-    """An experiment on the shared pass."""
+    """An experiment on the shared pass. `needs_writes`: whether it looks at what attention and MLP write."""
+
+    needs_writes: bool
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a work unit: `baseline` is the model's own run on `windows`."""

@@ -1,37 +1,40 @@
 """A study: experiments on one model and one text, in one run directory."""
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import torch
+
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
+from depthscope.engine.baseline import Baseline
 from depthscope.models.model import Model
-from depthscope.run.local import Unit, run_units, work_units
-from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.studies import sweep
+from depthscope.run.local import run_units, work_units
+from depthscope.run.store import RunDirectory
+from depthscope.studies.experiment import Experiment, OwnUnits, Reading
+from depthscope.studies.protocol import check_protocol
+from depthscope.studies.registry import StudySettings, Subject, make_experiments
 
-UNIT_TOKENS = 1024
-"""Tokens of a work unit: what is lost when a run is killed, and how often the progress bar moves."""
-VERSIONED = ("depthscope", "torch", "transformers", "tokenizers", "numpy", "polars")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudySettings:
-    """What decides the numbers of a study besides model and text."""
-
-    edits: tuple[str, ...] = tuple(sweep.EDITS)
-    per_token: bool = False
-    window: int | None = None
-    bos: str = "auto"
-    unit_tokens: int = UNIT_TOKENS
-
+VERSIONED = (
+    "depthscope",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "polars",
+    "scipy",
+    "scikit-learn",
+    "ruptures",
+)
 
 Progress = Callable[[str, int, int], None]
-"""Told (experiment, units done, units in all)."""
+"""Told (what is being done, units done, units in all)."""
 
 
 def run_study(
@@ -39,39 +42,67 @@ def run_study(
 ) -> RunDirectory:
     """Do what is not done yet of a study in directory `out`, then make its tables.
 
-    Raises RunMismatchError when `out` was made with other settings, and what reading text or measuring raises.
+    Experiments that are asked for later join those that are there. Raises RunMismatchError when `out` was made with other
+    settings, what reading text or measuring raises, and why an experiment cannot be done if no other was asked for.
     """
+    check_protocol(settings.protocol)
+    tell = progress or (lambda what, done, units: None)
     windows = make_windows(corpus, model, length=settings.window, bos=settings.bos)
-    kinds, not_done = sweep.possible_edits(settings.edits, model)
-    experiment = sweep.Sweep(model, windows, kinds, settings.per_token)
-    per_unit = max(1, settings.unit_tokens // windows.length)
-    units = work_units(len(windows), per_unit)
-    described = _settings(model, corpus, windows, kinds, settings, per_unit)
-    facts = {
-        "model": asdict(model.facts),
-        "text": {"documents": windows.documents, "too_short": windows.too_short},
-        "edits": {edit.route.name: f"{edit.kind}({edit.layer})" for edit in experiment.edits},
-        "not_done": not_done,
-        "versions": versions(),
-    }
-    with RunDirectory.writing(out, described, facts) as run:
-        done = 0
-
-        def tell(_unit: Unit, _fresh: bool) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(sweep.NAME, done, len(units))
-
-        run_units(run, sweep.NAME, units, experiment.work, tell)
-        run.write_table(sweep.NAME, sweep.sweep_table(run.shards(sweep.NAME, len(units))))
-        run.update(status=COMPLETE)
+    subject = Subject(model, corpus, windows, settings)
+    readings, others, not_done = make_experiments(subject)
+    made: list[Experiment] = [*readings, *others]
+    with RunDirectory.writing(out, _settings(subject, made), _facts(subject)) as run:
+        earlier = {what: why for what, why in run.manifest.get("not_done", {}).items() if not _asked(what, made)}
+        run.update(not_done={**earlier, **not_done})
+        _shared_pass(run, subject, readings, tell)
+        for experiment in others:
+            shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, experiment))
+            for unit in shards:
+                tell(experiment.name, unit + 1, experiment.units)
+        for experiment in made:
+            units = experiment.units if isinstance(experiment, OwnUnits) else len(_units(subject))
+            for name, table in experiment.tables(run.shards(experiment.name, units)).items():
+                run.write_table(name, table)
+        run.finish([experiment.name for experiment in made])
     return run
 
 
-def _settings(
-    model: Model, corpus: Corpus, windows: Windows, kinds: Sequence[str], settings: StudySettings, per_unit: int
-) -> dict[str, Any]:
+def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading], tell: Progress) -> None:
+    """One run of the model per unit, from which every reading that misses its shard takes what it needs."""
+    units = _units(subject)
+    by_name = {reading.name: reading for reading in readings}
+    what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
+
+    def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
+        windows = subject.windows.part(units[index].start, units[index].stop)
+        with torch.inference_mode():
+            writes = any(by_name[name].needs_writes for name in missing)
+            baseline = Baseline(subject.model, *windows.batch(), writes=writes)
+            return {name: by_name[name].read(baseline, windows) for name in missing}
+
+    if readings:
+        for index in run_units(run, list(by_name), len(units), work):
+            tell(what, index + 1, len(units))
+
+
+def _own_unit(experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
+    return {experiment.name: experiment.work(unit)}
+
+
+def _units(subject: Subject):
+    return work_units(len(subject.windows), _per_unit(subject.windows, subject.settings))
+
+
+def _per_unit(windows: Windows, settings: StudySettings) -> int:
+    return max(1, settings.unit_tokens // windows.length)
+
+
+def _asked(what: str, made: Sequence[Experiment]) -> bool:
+    return what in {experiment.name for experiment in made}
+
+
+def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
+    model, windows = subject.model, subject.windows
     return {
         "model": model.name,
         "revision": model.revision,
@@ -79,13 +110,21 @@ def _settings(
         "dtype": model.facts.dtype,
         "device": model.device.type,
         "attention_backend": model.facts.attention_backend,
-        "data": corpus.source,
+        "data": subject.corpus.source,
         "tokens": windows.tokens,
         "window": windows.length,
         "bos": windows.bos,
         "token_hash": windows.token_hash(),
-        "windows_per_unit": per_unit,
-        "sweep": {"edits": list(kinds), "per_token": settings.per_token},
+        "windows_per_unit": _per_unit(windows, subject.settings),
+        "experiments": {experiment.name: dict(experiment.settings) for experiment in made},
+    }
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    return {
+        "model": asdict(subject.model.facts),
+        "text": {"documents": subject.windows.documents, "too_short": subject.windows.too_short},
+        "versions": versions(),
     }
 
 

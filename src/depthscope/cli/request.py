@@ -1,0 +1,74 @@
+"""What every measuring command asks for, said once; and running it."""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from depthscope.cli import options
+from depthscope.cli.console import console, errors_console
+from depthscope.cli.summary import print_summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The options all measuring commands share."""
+
+    model: options.ModelName = options.DEFAULT_MODEL
+    data: options.Data = options.DEFAULT_DATA
+    tokens: options.Tokens = options.DEFAULT_TOKENS
+    out: options.Out = None
+    window: options.Window = None
+    bos: options.Bos = "auto"
+    protocol: options.Protocol = "text"
+    dtype: options.Dtype = options.DEFAULT_DTYPE
+    device: options.Device = "auto"
+    revision: options.Revision = None
+
+
+SHARED = tuple(inspect.signature(Request).parameters.values())
+
+
+def measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options: it is called with a Request, then with its own options by name."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @wraps(command)
+    def with_request(**given: Any) -> None:
+        shared = {parameter.name: given.pop(parameter.name) for parameter in SHARED}
+        command(Request(**shared), **given)
+
+    parameters = [SHARED[0], *own, *SHARED[1:]]
+    with_request.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_request.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del with_request.__wrapped__  # type: ignore[attr-defined]
+    return with_request
+
+
+def run_and_show(request: Request, **settings: Any) -> None:
+    """Measure, make the tables, write the page and print what was found. `settings` go to `api.study`."""
+    from depthscope import api
+
+    asked = asdict(request)
+    name, data, tokens, out = (asked.pop(key) for key in ("model", "data", "tokens", "out"))
+    loaded = options.load_quietly(name, *(asked.pop(key) for key in ("dtype", "device", "revision")))
+    directory = out or Path("runs") / _slug(f"{name}-{data}")
+    console.print(f"[bold]{loaded.name}[/]: {loaded.depth} blocks, {data}, into {directory}", highlight=False)
+    try:
+        study = api.study(loaded, api.corpus(data, tokens), out=directory, **asked, **settings)
+    except KeyboardInterrupt:
+        errors_console.print(f"stopped; the same command goes on where it was ({directory})")
+        raise typer.Exit(130) from None
+    page = study.report()
+    print_summary(study.run, settings.get("experiments", ()))
+    console.print(f"tables {study.path / 'tables'}", highlight=False, soft_wrap=True)
+    console.print(f"page   {page}", highlight=False, soft_wrap=True)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")

@@ -1,0 +1,87 @@
+"""The model's own run on a batch of tokens: the one pass that every experiment on the text starts from."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from depthscope.errors import NumericError
+from depthscope.measure.divergence import SLICE, Measured, Reference, measure_baseline, reference
+from depthscope.models.model import Model
+from depthscope.models.patterns import Pattern, attention_patterns
+from depthscope.models.writes import Writes
+from depthscope.routes import Route, Step
+from depthscope.shapes import Residual, TokenIds
+
+
+class Baseline:
+    """The unedited model on token windows: residual streams of all depths, and what follows from them when asked for.
+
+    `targets` are the tokens that follow each position. With `writes`, what attention and MLP of every block added to the
+    residual stream is kept too. To be made and used under torch.inference_mode. Raises DataError for token ids outside
+    the vocabulary or a window longer than the context.
+    """
+
+    def __init__(
+        self, model: Model, ids: TokenIds, targets: TokenIds, *, writes: bool = False, slice_width: int = SLICE
+    ) -> None:
+        model.check_ids(ids)
+        model.check_ids(targets)
+        self.model = model
+        self.ids, self.targets = ids.to(model.device), targets.to(model.device)
+        self.slice_width = slice_width
+        self.entry = model.stack.enter(self.ids)
+        self.residuals: list[Residual] = [self.entry.residual]
+        """x_0 … x_L: before each block, and after the last."""
+        self.writes: list[Writes] = []
+        """What each block's components wrote; empty unless asked for."""
+        for block in range(model.depth):
+            self.residuals.append(self._after(block, self.residuals[-1], keep=writes))
+
+    @property
+    def flat_targets(self) -> Tensor:
+        """The next tokens laid end to end, shaped [tokens]."""
+        return self.targets.flatten().long()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The model's own next-token distributions p."""
+        return reference(self.model.head, self.model.head.hidden(self.residuals[-1]), self.slice_width)
+
+    @cached_property
+    def measured(self) -> Measured:
+        """The model measured against itself. Raises NumericError for NaN or infinity."""
+        own = measure_baseline(self.model.head, self.reference, self.flat_targets)
+        require_finite(own, self, f"the route {Route.own(self.model.depth).name!r}")
+        return own
+
+    def patterns(self) -> Iterator[Pattern | None]:
+        """Each block's attention pattern in turn, None where it has none."""
+        return attention_patterns(self.model, self.ids, self.residuals)
+
+    def _after(self, block: int, residual: Residual, keep: bool) -> Residual:
+        if not keep:
+            return self.model.visit(Step(block), residual, self.entry.arguments)
+        with self.model.writers.watched(block) as written:
+            after = self.model.visit(Step(block), residual, self.entry.arguments)
+        self.writes += written
+        return after
+
+
+def require_finite(measured: Measured, baseline: Baseline, route: str) -> None:
+    """Raise NumericError, naming route and position, where a measure is NaN or infinite."""
+    fine = torch.isfinite(measured.loss) & torch.isfinite(measured.entropy) & torch.isfinite(measured.kl)
+    if not bool(fine.all()):
+        place, length = int((~fine).nonzero()[0, 0]), baseline.ids.shape[1]
+        raise NumericError(
+            f"NaN or infinity on {route} of {baseline.model.name}, "
+            f"window {place // length} of the batch, position {place % length}"
+        )
+
+
+def pieces(ids: TokenIds, targets: TokenIds, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows in pieces of at most `tokens` tokens; one window at least."""
+    at_once = max(1, tokens // ids.shape[1])
+    parts: Sequence[tuple[Tensor, ...]] = (ids.split(at_once), targets.split(at_once))
+    yield from zip(*parts, strict=True)

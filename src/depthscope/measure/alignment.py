@@ -1,0 +1,99 @@
+"""How alike two representations of the same tokens are: angular distance, and linear CKA without bias.
+
+Linear CKA of representations X and Y is HSIC(X, Y) / √(HSIC(X, X) HSIC(Y, Y)) with linear kernels (Kornblith et al. 2019).
+HSIC is estimated without bias (Song et al. 2012, equation 5) on batches, and the estimates are averaged over batches before
+the ratio is taken (Nguyen et al. 2021), so that a small sample does not look aligned by chance. All in float64.
+"""
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from scipy import stats
+
+from depthscope.measure.estimate import LEVEL
+
+BATCH = 128
+"""Samples of one batch; a last batch of fewer than SMALLEST is not used."""
+SMALLEST = 4
+
+Samples = Float[np.ndarray, "samples depths d_model"]
+Matrix = Float64[np.ndarray, "depths depths"]
+
+
+def angular_distances(residuals: Samples) -> Float64[np.ndarray, "samples depths depths"]:
+    """arccos(cos(x, y)) / π between every two depths, per sample (Gromov et al. 2024). NaN where a vector is zero."""
+    vectors = residuals.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.arccos(np.clip(unit @ unit.swapaxes(1, 2), -1, 1)) / np.pi
+
+
+def cka(residuals: Samples, batch: int = BATCH) -> Matrix:
+    """Linear CKA between every two depths. NaN with fewer than SMALLEST samples or where a representation is constant."""
+    return _ratio(sum((hsic(part) for part in _batches(residuals, batch)), _nothing(residuals)))
+
+
+def hsic(samples: Samples) -> Matrix:
+    """Unbiased HSIC with linear kernels between every two depths, from one batch."""
+    return _hsic(_grams(samples))
+
+
+def jackknife_interval(
+    residuals: Samples, documents: Int64[np.ndarray, " samples"], batch: int = BATCH
+) -> tuple[Matrix, Matrix, Matrix]:
+    """CKA with its 95 % interval over documents, by leaving out one document at a time: (value, low, high).
+
+    NaN bounds where there are fewer than three documents. A document's samples lie together.
+    """
+    grams = [_grams(part) for part in _batches(residuals, batch)]
+    labels = [documents[start : start + batch] for start in range(0, len(documents), batch)][: len(grams)]
+    parts = [_hsic(gram) for gram in grams]
+    whole = sum(parts, _nothing(residuals))
+    without = []
+    for document in np.unique(documents):
+        total = whole.copy()
+        for gram, label, part in zip(grams, labels, parts, strict=True):
+            kept = np.flatnonzero(label != document)
+            if len(kept) < len(label):
+                rest = _hsic(gram[:, kept][:, :, kept]) if len(kept) >= SMALLEST else np.zeros_like(part)
+                total += rest - part
+        without.append(_ratio(total))
+    return _interval(_ratio(whole), np.array(without))
+
+
+def _interval(value: Matrix, without: Float64[np.ndarray, "documents depths depths"]) -> tuple[Matrix, Matrix, Matrix]:
+    count = len(without)
+    if count < 3:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    error = np.sqrt((count - 1) * without.var(0))
+    half = error * stats.t.ppf((1 + LEVEL) / 2, count - 1)
+    return value, value - half, value + half
+
+
+def _batches(residuals: Samples, batch: int) -> list[Samples]:
+    parts = [residuals[start : start + batch] for start in range(0, len(residuals), batch)]
+    return [part for part in parts if len(part) >= SMALLEST]
+
+
+def _nothing(residuals: Samples) -> Matrix:
+    return np.zeros((residuals.shape[1],) * 2)
+
+
+def _grams(samples: Samples) -> Float64[np.ndarray, "depths n n"]:
+    vectors = samples.astype(np.float64).swapaxes(0, 1)
+    vectors = vectors - vectors.mean(1, keepdims=True)  # HSIC does not see a shift, but rounding does
+    return vectors @ vectors.swapaxes(1, 2)
+
+
+def _hsic(grams: Float64[np.ndarray, "depths n n"]) -> Matrix:
+    n = grams.shape[1]
+    off = grams * (1 - np.eye(n))
+    flat, rows, totals = off.reshape(len(off), -1), off.sum(2), off.sum((1, 2))
+    cross = np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
+    return (flat @ flat.T + cross) / (n * (n - 3))
+
+
+def _ratio(total: Matrix) -> Matrix:
+    own = np.diag(total)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.sqrt(np.where(own > 0, own, np.nan))
+        return total / np.outer(scale, scale)

@@ -1,0 +1,44 @@
+"""Where attention goes: to the tokens just before, to the first token of the window, to the token itself."""
+
+import polars as pl
+
+from depthscope.schema.metric import ESTIMATE, Metric
+
+REACHES = (1, 2, 4, 5, 8, 16)
+"""How many previous tokens are counted together."""
+
+
+def previous(reach: int) -> Metric:
+    """Attention to the `reach` tokens before the query."""
+    return Metric(
+        f"previous_{reach}",
+        "share",
+        f"Attention to the {reach} tokens before" if reach > 1 else "Attention to the token before",
+        f"share of a query's attention on the {reach} tokens before it, itself excluded",
+        0.0,
+        1.0,
+    )
+
+
+def band(reach: int) -> Metric:
+    """The published script's version."""
+    return Metric(
+        f"band_{reach}",
+        "share",
+        f"Mean entry of the first {reach} sub-diagonals",
+        f"mean over the entries of the pattern's first {reach} sub-diagonals (lad2024)",
+        0.0,
+        1.0,
+    )
+
+
+FIRST = Metric("first", "share", "Attention to the first token", "share on the window's first token", 0.0, 1.0)
+ITSELF = Metric("self", "share", "Attention to itself", "share on the query's own token", 0.0, 1.0)
+
+PREVIOUS = {reach: previous(reach) for reach in REACHES}
+BANDS = {reach: band(reach) for reach in REACHES}
+
+ATTENTION_TABLE = {"layer": pl.Int32, **ESTIMATE}
+"""tables/attention.parquet: means over the heads of a layer."""
+HEADS_TABLE = {"layer": pl.Int32, "head": pl.Int32, **ESTIMATE}
+"""tables/attention_heads.parquet. `tokens` are the queries the mean is over."""

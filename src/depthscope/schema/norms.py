@@ -1,0 +1,26 @@
+"""How large attention's and MLP's contributions to the residual stream are."""
+
+import polars as pl
+
+from depthscope.schema.metric import ESTIMATE, Metric
+
+ATTENTION_NORM = Metric(
+    "attention_norm",
+    "norm",
+    "Norm of the attention output",
+    "‖attention output‖ as it is added to the residual stream",
+    0.0,
+)
+MLP_NORM = Metric(
+    "mlp_norm", "norm", "Norm of the MLP output", "‖MLP output‖ as it is added to the residual stream", 0.0
+)
+NORM_RATIO = Metric(
+    "norm_ratio", "ratio", "Attention norm over MLP norm", "‖attention output‖ / ‖MLP output‖ at a position", 0.0
+)
+RESIDUAL_NORM = Metric(
+    "residual_norm", "norm", "Norm of the residual stream", "‖residual stream‖ before the block", 0.0
+)
+METRICS = (ATTENTION_NORM, MLP_NORM, NORM_RATIO, RESIDUAL_NORM)
+
+NORMS_TABLE = {"layer": pl.Int32, **ESTIMATE}
+"""tables/norms.parquet. In LayerNorm models all vectors are centred first: nothing reads what they have in common."""

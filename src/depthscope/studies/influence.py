@@ -1,0 +1,42 @@
+"""Block influence (ShortGPT): one less the cosine between the residual streams before and after a block.
+
+It is a guess at what dropping the block would cost, made without dropping it; the sweep measures the cost itself.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import polars as pl
+import torch
+
+from depthscope.data.windows import Windows
+from depthscope.engine.baseline import Baseline
+from depthscope.models.model import Model
+from depthscope.schema.similarity import BLOCK_INFLUENCE
+from depthscope.studies.document_sums import Rows, window_sums
+
+NAME = "influence"
+
+
+class Influence:
+    """Block influence of every layer, over all positions. A reading of the shared pass."""
+
+    name = NAME
+    needs_writes = False
+
+    def __init__(self, model: Model) -> None:
+        self.settings = {}
+        self.rows = Rows({"layer": pl.Int32}, [(layer,) for layer in range(model.depth)], [BLOCK_INFLUENCE])
+
+    def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
+        """The shard of a unit."""
+        cosines = [
+            torch.cosine_similarity(before.double(), after.double(), dim=-1).flatten()
+            for before, after in pairwise(baseline.residuals)
+        ]
+        values = 1 - torch.stack(cosines)[None].cpu().numpy()
+        return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """INFLUENCE_TABLE."""
+        return {NAME: self.rows.table(shards)}

@@ -1,0 +1,56 @@
+"""Norms (E5, E6): how much attention and MLP of every layer add to the residual stream.
+
+Outputs are taken as they are added, biases included and through whatever norm or scale stands in between. In models whose
+norms take the mean out, vectors are centred first, as the paper's weight processing does: what they write along the
+all-ones direction is never read.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+import torch
+
+from depthscope.data.windows import Windows
+from depthscope.engine.baseline import Baseline
+from depthscope.models.model import Model
+from depthscope.models.weights import centres_writing
+from depthscope.schema.norms import METRICS
+from depthscope.shapes import Residual
+from depthscope.studies.document_sums import Rows, window_sums
+
+NAME = "norms"
+
+
+class Norms:
+    """Norms of attention and MLP outputs, their ratio, and of the residual stream. A reading of the shared pass.
+
+    Raises UnsupportedError for a model without separate attention and MLP.
+    """
+
+    name = NAME
+    needs_writes = True
+
+    def __init__(self, model: Model) -> None:
+        assert model.writers
+        self.settings = {"centred": centres_writing(model)}
+        self.rows = Rows({"layer": pl.Int32}, [(layer,) for layer in range(model.depth)], METRICS)
+
+    def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
+        """The shard of a unit."""
+        columns = []
+        for residual, written in zip(baseline.residuals, baseline.writes, strict=False):
+            attention, mlp = self._norm(written.attention), self._norm(written.mlp)
+            columns.append([attention, mlp, attention / mlp, self._norm(residual)])
+        values = np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
+        return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """NORMS_TABLE."""
+        return {NAME: self.rows.table(shards)}
+
+    def _norm(self, written: Residual) -> torch.Tensor:
+        vectors = written.float()
+        if self.settings["centred"]:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors.norm(dim=-1).flatten()

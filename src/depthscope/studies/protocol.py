@@ -1,0 +1,15 @@
+"""Protocols: where the paper's text and its published script differ, which of the two is followed."""
+
+from depthscope.errors import DepthscopeError
+
+TEXT, LAD2024 = "text", "lad2024"
+PROTOCOLS = {
+    TEXT: "the paper's text",
+    LAD2024: "the script published with the paper's first version, errors included",
+}
+
+
+def check_protocol(name: str) -> None:
+    """Raise DepthscopeError for an unknown protocol."""
+    if name not in PROTOCOLS:
+        raise DepthscopeError(f"unknown protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")

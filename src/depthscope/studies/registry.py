@@ -1,0 +1,84 @@
+"""The experiments by name, and how each is made for a model and a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from depthscope.data.corpus import Corpus
+from depthscope.data.windows import Windows
+from depthscope.errors import DepthscopeError
+from depthscope.models.model import Model
+from depthscope.studies import attention, geometry, influence, lens, norms, similarity, sweep
+from depthscope.studies.experiment import Experiment, OwnUnits, Reading
+from depthscope.studies.protocol import TEXT
+
+UNIT_TOKENS = 1024
+"""Tokens of a work unit: what is computed at once, what is lost when a run is killed, how often the bar moves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySettings:
+    """What decides the numbers of a study besides model and text."""
+
+    experiments: tuple[str, ...] = ()
+    """Names from EXPERIMENTS; all of them by default."""
+    edits: tuple[str, ...] = tuple(sweep.EDITS)
+    per_token: bool = False
+    window: int | None = None
+    bos: str = "auto"
+    protocol: str = TEXT
+    suffix: str = "ing"
+    unit_tokens: int = UNIT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a study is about."""
+
+    model: Model
+    corpus: Corpus
+    windows: Windows
+    settings: StudySettings
+
+
+def _sweep(subject: Subject) -> Experiment:
+    kinds, _ = sweep.possible_edits(subject.settings.edits, subject.model)
+    return sweep.Sweep(subject.model, subject.windows.length, kinds, subject.settings.per_token)
+
+
+EXPERIMENTS: Mapping[str, Callable[[Subject], Experiment]] = {
+    sweep.NAME: _sweep,
+    lens.NAME: lambda s: lens.Lens(s.model, s.settings.protocol),
+    norms.NAME: lambda s: norms.Norms(s.model),
+    attention.NAME: lambda s: attention.Attention(s.model, s.windows.length, s.settings.protocol),
+    similarity.NAME: lambda s: similarity.Similarity(s.model),
+    influence.NAME: lambda s: influence.Influence(s.model),
+    geometry.NAME: lambda s: geometry.Geometry(s.model, s.windows),
+}
+
+
+def experiment_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once and in the order of EXPERIMENTS, all for none. Raises DepthscopeError for one there is not."""
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(EXPERIMENTS)}")
+    return tuple(name for name in EXPERIMENTS if not names or name in names)
+
+
+def make_experiments(subject: Subject) -> tuple[list[Reading], list[OwnUnits], dict[str, str]]:
+    """The experiments of a study, readings apart from those with units of their own, and why others cannot be done.
+
+    Raises the reason when it is the only experiment asked for.
+    """
+    readings, others, not_done = [], [], {}
+    names = experiment_names(subject.settings.experiments)
+    for name in names:
+        try:
+            made = EXPERIMENTS[name](subject)
+        except DepthscopeError as error:
+            if len(names) == 1:
+                raise
+            not_done[name] = str(error)
+            continue
+        (readings if isinstance(made, Reading) else others).append(made)
+    if sweep.NAME in names and sweep.NAME not in not_done:
+        not_done |= sweep.possible_edits(subject.settings.edits, subject.model)[1]
+    return readings, others, not_done

@@ -1,0 +1,78 @@
+"""Similarity under swaps (E9): does a layer write the same when it is moved, or what its place asks for?
+
+For each swap of layers l and l + 1 and for attention and MLP apart, cosines of what is written, averaged over positions:
+moved with in place (self), moved with what stood there (index), and the two neighbours in place (adjacent). In a swap
+block l + 1 reads x_l, and block l reads what block l + 1 made of it.
+"""
+
+from collections.abc import Iterable
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from depthscope.data.windows import Windows
+from depthscope.engine.baseline import Baseline
+from depthscope.errors import UnsupportedError
+from depthscope.models.model import Model
+from depthscope.models.writes import Writes
+from depthscope.schema.similarity import COMPONENTS, EARLIER, LATER, SWAP_METRICS
+from depthscope.shapes import Residual
+from depthscope.studies.document_sums import Rows, window_sums
+
+NAME = "similarity"
+KEYS = {"layer": pl.Int32, "component": pl.String, "moved": pl.String}
+
+
+class Similarity:
+    """Self, index and adjacent cosines for every adjacent swap. A reading of the shared pass.
+
+    Raises UnsupportedError for a model without separate attention and MLP, or with a single layer.
+    """
+
+    name = NAME
+    needs_writes = True
+
+    def __init__(self, model: Model) -> None:
+        assert model.writers
+        if model.depth < 2:
+            raise UnsupportedError(f"{model.name} has one layer: expected two that could change places")
+        self.settings = {}
+        swaps = range(model.depth - 1)
+        self.rows = Rows(
+            KEYS, [(i, part, way) for i in swaps for part in COMPONENTS for way in (LATER, EARLIER)], SWAP_METRICS
+        )
+
+    def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
+        """The shard of a unit."""
+        rows = []
+        for layer in range(baseline.model.depth - 1):
+            earlier, after = _written(baseline, layer + 1, baseline.residuals[layer])
+            later, _ = _written(baseline, layer, after)
+            first, second = baseline.writes[layer], baseline.writes[layer + 1]
+            for part in COMPONENTS:
+                adjacent = _cosine(getattr(first, part), getattr(second, part))
+                for moved, own, displaced in ((later, first, second), (earlier, second, first)):
+                    output = getattr(moved, part)
+                    with_own, with_displaced = (_cosine(output, getattr(w, part)) for w in (own, displaced))
+                    rows.append(torch.stack([with_own, with_displaced, adjacent]))
+        values = torch.stack(rows, 1).cpu().numpy()
+        return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """SIMILARITY_TABLE."""
+        return {NAME: self.rows.table(shards)}
+
+
+def _written(baseline: Baseline, block: int, residual: Residual) -> tuple[Writes, Residual]:
+    """What a block writes, given a residual stream, and the stream after it."""
+    model = baseline.model
+    with model.writers.watched(block) as written:
+        after = model.stack.call(block, residual, baseline.entry.arguments)
+    return written[0], after
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine at each position, [tokens]; NaN where one of the two is zero."""
+    a, b = a.float(), b.float()
+    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).flatten()
