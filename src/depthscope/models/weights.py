@@ -59,15 +59,17 @@ def normalised(residual: Float[Tensor, "*shape d_model"], centring: bool) -> Flo
     return residual / residual.square().mean(-1, keepdim=True).sqrt()
 
 
-def unembedding(model: Model) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"]]:
+def unembedding(model: Model, processed: bool = True) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"]]:
     """W_U with the final norm folded in and centred, and its bias, to be read with the normalised residual stream.
 
     Logits follow as W n(x_L) + b up to a number per position (and up to a scale or soft cap of the family's own), where n
-    normalises without scale or shift.
+    normalises without scale or shift. Not `processed`: both as they are in the model.
     """
     weight = model.head.weight.detach().float()
     bias = model.head.unembedding.bias
     bias = torch.zeros(weight.shape[0], device=weight.device) if bias is None else bias.detach().float()
+    if not processed:
+        return weight, bias
     for module in reversed(model.head.modules):
         if isinstance(module, nn.Linear):
             bias = bias if module.bias is None else bias + weight @ module.bias.detach().float()
@@ -80,14 +82,17 @@ def unembedding(model: Model) -> tuple[Float[Tensor, "vocab d_model"], Float[Ten
     return weight - weight.mean(0), bias - bias.mean()
 
 
-def mlp_output_weights(model: Model, block: int) -> Float[Tensor, "neurons d_model"]:
+def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Float[Tensor, "neurons d_model"]:
     """w_out of every MLP neuron of a block: what it adds to the residual stream per unit of activation.
 
     Of a gated MLP the rows of the down projection. Of experts all neurons of all experts, one expert after the other. A norm
-    between MLP and residual stream (Gemma 2, OLMo 2) is folded in; in LayerNorm models the vectors are centred. Raises
-    UnsupportedError where no weights with one row per neuron write to the residual stream.
+    between MLP and residual stream (Gemma 2, OLMo 2) is folded in; in LayerNorm models the vectors are centred. Not
+    `processed`: the rows as they are in the model. Raises UnsupportedError where no weights with one row per neuron write to
+    the residual stream.
     """
     rows = _written_rows(model, block)
+    if not processed:
+        return rows
     after = _norm_after(model, block)
     if after is not None:
         rows = rows * norm_affine(after, rows.shape[1]).scale
@@ -99,18 +104,39 @@ def centres_writing(model: Model) -> bool:
     return model.facts.norm == "LayerNorm"
 
 
+def require_mlp_output_weights(model: Model) -> None:
+    """Raise UnsupportedError unless every block has weights with one row of d_model per neuron. Converts no weights."""
+    if model.components is None:
+        raise UnsupportedError(
+            f"{model.name} ({model.family}) has no separate MLP that its blocks add to the residual stream, so it has no "
+            "neurons to read"
+        )
+    for block in range(model.depth):
+        shape = _rows_as_stored(model, block).shape
+        if shape[-1] != model.head.weight.shape[1]:
+            raise UnsupportedError(
+                f"{model.name}: the MLP of block {block} writes rows of {shape[-1]} numbers, expected "
+                f"{model.head.weight.shape[1]}, the width the unembedding reads"
+            )
+
+
 def _written_rows(model: Model, block: int) -> Tensor:
+    rows = _rows_as_stored(model, block).float()
+    return rows.flatten(0, 1) if rows.ndim == 3 else rows
+
+
+def _rows_as_stored(model: Model, block: int) -> Tensor:
+    """A view of the weights, [neurons, d_model] or [experts, neurons, d_model], in the model's own dtype."""
     mlp = model.require_components().mlp[block]
     linear = [module for module in mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
     if linear and not any("gate" in name and p.ndim == 3 for name, p in mlp.named_parameters()):
-        weight = linear[-1].weight.detach().float()
+        weight = linear[-1].weight.detach()
         return weight if isinstance(linear[-1], Conv1D) else weight.T
     experts = [p for name, p in mlp.named_parameters() if p.ndim == 3 and "down" in name]
     if not experts:
         raise UnsupportedError(f"{model.name}: the MLP of block {block} has no weights with one row per neuron")
-    weights = experts[0].detach().float()
-    rows = weights if model.family in EXPERTS_BY_ROW else weights.transpose(1, 2)
-    return rows.flatten(0, 1)
+    weights = experts[0].detach()
+    return weights if model.family in EXPERTS_BY_ROW else weights.transpose(1, 2)
 
 
 EXPERTS_BY_ROW = {"gpt_oss"}

@@ -1,5 +1,7 @@
 """Probes (E11): which neurons tell that the next token ends in a suffix, and how well."""
 
+from typing import Any
+
 import polars as pl
 
 from depthscope.schema.metric import ESTIMATE, Metric
@@ -102,7 +104,7 @@ training accuracy: the best k of a group are its ranks 1 … k. `difference`: me
 − mean over the others. `kurtosis` (raw) and `skew` of the cosines of w_out with the rows of W_U."""
 
 
-def probe_shard(neurons: int) -> dict[str, pl.DataType | type[pl.DataType]]:
+def probe_shard(neurons: int) -> dict[str, Any]:
     """shards/probes: a row per context. `log_probability` is the log of the model's probability, in nats, that the next
     token ends in the suffix; `activations` are of the neurons in the experiment's order, at the context's last token.
     """

@@ -17,10 +17,14 @@ Tables = dict[str, pl.DataFrame]
 
 @runtime_checkable
 class Experiment(Protocol):
-    """Both kinds: `name` is the experiment's directory of shards, `settings` what decides its numbers."""
+    """Both kinds: `name` is the experiment's directory of shards."""
 
     name: str
-    settings: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides its numbers, as JSON can hold it."""
+        ...
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> Tables:
         """The tables of the experiment by name, from its shards in order, in one pass and constant memory."""
