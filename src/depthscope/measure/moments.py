@@ -1,0 +1,181 @@
+"""How the cosines of output weights with all of a vocabulary are distributed, streamed over the vocabulary.
+
+For a neuron with output weight w and the unembedding's rows u_v (vocabulary size V), the cosines are c_v = ŵ·û_v with
+ŵ = w/‖w‖ and û_v = u_v/‖u_v‖. Directions are kept as d_v = û_v − mean û, so that ŵ·d_v is a cosine less the neuron's mean
+cosine, and central moments need no differences of large sums:
+
+    mean      ŵ · mean(û)                      closed form
+    variance  m₂ = ŵᵀ (Σ d_v d_vᵀ / V) ŵ       closed form, from one d_model × d_model matrix in float64
+    skew      m₃ / m₂^1.5, m₃ = Σ (ŵ·d_v)³ / V  streamed
+    kurtosis  m₄ / m₂²,    m₄ = Σ (ŵ·d_v)⁴ / V  streamed; raw, 3 for a normal distribution
+
+These are the moments of the whole population (divided by V, not V − 1), as in Gurnee et al. 2024 (arXiv:2401.12181). Only a
+tile of neurons × vocabulary is ever alive: products in float32, sums over tiles in float64.
+
+A weight of zero has no direction: its cosines count as 0. So does a row of zeros of the unembedding. Where all cosines of
+a neuron are equal up to float32 rounding (`CONSTANT`), skew and kurtosis do not exist and are NaN.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+TILES = {"cpu": (1024, 1024), "accelerator": (8192, 8192)}
+"""Neurons and vocabulary entries of a tile. On a processor two tiles of float32 should stay in the cache."""
+ROWS_AT_ONCE = 4096
+"""Vocabulary entries taken to float64 at a time."""
+CONSTANT = 1e-14
+"""A variance of cosines under this is that of equal numbers rounded to float32 (2⁻²⁴ squared, some of them added up)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What follows in closed form, a number per neuron, float64 on the CPU."""
+
+    norm: Float64[Tensor, " neurons"]
+    """‖w‖."""
+    mean: Float64[Tensor, " neurons"]
+    """Mean cosine."""
+    variance: Float64[Tensor, " neurons"]
+    """Variance of the cosines."""
+    effect_variance: Float64[Tensor, " neurons"]
+    """Variance over the vocabulary of the logit effect u_v·w, in squared logits per squared unit of activation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments(Spread):
+    """The first four moments, a number per neuron, float64 on the CPU."""
+
+    skew: Float64[Tensor, " neurons"]
+    kurtosis: Float64[Tensor, " neurons"]
+
+
+class VocabularyDirections:
+    """An unembedding prepared for moments: unit directions about their mean, and the two matrices of second moments.
+
+    Takes one float32 copy of the unembedding and three times d_model² numbers; `unembedding` itself is not kept.
+    """
+
+    def __init__(self, unembedding: Float[Tensor, "vocab d_model"]) -> None:
+        self.norms = unembedding.norm(dim=1)
+        self.size, width = unembedding.shape
+        self.row_mean = unembedding.sum(0, dtype=torch.float64) / self.size
+        self.row_covariance = torch.zeros(width, width, dtype=torch.float64, device=self.row_mean.device)
+        self._directions = unembedding / self.norms.where(self.norms > 0, 1.0)[:, None]
+        self.mean = self._directions.sum(0, dtype=torch.float64) / self.size
+        self._directions -= self.mean.to(self._directions)
+        self._covariance = torch.zeros_like(self.row_covariance)
+        for start in range(0, self.size, ROWS_AT_ONCE):
+            stop = start + ROWS_AT_ONCE
+            rows, directions = unembedding[start:stop].double() - self.row_mean, self._directions[start:stop].double()
+            self.row_covariance += rows.T @ rows / self.size
+            self._covariance += directions.T @ directions / self.size
+
+    def spread(self, w_out: Float[Tensor, "neurons d_model"]) -> Spread:
+        """Norm, mean, variance and effect variance of each neuron: no pass over the vocabulary."""
+        exact = w_out.double()
+        norm = exact.norm(dim=1)
+        unit = exact / norm.where(norm > 0, 1.0)[:, None]
+        variance = ((unit @ self._covariance) * unit).sum(1).clamp(min=0)
+        effect = ((exact @ self.row_covariance) * exact).sum(1).clamp(min=0)
+        return Spread(norm.cpu(), (unit @ self.mean).cpu(), variance.cpu(), effect.cpu())
+
+    def moments(self, w_out: Float[Tensor, "neurons d_model"]) -> Moments:
+        """All four moments of each neuron, in one pass over the vocabulary."""
+        spread = self.spread(w_out)
+        cubes, fourths = self.power_sums(unit_rows(w_out))
+        variance = spread.variance.where(spread.variance > CONSTANT, torch.nan)
+        return Moments(
+            spread.norm,
+            spread.mean,
+            spread.variance,
+            spread.effect_variance,
+            skew=cubes / self.size / variance**1.5,
+            kurtosis=fourths / self.size / variance**2,
+        )
+
+    def power_sums(
+        self, unit: Float[Tensor, "neurons d_model"]
+    ) -> tuple[Float64[Tensor, " neurons"], Float64[Tensor, " neurons"]]:
+        """Σ x³ and Σ x⁴ over the vocabulary, x a cosine less its neuron's mean, for weights of length 1."""
+        neurons, entries = TILES["cpu" if unit.device.type == "cpu" else "accelerator"]
+        sums = torch.zeros(2, len(unit), dtype=torch.float64, device=unit.device)
+        tile = min(neurons, len(unit)) * min(entries, self.size)
+        buffers = torch.empty(
+            2, tile, dtype=unit.dtype, device=unit.device
+        )  # made once: new pages cost more than the sums
+        for low in range(0, self.size, entries):
+            columns = self._directions[low : low + entries].T
+            for start in range(0, len(unit), neurons):
+                rows = unit[start : start + neurons]
+                shape = (len(rows), columns.shape[1])
+                x, squares = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
+                torch.mm(rows, columns, out=x)
+                torch.mul(x, x, out=squares)
+                sums[0, start : start + neurons] += torch.linalg.vecdot(squares, x)
+                sums[1, start : start + neurons] += torch.linalg.vecdot(squares, squares)
+        return sums[0].cpu(), sums[1].cpu()
+
+    def cosines(self, w_out: Float[Tensor, "neurons d_model"]) -> Float[Tensor, "neurons vocab"]:
+        """The cosines themselves, float32, for a few neurons: all of them are alive."""
+        unit = unit_rows(w_out)
+        return unit @ self._directions.T + (unit @ self.mean.to(unit))[:, None]
+
+
+def unit_rows(weights: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_model"]:
+    """Rows divided by their length; a row of zeros stays one."""
+    norm = weights.norm(dim=1, keepdim=True)
+    return weights / norm.where(norm > 0, 1.0)
+
+
+def group_sums(
+    rows: Float[Tensor, "vocab d_model"], member: Bool[Tensor, "groups vocab"]
+) -> Float64[Tensor, "groups d_model"]:
+    """Per group of vocabulary entries the sum of its rows less the mean of all rows, float64, on the rows' device."""
+    mean = rows.sum(0, dtype=torch.float64) / len(rows)
+    sums = torch.zeros(len(member), rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        stop = start + ROWS_AT_ONCE
+        sums += member[:, start:stop].to(rows.device, torch.float64) @ (rows[start:stop].double() - mean)
+    return sums
+
+
+def group_separation(
+    w_out: Float[Tensor, "neurons d_model"],
+    sums: Float64[Tensor, "groups d_model"],
+    sizes: Float64[Tensor, " groups"],
+    spread: Spread,
+    entries: int,
+) -> tuple[Float64[Tensor, "neurons groups"], Float64[Tensor, "neurons groups"]]:
+    """How well each group of vocabulary entries is told from the rest by each neuron's logit effect.
+
+    (η², d): η² is the share of the effect's variance that lies between group and rest (the correlation ratio of a two-group
+    split); d is the group's mean effect less the rest's, in standard deviations of the effect over the vocabulary. With S
+    the sum over a group of n of V entries, as `group_sums` gives it, S·w is the sum of centred effects, so that
+
+        d = (S·w) V / (n (V − n)) / √var,    η² = d² n (V − n) / V²
+
+    One matrix product for all groups and neurons. `spread` is that of the same neurons. NaN for neurons whose cosines are
+    all equal. Each group must leave a rest.
+    """
+    deviation = spread.effect_variance.sqrt().where(spread.variance > CONSTANT, torch.nan)
+    split = sizes * (entries - sizes) / entries**2
+    difference = (w_out.double() @ sums.T).cpu() / (entries * split) / deviation[:, None]
+    return difference**2 * split, difference
+
+
+def robust_z(values: Float64[np.ndarray, " values"]) -> Float64[np.ndarray, " values"]:
+    """(x − median) / (1.4826 · median absolute deviation): z-scores that outliers do not move.
+
+    1.4826 makes it the standard deviation of a normal distribution. NaN stays NaN and is left out of the medians; where half
+    of the values or more are equal, nothing can be called far from them and all are 0.
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return values
+    median = np.median(known)
+    deviation = 1.4826 * np.median(np.abs(known - median))
+    return np.where(np.isnan(values), np.nan, (values - median) / deviation if deviation > 0 else 0.0)
