@@ -21,7 +21,7 @@ from torch import Tensor
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.suffix_contexts import LENGTH, PER_CLASS, suffix_contexts
-from depthscope.errors import NumericError, UnsupportedError
+from depthscope.errors import DataError, NumericError, UnsupportedError
 from depthscope.measure import probing
 from depthscope.measure.class_neurons import CANDIDATES, PEAKED, ClassNeurons, class_neurons
 from depthscope.models.activations import ActivationReader, neuron_count
@@ -59,12 +59,14 @@ class Probes:
         neurons: int = NEURONS,
         draws: int = DRAWS,
     ) -> None:
-        model.require_components()
+        if min(neurons, draws, per_class) < 1:
+            raise DataError(
+                f"expected at least 1 neuron, draw and context per class, got {neurons}, {draws} and {per_class}"
+            )
+        # A model whose neurons cannot be read is refused before any text is.
+        ActivationReader(model, torch.tensor([[block, 0] for block in range(model.depth)]))
         self.model, self.suffix = model, suffix
         self.contexts = suffix_contexts(corpus, model, suffix, per_class=per_class, seed=seed)
-        ActivationReader(
-            model, torch.tensor([[block, 0] for block in range(model.depth)])
-        )  # refused before weights are read
         self.prediction, self.suppression = class_neurons(model, self.contexts.ending, neurons)
         self.pools, places = _pools(model, self.prediction, self.suppression, draws, seed)
         self.reader = ActivationReader(model, torch.from_numpy(places))
