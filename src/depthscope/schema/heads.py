@@ -83,9 +83,9 @@ HEADS_TABLE = {
 }
 """tables/heads.parquet: a row per metric and query head. `rank` is 1 for the head with the largest mean of the metric.
 `word_tokens` is how many tokens the words of merge and merge_first have, null otherwise. `chance` is the mean that a head
-with even attention to all up to itself would have; 0 for the two differences. `p_adjusted`: one-sided t test of mean >
-chance over documents, adjusted over the metric's heads after Benjamini and Hochberg, so that of the heads with
-p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. `tokens` counts the
+with even attention to all up to itself would have; 0 for the two differences. `p_adjusted`: one-sided t test over documents
+of mean > chance (by more than rounding), adjusted over the metric's heads after Benjamini and Hochberg, so that of the heads
+with p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. `tokens` counts the
 queries the mean is over (pairs of prompts for merge and merge_first). For random tokens `documents` counts sequences."""
 
 HEAD_POSITIONS_TABLE = {

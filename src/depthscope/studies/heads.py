@@ -33,7 +33,7 @@ from depthscope.measure.head_scores import (
     merge_scores,
     previous_keys,
 )
-from depthscope.measure.ranking import adjusted, p_above_zero, ranks
+from depthscope.measure.ranking import adjusted, p_above, ranks, standard_error
 from depthscope.models.model import Model
 from depthscope.models.patterns import attention_patterns, has_patterns
 from depthscope.schema.heads import (
@@ -54,6 +54,8 @@ from depthscope.shapes import TokenIds
 NAME = "heads"
 PROMPTS = "prompts"
 WINDOWS, WINDOW_LENGTH = 64, 128
+ROUNDINGS = 4
+"""So many roundings of the model's dtype are no score above chance: even attention is rounded alike everywhere."""
 PAIRS_PER_UNIT, SEQUENCES_PER_UNIT = 32, 16
 
 KEYS = (previous_keys, duplicate_keys, induction_keys)
@@ -88,9 +90,7 @@ class Heads:
         self.bos = bos_prefix(model)
         needed = len(self.bos) + CONTEXT_TOKENS + 4
         if model.context is not None and model.context < needed:
-            raise UnsupportedError(
-                f"the context of {model.name}, {model.context}, is shorter than prompts of {needed} tokens"
-            )
+            raise UnsupportedError(f"the context of {model.name}, {model.context}, is shorter than {needed} tokens")
         self.prompts = word_prompts(corpus, model, seed=seed)
         self.repeats = random_repeats(model, self.bos, seed=seed)
         self.natural = natural_windows(model, corpus)
@@ -170,15 +170,17 @@ class Heads:
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """`heads` (HEADS_TABLE) and `head_positions` (HEAD_POSITIONS_TABLE)."""
         estimates = {sample: _estimates(keys, moments) for sample, (keys, moments) in _merged(shards).items()}
+        rounding = ROUNDINGS * torch.finfo(self.model.head.weight.dtype).eps
         heads = [
-            _scores(estimates[PROMPTS if metric in MERGING else metric.name], metric, self.prompts.word_tokens)
+            _scores(
+                estimates[PROMPTS if metric in MERGING else metric.name], metric, self.prompts.word_tokens, rounding
+            )
             for metric in HEAD_METRICS.values()
             if metric in MERGING or metric.name in estimates
         ]
         positions = estimates[PROMPTS].filter(pl.col("offset").is_not_null())
-        positions = _of_metric(positions, ATTENTION).with_columns(
-            prompts="quantity", word_tokens=pl.lit(self.prompts.word_tokens)
-        )
+        words = pl.lit(self.prompts.word_tokens)
+        positions = _of_metric(positions, ATTENTION).with_columns(prompts="quantity", word_tokens=words)
         positions = positions.sort("layer", "head", "prompts", "offset")
         return {
             "heads": pl.concat(heads),
@@ -254,37 +256,44 @@ def _merged(shards: Iterable[pl.DataFrame]) -> dict[str, tuple[pl.DataFrame, Clu
 
 
 def _estimates(keys: pl.DataFrame, moments: ClusterMoments) -> pl.DataFrame:
-    """`keys` with mean, ci_low, ci_high, p (of mean > 0), tokens and documents; null where there is no interval."""
+    """`keys` with mean, ci_low, ci_high, standard error, tokens and documents; NaN where there is no interval."""
     estimate = moments.estimate()
-    measured = {"mean": estimate.mean, "ci_low": estimate.low, "ci_high": estimate.high, "p": p_above_zero(estimate)}
+    measured = {
+        "mean": estimate.mean,
+        "ci_low": estimate.low,
+        "ci_high": estimate.high,
+        "error": standard_error(estimate),
+    }
     return keys.with_columns(
-        *(pl.Series(name, values).fill_nan(None) for name, values in measured.items()),
+        *(pl.Series(name, values) for name, values in measured.items()),
         tokens=pl.lit(estimate.tokens),
         documents=pl.lit(estimate.documents),
     )
 
 
 def _of_metric(rows: pl.DataFrame, metric: Metric) -> pl.DataFrame:
-    """Named after the metric, the interval kept within what it can be."""
+    """Named after the metric, the interval kept within what it can be; null where there is none."""
     return rows.with_columns(
-        pl.col("ci_low", "ci_high").clip(metric.lowest, metric.highest),
+        pl.col("ci_low", "ci_high").fill_nan(None).clip(metric.lowest, metric.highest),
         metric=pl.lit(metric.name),
         unit=pl.lit(metric.unit),
     )
 
 
-def _scores(estimates: pl.DataFrame, metric: Metric, word_tokens: int) -> pl.DataFrame:
+def _scores(estimates: pl.DataFrame, metric: Metric, word_tokens: int, resolution: float) -> pl.DataFrame:
     """Rows of HEADS_TABLE of one metric: every head, ranked."""
     merging = metric in MERGING
     value = estimates.filter(pl.col("quantity") == (metric.name if merging else "attention"))
     excess = value if merging else estimates.filter(pl.col("quantity") == "excess")
+    mean, more, error = (column.to_numpy() for column in (value["mean"], excess["mean"], excess["error"]))
+    p = p_above(resolution * np.abs(mean), more, error, int(value["documents"][0]))
     return (
         _of_metric(value, metric)
         .with_columns(
-            pl.Series("rank", ranks(value["mean"].to_numpy())),
-            pl.Series("p_adjusted", adjusted(excess["p"].to_numpy())).fill_nan(None),
+            pl.Series("rank", ranks(mean)),
+            pl.Series("p_adjusted", adjusted(p)).fill_nan(None),
             word_tokens=pl.lit(word_tokens if merging else None, dtype=pl.Int32),
-            chance=pl.lit(0.0) if merging else value["mean"] - excess["mean"],
+            chance=pl.lit(0.0) if merging else pl.Series(mean - more),
         )
         .select(*HEADS_TABLE)
         .cast(pl.Schema(HEADS_TABLE))
