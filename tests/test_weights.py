@@ -11,7 +11,15 @@ from torch import nn
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import load
-from depthscope.models.weights import centres_writing, mlp_output_weights, norm_affine, normalised, unembedding
+from depthscope.models.weights import (
+    centres_writing,
+    mlp_output_weights,
+    norm_affine,
+    normalised,
+    reading_weights,
+    require_mlp_output_weights,
+    unembedding,
+)
 
 IDS = torch.arange(1, 29).reshape(2, 14) * 31 % 97
 CONV1D = {"gpt2"}
@@ -145,3 +153,123 @@ def test_every_block_has_its_weights(tiny):
             mlp_output_weights(tiny, 0)
         return
     assert len({mlp_output_weights(tiny, block).shape for block in range(DEPTH)}) == 1
+
+
+def test_as_they_are_weights_are_the_models_own(spread):
+    weight, bias = unembedding(spread, processed=False)
+    assert torch.equal(weight, spread.head.weight)
+    assert torch.equal(bias, torch.zeros(97) if spread.head.unembedding.bias is None else spread.head.unembedding.bias)
+    if spread.components is None:
+        with pytest.raises(UnsupportedError, match="no separate MLP"):
+            require_mlp_output_weights(spread)
+        return
+    require_mlp_output_weights(spread)
+    rows = mlp_output_weights(spread, 1, processed=False)
+    stored = [p for p in spread.stack.blocks[1].parameters() if p.numel() == rows.numel()]
+    assert any(torch.equal(rows.flatten().sort()[0], p.flatten().sort()[0]) for p in stored)
+    if spread.family in LAYER_NORM:
+        assert not torch.equal(rows, mlp_output_weights(spread, 1))
+
+
+def test_a_row_that_is_not_of_the_residual_stream_is_refused(monkeypatch):
+    model = load(tiny_model("llama"))
+    down = model.stack.blocks[2].mlp.down_proj
+    monkeypatch.setattr(down, "weight", nn.Parameter(torch.zeros(31, 48)))
+    with pytest.raises(UnsupportedError, match="block 2 writes rows of 31 numbers, expected 32"):
+        require_mlp_output_weights(model)
+
+
+READS_WITH = {
+    "gpt2": ("attn.c_attn", "mlp.c_fc"),
+    "gpt_neox": ("attention.query_key_value", "mlp.dense_h_to_4h"),
+    "phi": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"),
+    "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj"),
+    "opt": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "fc1"),
+    "bloom": ("self_attention.query_key_value", "mlp.dense_h_to_4h"),
+    "falcon": ("self_attention.query_key_value", "mlp.dense_h_to_4h"),
+    "gptj": ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
+    "gpt_neo": ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj", "mlp.c_fc"),
+    "starcoder2": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.c_fc"),
+    "mpt": ("attn.Wqkv", "ffn.up_proj"),
+    "mamba": ("mixer.in_proj",),
+    **dict.fromkeys(EXPERTS, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.experts.gate_up_proj")),
+}
+GATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+
+
+def seen_by(model, block, paths):
+    """What modules of a block are given first and what they make, when the block runs on real tokens."""
+    seen = {}
+
+    def watch(path):
+        def keep(_module, args, kwargs, output):
+            seen[path] = (next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), output)
+
+        return model.stack.blocks[block].get_submodule(path).register_forward_hook(keep, with_kwargs=True)
+
+    handles = [watch(path) for path in paths]
+    with torch.inference_mode():
+        entry = model.stack.enter(IDS)
+        residual = entry.residual
+        for earlier in range(block):
+            residual = model.stack.call(earlier, residual, entry.arguments)
+        model.stack.call(block, residual, entry.arguments)
+    for handle in handles:
+        handle.remove()
+    return residual, seen
+
+
+def test_reading_weights_give_the_modules_own_output_from_the_residual_stream(spread):
+    """Query, key, value, MLP input and gate, from the stream before their norm: attention's is the block's own input."""
+    found = reading_weights(spread, 1)
+    assert set(found) == set(READS_WITH.get(spread.family, GATED))
+    linear = {path: reading for path, reading in found.items() if not path.endswith("experts.gate_up_proj")}
+    norms = {reading.norm for reading in found.values() if reading.norm is not None}
+    residual, seen = seen_by(spread, 1, [*linear, *norms])
+    for path, reading in linear.items():
+        read, _ = seen[reading.norm or path]
+        if path.split(".")[0] in ("attn", "attention", "self_attn", "self_attention", "mixer"):
+            assert torch.equal(read, residual), path
+        output = seen[path][1]
+        torch.testing.assert_close(reading(read).reshape(output.shape), output, atol=2e-3, rtol=1e-3)
+        if reading.centring:
+            torch.testing.assert_close(reading.weight.mean(1), torch.zeros(len(reading.weight)), atol=1e-6, rtol=0)
+        assert reading.centring == (spread.family in LAYER_NORM and reading.norm is not None)
+
+
+def test_experts_read_the_residual_stream_with_all_their_features():
+    for family in ("mixtral", "qwen3_moe", "gpt_oss"):
+        model = spread_norms(tiny_model(family))
+        reading = reading_weights(model, 2)["mlp.experts.gate_up_proj"]
+        _, seen = seen_by(model, 2, ["mlp.experts", "post_attention_layernorm"])
+        experts, given = model.stack.blocks[2].mlp.experts, seen["mlp.experts"][0].flatten(0, -2)
+        for_each = experts.gate_up_proj.detach() if family == "gpt_oss" else experts.gate_up_proj.detach().mT
+        expected = torch.cat([given @ weight for weight in for_each], dim=1)
+        if family == "gpt_oss":
+            expected = expected + experts.gate_up_proj_bias.detach().flatten()
+        torch.testing.assert_close(
+            reading(seen["post_attention_layernorm"][0].flatten(0, -2)), expected, atol=1e-3, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in {*EXPERTS, "olmo2"}])
+def test_a_model_with_folded_and_centred_reading_weights_predicts_the_same(family):
+    """All blocks: norms made plain, their scale and shift put into what reads them. None that reads is left out."""
+    model = spread_norms(tiny_model(family))
+    folded = load(copy.deepcopy(model.hf))
+    with torch.no_grad():
+        for block in range(model.depth):
+            own = folded.stack.blocks[block]
+            for path, reading in reading_weights(model, block).items():
+                module = own.get_submodule(path)
+                module.weight.copy_(reading.weight.T if family in CONV1D else reading.weight)
+                if module.bias is not None or reading.bias.any():
+                    module.bias = nn.Parameter(reading.bias)
+                norm = own.get_submodule(reading.norm)
+                norm.weight.fill_(0.0 if family.startswith("gemma") else 1.0)
+                if getattr(norm, "bias", None) is not None:
+                    norm.bias.zero_()
+    assert not all(torch.equal(a, b) for a, b in zip(folded.hf.parameters(), model.hf.parameters(), strict=False))
+    torch.testing.assert_close(
+        logits_of(folded.hf, IDS).log_softmax(-1), logits_of(model.hf, IDS).log_softmax(-1), atol=2e-3, rtol=1e-3
+    )

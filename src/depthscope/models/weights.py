@@ -166,3 +166,119 @@ def _norm_after(model: Model, block: int) -> nn.Module | None:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingWeights:
+    """What a module reads the residual stream with: its weights, with the norm between the two folded in.
+
+    A fused projection (query, key and value in one; gate and up in one) keeps its module's own order of features.
+    """
+
+    norm: str | None
+    """Path in the block of the norm folded in; None where the module reads the residual stream itself (OLMo 2)."""
+    weight: Float[Tensor, "features d_model"]
+    bias: Float[Tensor, " features"]
+    centring: bool
+    """Whether the norm takes the mean out. Then the rows are centred: nothing is read along the all-ones direction."""
+
+    def __call__(self, residual: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape features"]:
+        """What the module gives for a residual stream, up to the norm's epsilon."""
+        read = residual if self.norm is None else normalised(residual, self.centring)
+        return read @ self.weight.T + self.bias
+
+
+def reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
+    """The weights a block reads the residual stream with, by module path: attention's query, key and value, the MLP's input
+    and gate. Of experts all features of all experts, one expert after the other, under the path of the parameter; a router
+    counts where it is a plain linear layer.
+
+    Found by running the block: a module reads the residual stream if it is given what a norm over d_model makes, or what its
+    attention or MLP is given as it is. Raises UnsupportedError where nothing is found to read it.
+    """
+    modules = dict(model.stack.blocks[block].named_modules())
+    given, made = _traced(model, block, modules)
+    normed = {_place(made[n]): n for n, m in modules.items() if is_norm(m) and n in made and _wide(model, made[n])}
+    raw = {_place(given[n]) for n in _containers(model, block, modules) if n in given}
+    found: dict[str, ReadingWeights] = {}
+    for name, module in modules.items():
+        if name not in given or not ((place := _place(given[name])) in normed or place in raw):
+            continue
+        norm = normed.get(place)
+        for path, weight, bias in _linear_maps(name, module, model.family):
+            if weight.shape[1] == model.head.weight.shape[1]:
+                found[path] = _folded(weight, bias, None if norm is None else modules[norm], norm)
+    if not found:
+        raise UnsupportedError(f"{model.name}: nothing in block {block} is seen to read the residual stream linearly")
+    return found
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None, name: str | None) -> ReadingWeights:
+    weight = weight.float()
+    bias = torch.zeros(len(weight), device=weight.device) if bias is None else bias.float()
+    if norm is None:
+        return ReadingWeights(name, weight, bias, False)
+    affine = norm_affine(norm, weight.shape[1])
+    bias, weight = bias + weight @ affine.shift, weight * affine.scale
+    return ReadingWeights(
+        name, weight - weight.mean(1, keepdim=True) if affine.centring else weight, bias, affine.centring
+    )
+
+
+def _linear_maps(name: str, module: nn.Module, family: str) -> list[tuple[str, Tensor, Tensor | None]]:
+    """(path, weight as [features, inputs], bias) of a module's own linear maps."""
+    if isinstance(module, nn.Linear | Conv1D):
+        weight = module.weight.detach()
+        bias = None if module.bias is None else module.bias.detach()
+        return [(name, weight.T if isinstance(module, Conv1D) else weight, bias)]
+    own = {key: parameter.detach() for key, parameter in module.named_parameters(recurse=False)}
+    maps: list[tuple[str, Tensor, Tensor | None]] = []
+    for key, weight in own.items():
+        if weight.ndim == 3 and ("gate" in key or "up" in key):
+            rows = weight.transpose(1, 2) if family in EXPERTS_BY_ROW else weight
+            bias = own.get(f"{key}_bias")
+            maps.append((f"{name}.{key}", rows.flatten(0, 1), None if bias is None else bias.flatten()))
+    return maps
+
+
+def _containers(model: Model, block: int, modules: dict[str, nn.Module]) -> list[str]:
+    """Paths of the block's attention and MLP where they have modules of their own inside."""
+    if model.components is None:
+        return []
+    pair = (model.components.attention[block], model.components.mlp[block])
+    return [name for name, module in modules.items() if module in pair and any(True for _ in module.children())]
+
+
+def _traced(model: Model, block: int, modules: dict[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What each module of a block was given first and made, by path; all kept, so that no memory is used twice."""
+    given: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if first is not None:
+                given.setdefault(name, first)
+            if isinstance(output, Tensor):
+                made.setdefault(name, output)
+
+        return keep
+
+    handles = [module.register_forward_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        with torch.inference_mode():
+            entry = model.stack.enter(model.probe_ids(4))
+            model.stack.call(block, entry.residual, entry.arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given, made
+
+
+def _wide(model: Model, tensor: Tensor) -> bool:
+    return tensor.shape[-1] == model.head.weight.shape[1]
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers are: the same for its reshaped views."""
+    return tensor.data_ptr(), tensor.numel()
