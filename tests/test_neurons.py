@@ -27,6 +27,7 @@ from depthscope.schema.neurons import (
     NEURON_TOKENS_TABLE,
     NEURONS_TABLE,
 )
+from depthscope.studies.experiment import OwnUnits
 from depthscope.studies.neurons import Neurons, Thresholds, parse_neuron, with_kinds
 
 
@@ -236,6 +237,8 @@ def test_all_neurons_of_all_experts_count(tiny_of):
 
 def test_tables_have_their_columns_and_come_out_the_same_again(gpt2):
     experiment = Neurons(gpt2)
+    assert isinstance(experiment, OwnUnits)
+    assert experiment.units == 12
     stored = []
     for unit in range(experiment.units):
         buffer = io.BytesIO()
