@@ -267,9 +267,10 @@ def test_ideal_heads_have_ideal_scores(gpt2, short_text, monkeypatch):
 
 
 def test_bos_is_no_token_to_attend_to(gpt2, short_text, monkeypatch):
-    monkeypatch.setattr(study, "bos_prefix", lambda model: [0])
-    heads = Heads(gpt2, short_text)
+    heads = Heads(gpt2, short_text, bos="window")
+    assert not Heads(gpt2, short_text).settings["bos"]
     assert heads.repeats[:, 0].tolist() == [0] * 64
+    assert set(heads.natural[:, 0].tolist()) == set(heads.prompts.word[:, 0].tolist()) == {0}
     monkeypatch.setattr(study, "attention_patterns", lambda model, ids: iter([ideal_patterns(ids)]))
     shard = heads._sequences(heads.repeats[:3], study.REPEATED).filter(head=1, quantity="attention")
     assert shard.filter(sample="previous_token")["tokens"].item() == 3 * 99

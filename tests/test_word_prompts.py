@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from depthscope.data import word_prompts as searching
 from depthscope.data.corpus import Corpus
 from depthscope.data.repeats import random_repeats
-from depthscope.data.word_prompts import bos_prefix, spans_by_decoding, token_spans, word_prompts
+from depthscope.data.word_prompts import spans_by_decoding, token_spans, word_prompts
 from depthscope.errors import DataError
 from depthscope.models.load import load
 from depthscope.models.model import Model
@@ -154,13 +154,13 @@ def test_prompts_begin_with_bos_where_the_tokenizer_does(gpt2, monkeypatch):
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     model = with_tokenizer(gpt2, tokenizer)
-    assert bos_prefix(model) == [0]
-    assert bos_prefix(gpt2) == []
     found, prompts = word_prompts(Corpus(), model), word_prompts(Corpus(), gpt2)
     assert found.bos
     assert found.word[:, 0].tolist() == [0] * len(prompts)
     assert found.word[:, 1:].tolist() == prompts.word.tolist()
     assert found.plain[:, 1:].tolist() == prompts.plain.tolist()
+    assert word_prompts(Corpus(), model, bos="none").token_hash() == prompts.token_hash()
+    assert word_prompts(Corpus(), gpt2, bos="window").token_hash() == found.token_hash()
 
 
 class WithoutOffsets:

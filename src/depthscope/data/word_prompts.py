@@ -27,6 +27,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
+from depthscope.data.windows import _bos_prefix  # one policy for all text
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
@@ -54,7 +55,7 @@ class WordPrompts:
     word_tokens: int
     """n: tokens of the word that ends each row of `word`."""
     bos: bool
-    """Whether each prompt begins with the BOS token, as the tokenizer does by itself. It is none of the 16 + n."""
+    """Whether each prompt begins with the BOS token, which is none of the 16 + n."""
     tokens_read: int
     """Tokens of the corpus looked at."""
 
@@ -93,15 +94,15 @@ class _Search:
         return len(self.pairs) >= FEWEST_PAIRS and self.documents >= FEWEST_DOCUMENTS
 
 
-def word_prompts(corpus: Corpus, model: Model, *, seed: int = 0) -> WordPrompts:
+def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int = 0) -> WordPrompts:
     """Pairs of prompts for a model from a corpus: at most 256, from as many documents as possible.
 
     Words of 4 tokens; of 3, or else 2, where fewer than 32 pairs from 8 documents are found. Which words of a document are
-    taken is drawn at random with `seed`. Reads at most a million tokens, whatever number of tokens the corpus is limited
-    to, and stops when 256 documents have given a pair. Raises DataError when too few pairs of every length are found, when
-    the model has no tokenizer, or when its context is shorter than a prompt.
+    taken is drawn at random with `seed`; `bos` is as for make_windows. Reads at most a million tokens, whatever number of
+    tokens the corpus is limited to, and stops when 256 documents have given a pair. Raises DataError when too few pairs of
+    every length are found, when the model has no tokenizer, or when its context is shorter than a prompt.
     """
-    bos = bos_prefix(model)
+    prefix = list(_bos_prefix(model, bos))
     searches = {n: _Search(n) for n in WORD_TOKENS}
     read = 0
     for number, text in enumerate(corpus.documents()):
@@ -120,24 +121,16 @@ def word_prompts(corpus: Corpus, model: Model, *, seed: int = 0) -> WordPrompts:
         )
     chosen = sorted(sorted(found.pairs)[:MOST_PAIRS], key=lambda pair: (pair[1], pair[0]))
     prompts = WordPrompts(
-        np.array([bos + word for _, _, word, _ in chosen], dtype=np.int32),
-        np.array([bos + plain for *_, plain in chosen], dtype=np.int32),
+        np.array([prefix + word for _, _, word, _ in chosen], dtype=np.int32),
+        np.array([prefix + plain for *_, plain in chosen], dtype=np.int32),
         np.array([number for _, number, _, _ in chosen], dtype=np.int64),
         found.word_tokens,
-        bool(bos),
+        bool(prefix),
         read,
     )
     for ids in prompts.batch(slice(None)):
         model.check_ids(ids)
     return prompts
-
-
-def bos_prefix(model: Model) -> list[int]:
-    """The BOS token where the tokenizer puts it before a text by itself, else nothing."""
-    if model.tokenizer is None or model.tokenizer.bos_token_id is None:
-        return []
-    bos: Any = model.tokenizer.bos_token_id  # an int, though transformers types every special token loosely
-    return [int(bos)] if list(model.tokenizer("a")["input_ids"][:1]) == [bos] else []
 
 
 def token_spans(model: Model, text: str) -> tuple[list[int], Spans]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.repeats import random_repeats
-from depthscope.data.windows import make_windows
-from depthscope.data.word_prompts import CONTEXT_TOKENS, bos_prefix, word_prompts
+from depthscope.data.windows import _bos_prefix, make_windows
+from depthscope.data.word_prompts import CONTEXT_TOKENS, word_prompts
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.measure.estimate import ClusterMoments
 from depthscope.measure.head_scores import (
@@ -74,26 +74,26 @@ class Heads:
     """Every query head of a model scored; an experiment with its own units.
 
     Reads at most a million tokens of `corpus` in search of words (see word_prompts). `seed` decides which words and random
-    tokens are taken. Blocks without attention patterns are left out of the tables and named in `settings`. Raises
-    UnsupportedError where no block has a pattern or the context is too short, DataError where the text has too few words.
-    Without a text long enough for one window of 128 tokens (or the context) the `_natural` metrics are left out.
+    tokens are taken, `bos` is as for make_windows. Blocks without attention patterns are left out of the tables and named
+    in `settings`. Raises UnsupportedError where no block has a pattern or the context is too short, DataError where the
+    text has too few words. Without a document of 128 tokens (or the context) the `_natural` metrics are left out.
     """
 
     name = NAME
 
-    def __init__(self, model: Model, corpus: Corpus, *, seed: int = 0) -> None:
+    def __init__(self, model: Model, corpus: Corpus, *, bos: str = "auto", seed: int = 0) -> None:
         self.model = model
         with torch.inference_mode():
             self.blocks = [block for block, has in enumerate(has_patterns(model)) if has]
         if not self.blocks:
             raise UnsupportedError(f"{model.name} ({model.family}) has no attention patterns: no head to look at")
-        self.bos = bos_prefix(model)
+        self.bos = _bos_prefix(model, bos)
         needed = len(self.bos) + CONTEXT_TOKENS + 4
         if model.context is not None and model.context < needed:
             raise UnsupportedError(f"the context of {model.name}, {model.context}, is shorter than {needed} tokens")
-        self.prompts = word_prompts(corpus, model, seed=seed)
+        self.prompts = word_prompts(corpus, model, bos=bos, seed=seed)
         self.repeats = random_repeats(model, self.bos, seed=seed)
-        self.natural = natural_windows(model, corpus)
+        self.natural = natural_windows(model, corpus, bos)
         self.plan = [_Unit(PROMPTS, rows) for rows in _whole_documents(self.prompts.document)]
         for sample, ids in (("repeats", self.repeats), ("natural", self.natural)):
             starts = range(0, len(ids), SEQUENCES_PER_UNIT)
@@ -188,11 +188,11 @@ class Heads:
         }
 
 
-def natural_windows(model: Model, corpus: Corpus) -> Int64[Tensor, "sequences seq"]:
+def natural_windows(model: Model, corpus: Corpus, bos: str) -> Int64[Tensor, "sequences seq"]:
     """The first window of each of up to 64 documents; none where no document is so long."""
     length = min(WINDOW_LENGTH, model.context or WINDOW_LENGTH)
     try:
-        windows = make_windows(Corpus(source=corpus.source, tokens=WINDOWS * length), model, length=length)
+        windows = make_windows(Corpus(source=corpus.source, tokens=WINDOWS * length), model, length=length, bos=bos)
     except DataError:
         return torch.empty((0, length), dtype=torch.int64)
     return torch.from_numpy(windows.ids[windows.start == 0, :-1].astype(np.int64))
