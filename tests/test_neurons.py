@@ -92,6 +92,20 @@ def test_a_mean_far_from_zero_costs_no_digits():
     np.testing.assert_allclose(found.kurtosis.numpy(), stats.kurtosis(cosines, axis=1, fisher=False), rtol=1e-3)
 
 
+def test_an_effect_of_less_than_a_hundredth_of_others_is_measured(gpt2):
+    """Float32 must not hide entropy neurons: weights along the last direction that W_U still reads, made fainter still."""
+    weight, _ = unembedding(gpt2)
+    generator = torch.Generator().manual_seed(0)
+    loud, faint = torch.randn(2, 192, generator=generator)
+    turned, _ = torch.linalg.qr(torch.randn(192, 192, generator=generator))
+    scaled = weight / torch.linspace(1, 1e3, 192) @ turned  # features from loud to faint, in no special axes
+    w_out = torch.stack([loud, torch.cat([torch.zeros(180), faint[180:]])]) @ turned
+    effects = (w_out.double() @ scaled.double().T).numpy().var(1)
+    found = VocabularyDirections(scaled).spread(w_out).effect_variance.numpy()
+    assert effects[1] < 1e-5 * effects[0]
+    np.testing.assert_allclose(found, effects, rtol=1e-3)
+
+
 def test_class_separation_is_the_share_of_variance_between_two_groups(shelf):
     weight, _ = unembedding(shelf, processed=False)
     w_out = mlp_output_weights(shelf, 4, processed=False)[:6]

@@ -5,7 +5,7 @@ For a neuron with output weight w and the unembedding's rows u_v (vocabulary siz
 cosine, and central moments need no differences of large sums:
 
     mean      ŵ · mean(û)                      closed form
-    variance  m₂ = ŵᵀ (Σ d_v d_vᵀ / V) ŵ       closed form, from one d_model × d_model matrix in float64
+    variance  m₂ = ŵᵀ (Σ d_v d_vᵀ / V) ŵ       closed form, from one d_model × d_model matrix
     skew      m₃ / m₂^1.5, m₃ = Σ (ŵ·d_v)³ / V  streamed
     kurtosis  m₄ / m₂²,    m₄ = Σ (ŵ·d_v)⁴ / V  streamed; raw, 3 for a normal distribution
 
@@ -54,34 +54,29 @@ class Moments(Spread):
 
 
 class VocabularyDirections:
-    """An unembedding prepared for moments: unit directions about their mean, and the two matrices of second moments.
+    """An unembedding prepared for moments: unit directions about their mean, and roots of the two covariance matrices.
 
-    Takes one float32 copy of the unembedding and three times d_model² numbers; `unembedding` itself is not kept.
+    Takes one float32 copy of the unembedding and twice d_model² numbers; `unembedding` itself is not kept.
     """
 
     def __init__(self, unembedding: Float[Tensor, "vocab d_model"]) -> None:
-        self.norms = unembedding.norm(dim=1)
-        self.size, width = unembedding.shape
-        self.row_mean = unembedding.sum(0, dtype=torch.float64) / self.size
-        self.row_covariance = torch.zeros(width, width, dtype=torch.float64, device=self.row_mean.device)
-        self._directions = unembedding / self.norms.where(self.norms > 0, 1.0)[:, None]
+        self.size = len(unembedding)
+        self._directions = unit_rows(unembedding)
         self.mean = self._directions.sum(0, dtype=torch.float64) / self.size
         self._directions -= self.mean.to(self._directions)
-        self._covariance = torch.zeros_like(self.row_covariance)
-        for start in range(0, self.size, ROWS_AT_ONCE):
-            stop = start + ROWS_AT_ONCE
-            rows, directions = unembedding[start:stop].double() - self.row_mean, self._directions[start:stop].double()
-            self.row_covariance += rows.T @ rows / self.size
-            self._covariance += directions.T @ directions / self.size
+        row_mean = unembedding.sum(0, dtype=torch.float64) / self.size
+        self._root = _covariance_root(self._directions, torch.zeros_like(row_mean))
+        self._effect_root = _covariance_root(unembedding, row_mean)
 
     def spread(self, w_out: Float[Tensor, "neurons d_model"]) -> Spread:
         """Norm, mean, variance and effect variance of each neuron: no pass over the vocabulary."""
-        exact = w_out.double()
-        norm = exact.norm(dim=1)
-        unit = exact / norm.where(norm > 0, 1.0)[:, None]
-        variance = ((unit @ self._covariance) * unit).sum(1).clamp(min=0)
-        effect = ((exact @ self.row_covariance) * exact).sum(1).clamp(min=0)
-        return Spread(norm.cpu(), (unit @ self.mean).cpu(), variance.cpu(), effect.cpu())
+        unit = unit_rows(w_out)
+        return Spread(
+            _lengths(w_out).cpu(),
+            (unit.double() @ self.mean).cpu(),
+            _lengths(unit @ self._root.T).square().cpu(),
+            _lengths(w_out @ self._effect_root.T).square().cpu(),
+        )
 
     def moments(self, w_out: Float[Tensor, "neurons d_model"]) -> Moments:
         """All four moments of each neuron, in one pass over the vocabulary."""
@@ -123,6 +118,26 @@ class VocabularyDirections:
         """The cosines themselves, float32, for a few neurons: all of them are alive."""
         unit = unit_rows(w_out)
         return unit @ self._directions.T + (unit @ self.mean.to(unit))[:, None]
+
+
+def _covariance_root(
+    rows: Float[Tensor, "vocab d_model"], mean: Float64[Tensor, " d_model"]
+) -> Float[Tensor, "d_model d_model"]:
+    """R with RᵀR = Σ (row − mean)(row − mean)ᵀ / V, summed in float64, itself float32.
+
+    A standard deviation is then the length ‖R w‖: no difference of large numbers, so that float32 errs by about 10⁻⁷ of the
+    largest standard deviation any w of that length can have, and a neuron that hardly tells tokens apart is still measured.
+    """
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        centred = rows[start : start + ROWS_AT_ONCE].double() - mean
+        covariance += centred.T @ centred / len(rows)
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()).T.float().contiguous()
+
+
+def _lengths(rows: Float[Tensor, "rows d_model"]) -> Float64[Tensor, " rows"]:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
 
 def unit_rows(weights: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_model"]:
