@@ -94,6 +94,7 @@ def test_public_names_are_frozen():
         "drop",
         "drop_attn",
         "drop_mlp",
+        "lens",
         "load",
         "logits",
         "parallel",

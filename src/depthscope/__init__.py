@@ -15,13 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from depthscope.api import Study, corpus, load, logits, study
+    from depthscope.api import Study, corpus, lens, load, logits, study
     from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, parse_edit, repeat, reverse, shuffle, swap
     from depthscope.errors import DepthscopeError
     from depthscope.routes import Route, parse_route
 
 _HOMES = {
-    "depthscope.api": ("Study", "corpus", "load", "logits", "study"),
+    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "study"),
     "depthscope.edits": (
         "Edit",
         "drop",
@@ -48,6 +48,7 @@ __all__ = [
     "drop",
     "drop_attn",
     "drop_mlp",
+    "lens",
     "load",
     "logits",
     "parallel",

@@ -4,7 +4,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
@@ -20,13 +20,14 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
+from depthscope.studies.prompt_lens import prompt_lens
 from depthscope.studies.registry import StudySettings
 from depthscope.studies.study import Progress, run_study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Study", "corpus", "load", "logits", "study"]
+__all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
 
 
 def corpus(source: str = BOOKSHELF, tokens: int | None = None) -> Corpus:
@@ -51,6 +52,11 @@ class Study:
     def table(self, name: str) -> pl.DataFrame:
         """A table as a polars frame. Raises RunError naming the tables there are."""
         return self.run.table(name)
+
+    @property
+    def stages(self) -> dict[str, Any] | None:
+        """The stages found, their boundaries with intervals and votes, and each signature's verdict; None if not looked for."""
+        return self.run.read_json("stages")
 
     def figure(self, name: str, axis: str = "layer") -> "go.Figure":
         """A plotly figure of an experiment; `axis` is `layer` or `relative depth`."""
@@ -130,6 +136,15 @@ def logits(
     with torch.inference_mode():
         ((_, residual),) = execute(model, make_plan([route]), ids)
         return model.head.logits(model.head.hidden(residual)).unflatten(0, ids.shape)
+
+
+def lens(model: Model, text: str | Sequence[int] | Tensor, top: int = 5) -> pl.DataFrame:
+    """The logit lens on one text: the `top` most likely next tokens at every position and depth, a row each.
+
+    Columns: position, token (the text's own), layer (l is before block l, L after the last), kl to the final distribution
+    and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`.
+    """
+    return prompt_lens(model, _ids(model, text), top)
 
 
 def _ids(model: Model, text: str | Sequence[int] | Tensor) -> Tensor:

@@ -5,7 +5,20 @@ import sys
 import typer
 from rich.markup import escape
 
-from depthscope.cli import attention, info, norms, report, similarity, study, sweep, verify
+from depthscope.cli import (
+    attention,
+    heads,
+    info,
+    lens,
+    neurons,
+    norms,
+    probes,
+    report,
+    similarity,
+    study,
+    sweep,
+    verify,
+)
 from depthscope.cli.console import errors_console
 from depthscope.errors import DepthscopeError
 
@@ -18,11 +31,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("study", short_help="The whole study of a model: all experiments, tables, page.")(study.command)
+app.command("study", short_help="The whole study of a model: all experiments, stages, page.")(study.command)
 app.command("sweep", short_help="Swap, drop and silence every layer and measure what that does.")(sweep.command)
+app.command("lens", short_help="The logit lens at every depth, or on one prompt.")(lens.command)
 app.command("norms", short_help="How much attention and MLP add to the residual stream.")(norms.command)
 app.command("attention", short_help="How local each head's and layer's attention is.")(attention.command)
+app.command("heads", short_help="Heads that merge sub-words; previous-token, duplicate-token, induction heads.")(
+    heads.command
+)
+app.command("neurons", short_help="Prediction, suppression, entropy and partition neurons.")(neurons.command)
 app.command("similarity", short_help="What layers write under swaps; how alike depths are.")(similarity.command)
+app.command("probes", short_help="Which neurons tell that the next token ends in a suffix.")(probes.command)
 app.command("report", short_help="Write the page of a run again.")(report.command)
 app.command("info", short_help="Layers, widths, layout, norm, context, parameters.")(info.command)
 app.command("verify", short_help="Is replay the model itself? Compare logits bit for bit.")(verify.command)

@@ -6,11 +6,15 @@ import polars as pl
 from rich.table import Table
 
 from depthscope.cli.console import console
+from depthscope.cli.stage_map import print_stages
 from depthscope.run.store import RunDirectory
-from depthscope.schema import attention, lens, norms, similarity
+from depthscope.schema import attention, lens, norms, probes, similarity
+from depthscope.schema.heads import HEAD_METRICS
 from depthscope.schema.metric import Metric
+from depthscope.schema.neurons import ENTROPY, KINDS, PARTITION, PREDICTION, SUPPRESSION
 from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
 
+COUNTED = (PREDICTION.name, SUPPRESSION.name, ENTROPY.name, PARTITION.name)
 PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
 
 
@@ -24,9 +28,12 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
         highlight=False,
     )
     for name, show in SHOWN.items():
-        if name in run.tables() and (not experiments or name in experiments):
+        experiment = "neurons" if name == "neuron_counts" else name
+        if name in run.tables() and (not experiments or experiment in experiments):
             show(run.table(name))
             console.print()
+    if not experiments and (found := run.read_json("stages")):
+        print_stages(found)
     if documents == 1:
         console.print("one document gives no interval: give text with several documents", highlight=False)
     for what, reason in run.manifest.get("not_done", {}).items():
@@ -105,6 +112,49 @@ def _print_similarity(table: pl.DataFrame) -> None:
     _print_by_layer(whole, ["component", "metric"], columns)
 
 
+def _print_neurons(counts: pl.DataFrame) -> None:
+    shown = _table("layer", *(f"{KINDS[kind].title.lower()} neurons" for kind in COUNTED), "of", "largest kurtosis")
+    for (layer,), rows in counts.group_by("layer", maintain_order=True):
+        by_kind = dict(zip(rows["kind"], rows["count"], strict=True))
+        largest = rows["largest_kurtosis"][0]
+        cells = (*(by_kind.get(kind, 0) for kind in COUNTED), rows["neurons"][0])
+        shown.add_row(str(layer), *map(str, cells), "" if largest is None else f"{largest:.1f}")
+    console.print(shown)
+
+
+def _print_heads(table: pl.DataFrame) -> None:
+    """The three highest heads of each metric."""
+    shown = _table("heads", "first", "second", "third", "above chance")
+    for (name,), rows in table.group_by("metric", maintain_order=True):
+        metric = HEAD_METRICS[str(name)]
+        best = rows.sort("rank").head(3).iter_rows(named=True)
+        cells = [f"{r['layer']}.{r['head']}  {_cell((r['mean'], r['ci_low'], r['ci_high']), metric)}" for r in best]
+        above = rows["p_adjusted"].is_not_null().any() and int((rows["p_adjusted"] < 0.05).sum())
+        shown.add_row(
+            metric.title, *cells, *[""] * (3 - len(cells)), f"{above} of {len(rows)}" if above is not False else ""
+        )
+    console.print(shown, highlight=False)
+
+
+def _print_probes(table: pl.DataFrame) -> None:
+    """Accuracy of each group with one neuron, with all of them, and where it is best."""
+    accuracy = table.filter((pl.col("metric") == probes.ACCURACY.name) & pl.col("draw").is_null())
+    shown = _table(f"next token ends in -{table['suffix'][0]}", "neurons", "accuracy")
+    for (group,), rows in accuracy.group_by("group", maintain_order=True):
+        for row in rows.filter(pl.col("k").is_in([rows["k"].min(), rows["k"].max()])).iter_rows(named=True):
+            cell = _cell((row["mean"], row["ci_low"], row["ci_high"]), probes.ACCURACY)
+            shown.add_row(str(group).replace("_", " "), str(row["k"] or ""), cell)
+    console.print(shown)
+
+
+def _table(first: str, *others: str) -> Table:
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    shown.add_column(first)
+    for title in others:
+        shown.add_column(title, justify="right")
+    return shown
+
+
 SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "sweep": _print_sweep,
     "lens": _by_metric(*lens.METRICS),
@@ -112,5 +162,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "attention": _print_attention,
     "similarity": _print_similarity,
     "influence": _by_metric(similarity.BLOCK_INFLUENCE),
+    "neuron_counts": _print_neurons,
+    "heads": _print_heads,
+    "probes": _print_probes,
 }
 """How each table is printed."""

@@ -46,7 +46,8 @@ class Writers:
                 # Copied: Falcon adds the attention's output into the MLP's, in place.
                 parts[part] = self.scale(_tensor(output)).clone()
                 if len(parts) == 2:
-                    written.append(Writes(parts.pop("attention"), parts.pop("mlp")))
+                    attention, mlp = parts.pop("attention"), parts.pop("mlp")
+                    written.append(Writes(attention, mlp.view_as(attention)))  # OPT's MLP lays positions end to end
 
             return hook
 

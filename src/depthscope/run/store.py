@@ -3,6 +3,7 @@
     RUN/run.json                         settings, facts about model and text, versions, status
     RUN/shards/<experiment>/00017.parquet  one per work unit
     RUN/tables/<experiment>.parquet      made from the shards
+    RUN/stages.json                      the stages found, and each signature's verdict
 
 Every file is written beside its place, flushed to disk and renamed, so a reader or a resumed run sees it whole or not at
 all, whenever the process is killed. What is not promised: that several files change together (a table may be older than
@@ -83,6 +84,22 @@ class RunDirectory:
     def settings(self) -> dict[str, Any]:
         """What decides the numbers of this run."""
         return self.manifest["settings"]
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Store a result that is no table, as RUN/name.json."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        with atomic_file(self.path / f"{name}.json") as stream:
+            stream.write(text.encode())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Such a result, None where there is none. Raises RunError for one that is damaged."""
+        file = self.path / f"{name}.json"
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from error
 
     def finish(self, experiments: Sequence[str]) -> None:
         """Note that these experiments have all their tables; the run is complete when all of its experiments have."""

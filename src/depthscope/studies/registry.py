@@ -7,7 +7,19 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.errors import DepthscopeError
 from depthscope.models.model import Model
-from depthscope.studies import attention, geometry, influence, lens, norms, similarity, sweep
+from depthscope.studies import (
+    attention,
+    geometry,
+    heads,
+    influence,
+    lens,
+    neurons,
+    norms,
+    probes,
+    similarity,
+    stages,
+    sweep,
+)
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
 from depthscope.studies.protocol import TEXT
 
@@ -20,7 +32,7 @@ class StudySettings:
     """What decides the numbers of a study besides model and text."""
 
     experiments: tuple[str, ...] = ()
-    """Names from EXPERIMENTS; all of them by default."""
+    """Some of NAMES; all of them by default."""
     edits: tuple[str, ...] = tuple(sweep.EDITS)
     per_token: bool = False
     window: int | None = None
@@ -53,14 +65,19 @@ EXPERIMENTS: Mapping[str, Callable[[Subject], Experiment]] = {
     similarity.NAME: lambda s: similarity.Similarity(s.model),
     influence.NAME: lambda s: influence.Influence(s.model),
     geometry.NAME: lambda s: geometry.Geometry(s.model, s.windows),
+    neurons.NAME: lambda s: neurons.Neurons(s.model),
+    heads.NAME: lambda s: heads.Heads(s.model, s.corpus, bos=s.settings.bos),
+    probes.NAME: lambda s: probes.Probes(s.model, s.corpus, suffix=s.settings.suffix),
 }
+NAMES = (*EXPERIMENTS, stages.NAME)
+"""Stages are found from what the other experiments measured, in this run of the command or an earlier one."""
 
 
 def experiment_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once and in the order of EXPERIMENTS, all for none. Raises DepthscopeError for one there is not."""
-    if unknown := [name for name in names if name not in EXPERIMENTS]:
-        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(EXPERIMENTS)}")
-    return tuple(name for name in EXPERIMENTS if not names or name in names)
+    """The names, each once and in the order of NAMES, all for none. Raises DepthscopeError for one there is not."""
+    if unknown := [name for name in names if name not in NAMES]:
+        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(NAMES)}")
+    return tuple(name for name in NAMES if not names or name in names)
 
 
 def make_experiments(subject: Subject) -> tuple[list[Reading], list[OwnUnits], dict[str, str]]:
@@ -70,7 +87,7 @@ def make_experiments(subject: Subject) -> tuple[list[Reading], list[OwnUnits], d
     """
     readings, others, not_done = [], [], {}
     names = experiment_names(subject.settings.experiments)
-    for name in names:
+    for name in (name for name in names if name in EXPERIMENTS):
         try:
             made = EXPERIMENTS[name](subject)
         except DepthscopeError as error:

@@ -1,7 +1,7 @@
 """A study: experiments on one model and one text, in one run directory."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -15,11 +15,13 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.models.model import Model
-from depthscope.run.local import run_units, work_units
+from depthscope.run.local import Unit, run_units, work_units
 from depthscope.run.store import RunDirectory
+from depthscope.studies import stages, sweep
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
 from depthscope.studies.protocol import check_protocol
-from depthscope.studies.registry import StudySettings, Subject, make_experiments
+from depthscope.studies.registry import StudySettings, Subject, experiment_names, make_experiments
+from depthscope.studies.signals import Measured, read_measured
 
 VERSIONED = (
     "depthscope",
@@ -64,7 +66,20 @@ def run_study(
             for name, table in experiment.tables(run.shards(experiment.name, units)).items():
                 run.write_table(name, table)
         run.finish([experiment.name for experiment in made])
+        if stages.NAME in experiment_names(settings.experiments):
+            run.write_json(stages.NAME, stages.find_stages(_measured(run, subject)))
     return run
+
+
+def _measured(run: RunDirectory, subject: Subject) -> Measured:
+    """What the run has measured so far, in this and in earlier commands on it."""
+    units = len(_units(subject))
+
+    def shards(experiment: str) -> Iterable[pl.DataFrame]:
+        found = run.shards(experiment, units)
+        return sweep.summed(found, subject.windows.length) if experiment == sweep.NAME else found
+
+    return read_measured(run, shards, subject.model.depth)
 
 
 def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading], tell: Progress) -> None:
@@ -89,7 +104,7 @@ def _own_unit(experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mappi
     return {experiment.name: experiment.work(unit)}
 
 
-def _units(subject: Subject):
+def _units(subject: Subject) -> list[Unit]:
     return work_units(len(subject.windows), _per_unit(subject.windows, subject.settings))
 
 

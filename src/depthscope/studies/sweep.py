@@ -95,7 +95,7 @@ class Sweep:
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """Means and intervals (SWEEP_TABLE), changes against the baseline among them."""
         table = Rows(KEYS, self.rows.names, tuple(METRICS.values()))
-        return {NAME: table.estimated(self.rows.documents(self._summed(shards)), _with_changes)}
+        return {NAME: table.estimated(self.rows.documents(summed(shards, self.length)), _with_changes)}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
         length, names = windows.length, self.rows.names
@@ -115,15 +115,17 @@ class Sweep:
             .select(*TOKEN_SHARD)
         )
 
-    def _summed(self, shards: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """Per-token shards as sums over documents."""
-        for shard in shards:
-            if "position" not in shard.columns:
-                yield shard
-                continue
-            values = np.stack([shard[metric.name].to_numpy().reshape(len(self.rows.names), -1) for metric in MEASURED])
-            documents = shard["document"].to_numpy()[: values.shape[2] : self.length]
-            yield self.rows.shard(window_sums(values, len(documents)), self.length, documents)
+
+def summed(shards: Iterable[pl.DataFrame], length: int) -> Iterator[pl.DataFrame]:
+    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long."""
+    for shard in shards:
+        if "position" not in shard.columns:
+            yield shard
+            continue
+        names = shard.select("edit", "layer").unique(maintain_order=True).rows()
+        values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in MEASURED])
+        documents = shard["document"].to_numpy()[: values.shape[2] : length]
+        yield Rows(KEYS, names, MEASURED).shard(window_sums(values, len(documents)), length, documents)
 
 
 def _values(measures: RouteMeasures) -> Float32[np.ndarray, "metrics routes tokens"]:

@@ -1,0 +1,48 @@
+"""`depthscope lens`."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console
+from depthscope.cli.request import Request, measuring, run_and_show
+
+Prompt = Annotated[
+    str | None, typer.Option(help="A text to read token by token instead of measuring the corpus.", show_default=False)
+]
+Top = Annotated[int, typer.Option(min=1, help="With --prompt: how many tokens to show at each depth.")]
+Position = Annotated[int, typer.Option(help="With --prompt: which token's successor to show; negative from the end.")]
+
+
+@measuring
+def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: Position = -1) -> None:
+    """Read every depth's residual stream with the model's own head: KL to the final distribution, entropy, loss.
+
+    With --prompt: the most likely next tokens at every depth.
+    """
+    if prompt is None:
+        run_and_show(request, experiments=["lens"])
+        return
+    from depthscope import api
+    from depthscope.errors import DataError
+
+    model = options.load_quietly(request.model, request.dtype, request.device, request.revision)
+    found = api.lens(model, prompt, top=top)
+    length = int(found["position"].max()) + 1  # type: ignore[arg-type]
+    if not -length <= position < length:
+        raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")
+    chosen = found.filter(found["position"] == position % length)
+    tokens = found.filter((found["layer"] == 0) & (found["rank"] == 1))["token"].to_list()
+    tokens[position] = f"[bold]{escape(tokens[position])}[/]"
+    console.print(" ".join(token if token.startswith("[bold]") else escape(token) for token in tokens), "→ ?")
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    for title in ("layer", "KL", "entropy"):
+        shown.add_column(title, justify="right")
+    shown.add_column("most likely next tokens")
+    for (layer,), rows in chosen.group_by("layer", maintain_order=True):
+        words = [f"{escape(row['predicted'])} [dim]{row['probability']:.0%}[/]" for row in rows.iter_rows(named=True)]
+        shown.add_row(str(layer), f"{rows['kl'][0]:.3f}", f"{rows['entropy'][0]:.3f}", "  ".join(words))
+    console.print(shown, highlight=False)

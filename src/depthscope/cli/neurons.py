@@ -1,0 +1,40 @@
+"""`depthscope neurons`."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console
+from depthscope.cli.request import Request, measuring, run_and_show
+
+Neuron = Annotated[
+    str | None, typer.Option(help="One neuron alone, as LAYER.NEURON: its tokens and classes.", show_default=False)
+]
+
+
+@measuring
+def command(request: Request, *, neuron: Neuron = None) -> None:
+    """Count prediction, suppression, entropy and partition neurons by what their output weights do to the vocabulary."""
+    if neuron is None:
+        run_and_show(request, experiments=["neurons"])
+        return
+    from depthscope.studies.neurons import Neurons, parse_neuron
+
+    place = parse_neuron(neuron)
+    model = options.load_quietly(request.model, request.dtype, request.device, request.revision)
+    report = Neurons(model).neuron(*place)
+    console.print(f"[bold]{model.name}[/] layer {report.layer}, neuron {report.neuron}: {report.kind}", highlight=False)
+    numbers = [f"{name} {value:.3g}" for name, value in report.numbers.items() if value is not None]
+    console.print(", ".join(numbers), highlight=False)
+    for title, tokens in (("promotes", report.promoted), ("suppresses", report.suppressed)):
+        words = "  ".join(f"{escape(token.text)} [dim]{token.cosine:+.2f}[/]" for token in tokens)
+        console.print(f"{title:10} {words}", highlight=False)
+    classes = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("class of tokens", "tokens", "variance explained", "difference"):
+        classes.add_column(heading, justify="left" if heading.startswith("class") else "right")
+    for one in report.classes:
+        classes.add_row(escape(one.name), str(one.tokens), f"{one.share:.1%}", f"{one.difference:+.2f}")
+    console.print(classes, highlight=False)

@@ -1,0 +1,10 @@
+"""`depthscope probes`."""
+
+from depthscope.cli import options
+from depthscope.cli.request import Request, measuring, run_and_show
+
+
+@measuring
+def command(request: Request, *, suffix: options.Suffix = "ing") -> None:
+    """Which neurons tell that the next token ends in a suffix: alone, together, and beside random ones."""
+    run_and_show(request, experiments=["probes"], suffix=suffix)

@@ -1,0 +1,106 @@
+"""The stage map a study ends with: layers as a bar divided into stages, and each signature's verdict in a line."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from depthscope.cli.console import console
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
+
+WIDTH = 72
+STYLES = {"detokenization": "cyan", "feature_engineering": "green", "prediction_ensembling": "yellow"}
+GLYPHS = dict(zip(STAGES, "░▒▓█", strict=True))
+MARKS = {SUPPORTED: "[green]yes[/]", NOT_SUPPORTED: "[red]no[/]", CANNOT_TELL: "[dim]cannot be told[/]"}
+
+
+def print_stages(found: dict[str, Any]) -> None:
+    """Print what RUN/stages.json holds."""
+    console.print("[bold]Stages of inference[/]")
+    console.print(escape(found["summary"]), highlight=False)
+    if found["stages"]:
+        _print_bar(found)
+    for boundary in found["boundaries"]:
+        console.print(_boundary_line(boundary), highlight=False)
+    for change in found["unnamed_changes"]:
+        console.print(
+            f"the signals change at layer {change['layer']} too, in none of the hypothesis's ways", highlight=False
+        )
+    console.print()
+    _print_signatures(found["signatures"])
+
+
+def _print_bar(found: dict[str, Any]) -> None:
+    layers = found["layers"]
+    cell = max(1, min(6, WIDTH // layers))
+    bar, numbers = Text("  "), Text("  ")
+    for stage in found["stages"]:
+        first_name = stage["name"].split("+")[0]
+        for layer in range(stage["first"], stage["last"] + 1):
+            edge = "│" if layer == stage["first"] and layer > 0 else GLYPHS[first_name]
+            bar.append((edge + GLYPHS[first_name] * (cell - 1))[:cell], style=STYLES.get(first_name, "magenta"))
+    label_every = max(1, -(-3 // cell), layers // 12)
+    for layer in range(layers):
+        shown = str(layer) if layer % label_every == 0 else ""
+        numbers.append(shown.ljust(cell)[:cell] if cell > len(shown) else shown[:cell])
+    console.print()
+    console.print(bar, no_wrap=True)
+    if cell >= 2:
+        console.print(numbers, no_wrap=True, style="dim")
+    for stage in found["stages"]:
+        first_name = stage["name"].split("+")[0]
+        where = f"{stage['first']}" if stage["first"] == stage["last"] else f"{stage['first']}–{stage['last']}"
+        verdicts = f"{stage['supported']} of {stage['signatures']} signatures supported"
+        console.print(f"  {GLYPHS[first_name] * 2} layers {where:6} {stage['title']} ({verdicts})", highlight=False)
+    console.print()
+
+
+def _boundary_line(boundary: dict[str, Any]) -> str:
+    before, after = (STAGES[boundary[side]].lower() for side in ("before", "after"))
+    votes = boundary["votes"]
+    near = sum(vote is not None and abs(vote - boundary["layer"]) <= 1 for vote in votes.values())
+    interval = (
+        "no interval: too few documents"
+        if boundary["low"] is None
+        else f"95% interval {boundary['low']} to {boundary['high']}"
+    )
+    low, high = boundary["without_one"]
+    return (
+        f"{before} ends before layer {boundary['layer']} ({interval}; without any one signal {low} to {high}; "
+        f"{near} of the {len(votes)} signals for {after} change there by themselves)"
+    )
+
+
+def _print_signatures(signatures: list[dict[str, Any]]) -> None:
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("stage", "signature", "supported", "effect", "needed"):
+        shown.add_column(heading, justify="right" if heading in ("effect", "needed") else "left")
+    for one in signatures:
+        shown.add_row(
+            STAGES[one["stage"]],
+            one["title"],
+            MARKS[one["verdict"]],
+            _effect(one),
+            _in_unit(one["threshold"], one["unit"]),
+        )
+    console.print(shown, highlight=False)
+
+
+def _effect(one: dict[str, Any]) -> str:
+    if one["effect"] is None:
+        return one["reason"]
+    text = _in_unit(one["effect"], one["unit"])
+    if one["ci_low"] is None:
+        return text
+    return (
+        f"{text} ({_in_unit(one['ci_low'], '')} to {_in_unit(one['ci_high'], one['unit'])})"
+        if one["unit"] != "share"
+        else (f"{text} ({100 * one['ci_low']:.1f} to {100 * one['ci_high']:.1f}%)")
+    )
+
+
+def _in_unit(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{100 * value:.1f}%"
+    return f"{value:.3g}{'' if not unit else '×' if unit == 'times' else ' ' + unit}"

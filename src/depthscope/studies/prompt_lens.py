@@ -1,0 +1,60 @@
+"""The logit lens on one prompt: the most likely next tokens at every position and depth."""
+
+import polars as pl
+import torch
+
+from depthscope.data.token_classes import vocabulary_of
+from depthscope.engine.baseline import Baseline
+from depthscope.errors import DataError
+from depthscope.measure.divergence import ROWS, compare
+from depthscope.models.model import Model
+from depthscope.shapes import TokenIds
+
+PROMPT_LENS = {
+    "position": pl.Int32,
+    "token": pl.String,
+    "layer": pl.Int32,
+    "kl": pl.Float64,
+    "entropy": pl.Float64,
+    "rank": pl.Int32,
+    "predicted": pl.String,
+    "predicted_id": pl.Int32,
+    "probability": pl.Float64,
+}
+"""A row per position of the prompt, depth and rank. `layer` l is before block l, L after the last; `token` is the prompt's
+own, `predicted` what the lens expects to follow it; kl and entropy are in nats."""
+
+
+@torch.inference_mode()
+def prompt_lens(model: Model, ids: TokenIds, top: int = 5) -> pl.DataFrame:
+    """PROMPT_LENS of token ids shaped [1, seq]. Raises DataError for another shape or for `top` outside 1 … vocabulary."""
+    if ids.shape[0] != 1 or not 1 <= top <= model.head.vocabulary:
+        raise DataError(
+            f"expected one prompt and top of 1 to {model.head.vocabulary}, got {ids.shape[0]} prompts and {top}"
+        )
+    texts = vocabulary_of(model)
+    baseline = Baseline(model, ids, ids)
+    positions = range(ids.shape[1])
+    frames = []
+    for layer, residual in enumerate(baseline.residuals):
+        hidden = model.head.hidden(residual)
+        measured = compare(model.head, baseline.reference, hidden, baseline.flat_targets)
+        best = [model.head.logits(rows).float().softmax(-1).topk(top) for rows in hidden.split(ROWS)]
+        predicted = torch.cat([part.indices for part in best]).flatten().tolist()
+        frames.append(
+            pl.DataFrame(
+                {
+                    "position": [position for position in positions for _ in range(top)],
+                    "token": [texts.shown(token) for token in ids[0].tolist() for _ in range(top)],
+                    "layer": [layer] * (len(positions) * top),
+                    "kl": measured.kl.repeat_interleave(top).tolist(),
+                    "entropy": measured.entropy.repeat_interleave(top).tolist(),
+                    "rank": list(range(1, top + 1)) * len(positions),
+                    "predicted": [texts.shown(token) for token in predicted],
+                    "predicted_id": predicted,
+                    "probability": torch.cat([part.values for part in best]).flatten().tolist(),
+                },
+                schema=PROMPT_LENS,
+            )
+        )
+    return pl.concat(frames).sort("position", "layer", "rank")

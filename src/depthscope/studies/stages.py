@@ -1,0 +1,231 @@
+"""Stages of inference (E12): found from the measured signals, named only where the signals say so.
+
+In four steps, told in docs/stages.md: the signals, each standardised over layers; where they change together, and how many
+such changes stand clear of chance; which of the hypothesis's transitions each change is, by the direction its signals move
+in; and each signature of the paper's table 1 as a test. A change that is no transition gets no name, and transitions that are
+not found leave stages that are not told apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from depthscope.measure.change_points import choose, segment
+from depthscope.schema.stages import SIGNALS, STAGES, SUPPORTED, TRANSITIONS
+from depthscope.studies.signals import Layers, Measured, signals
+from depthscope.studies.signatures import FEWEST_DOCUMENTS, Verdict, verdicts
+
+NAME = "stages"
+FEWEST_LAYERS = 6
+FEWEST_SIGNALS = 3
+FURTHEST = 3.0
+
+Matrix = Float64[np.ndarray, "rows layers signals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Signals change between layers `layer − 1` and `layer`; `transition` says which of TRANSITIONS it is, if one."""
+
+    layer: int
+    low: int | None
+    high: int | None
+    support: float | None
+    without_one: tuple[int, int]
+    transition: int | None
+    votes: dict[str, int | None]
+
+
+def find_stages(measured: Measured) -> dict[str, Any]:
+    """What RUN/stages.json holds: stages, boundaries with intervals and votes, signals, signatures, method."""
+    rows = signals(measured)
+    tested = verdicts(measured)
+    reason = _too_little(measured, rows)
+    if reason is None:
+        matrix = _standardised(rows)
+        choice = choose(matrix[0], len(TRANSITIONS))
+        changes = _changes(measured, rows, matrix, choice.changes)
+        gaps, deviations = choice.gaps, choice.deviations
+    else:
+        matrix, changes, gaps, deviations = None, [], (), ()
+    named = [change for change in changes if change.transition is not None]
+    stages = _stages(named, measured.depth, tested)
+    return {
+        "found": bool(named),
+        "summary": _summary(named, changes, stages, reason),
+        "layers": measured.depth,
+        "stages": stages,
+        "boundaries": [_boundary(change) for change in named],
+        "unnamed_changes": [_boundary(change) for change in changes if change.transition is None],
+        "signals": [_signal(name, rows, matrix, place) for place, name in enumerate(rows)],
+        "signatures": [asdict(verdict) for verdict in tested],
+        "method": {"gaps": gaps, "gap_deviations": deviations, "documents": measured.documents},
+    }
+
+
+def _too_little(measured: Measured, rows: dict[str, Layers]) -> str | None:
+    if measured.depth < FEWEST_LAYERS:
+        return f"{measured.depth} layers are too few to tell four stages apart: expected at least {FEWEST_LAYERS}"
+    if len(rows) < FEWEST_SIGNALS:
+        return (
+            f"only {len(rows)} signals were measured ({', '.join(rows) or 'none'}): expected at least {FEWEST_SIGNALS}"
+        )
+    return None
+
+
+def _standardised(rows: dict[str, Layers]) -> Matrix:
+    """Each signal less its median over layers, in robust spreads, cut at ±FURTHEST.
+
+    The spread is the median distance from the median, made comparable to a standard deviation; where that is less than what
+    counts as flat for the signal, it is that. Cut, because one catastrophic layer is one change: it must not drown the rest.
+    """
+    columns = []
+    count = max(len(values) for values in rows.values())
+    for name, values in rows.items():
+        scale = max(float(stats.median_abs_deviation(values[0], scale="normal")), SIGNALS[name].smallest)
+        away = (values - np.median(values, axis=1, keepdims=True)) / scale
+        columns.append(np.broadcast_to(np.clip(away, -FURTHEST, FURTHEST), (count, values.shape[1])))
+    return np.stack(columns, 2)
+
+
+def _changes(measured: Measured, rows: dict[str, Layers], matrix: Matrix, count: int) -> list[Change]:
+    bounds = segment(matrix[0], count)
+    kept = [np.delete(matrix[0], i, axis=1) for i in range(matrix.shape[2])]
+    without_one = np.array([segment(less, count) for less in kept])
+    resampled = None
+    if measured.documents >= FEWEST_DOCUMENTS:
+        resampled = np.array([segment(replicate, count) for replicate in matrix[1:] if np.isfinite(replicate).all()])
+    own = {name: values[0] for name, values in rows.items()}
+    named = _transitions(own, bounds)
+    changes = []
+    for place, layer in enumerate(bounds):
+        low = high = support = None
+        if resampled is not None:
+            low, high = (int(q) for q in np.quantile(resampled[:, place], (0.025, 0.975), method="closest_observation"))
+            support = float((resampled[:, place] == layer).mean())
+        around = ((0, *bounds)[place], (*bounds, measured.depth)[place + 1])
+        votes = _votes(own, around, named[place])
+        spread = (int(without_one[:, place].min()), int(without_one[:, place].max()))
+        changes.append(Change(layer, low, high, support, spread, named[place], votes))
+    return changes
+
+
+def _transitions(own: dict[str, Any], bounds: Sequence[int]) -> list[int | None]:
+    """Which transition each change is: of all ways to name changes in order, the one with most evidence in all."""
+    best: tuple[float, list[int | None]] = (0.0, [None] * len(bounds))
+    for count in range(1, min(len(bounds), len(TRANSITIONS)) + 1):
+        for places in combinations(range(len(bounds)), count):
+            for transitions in combinations(range(len(TRANSITIONS)), count):
+                evidence = [_evidence(own, bounds, p, t) for p, t in zip(places, transitions, strict=True)]
+                if min(evidence) > 0 and sum(evidence) > best[0]:
+                    names: list[int | None] = [None] * len(bounds)
+                    for place, transition in zip(places, transitions, strict=True):
+                        names[place] = transition
+                    best = (sum(evidence), names)
+    return best[1]
+
+
+def _evidence(own: dict[str, Any], bounds: Sequence[int], place: int, transition: int) -> float:
+    """How far the transition's signals step its way at a change, mean in spreads; 0 unless more than half of them do.
+
+    A step is the difference of means of the segments on both sides. It counts as one from the signal's `smallest` on.
+    """
+    start, layer, stop = (0, *bounds)[place], bounds[place], (*bounds, len(next(iter(own.values()))))[place + 1]
+    steps, counted = [], 0
+    for name, values in own.items():
+        direction = SIGNALS[name].directions.get(transition)
+        if direction is not None:
+            step = direction * (values[layer:stop].mean() - values[start:layer].mean())
+            counted += step >= SIGNALS[name].smallest
+            steps.append(step / max(values.std(), SIGNALS[name].smallest))
+    return float(np.mean(steps)) if steps and 2 * counted > len(steps) and np.mean(steps) > 0 else 0.0
+
+
+def _votes(own: dict[str, Any], around: tuple[int, int], transition: int | None) -> dict[str, int | None]:
+    """Where each of the transition's signals changes by itself between the neighbouring changes; None if not its way."""
+    start, stop = around
+    votes: dict[str, int | None] = {}
+    for name, values in own.items():
+        direction = SIGNALS[name].directions.get(-1 if transition is None else transition)
+        if direction is None:
+            continue
+        (place,) = segment(values[start:stop, None], 1)
+        step = direction * (values[start + place : stop].mean() - values[start : start + place].mean())
+        votes[name] = start + place if step >= SIGNALS[name].smallest else None
+    return votes
+
+
+def _stages(named: Sequence[Change], depth: int, tested: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Runs of layers between named changes; where a transition was not found, several stages are one entry."""
+    if not named:
+        return []
+    ends = [(change.layer, change.transition) for change in named] + [(depth, len(TRANSITIONS))]
+    names = list(STAGES)
+    found, first, stage = [], 0, 0
+    for stop, transition in ends:
+        assert transition is not None
+        members = names[stage : transition + 1]
+        signatures = [verdict for verdict in tested if verdict.stage in members]
+        found.append(
+            {
+                "name": "+".join(members),
+                "title": " + ".join(STAGES[name].lower() if i else STAGES[name] for i, name in enumerate(members)),
+                "first": first,
+                "last": stop - 1,
+                "signatures": len(signatures),
+                "supported": sum(verdict.verdict == SUPPORTED for verdict in signatures),
+            }
+        )
+        first, stage = stop, transition + 1
+    return found
+
+
+def _boundary(change: Change) -> dict[str, Any]:
+    before, after = TRANSITIONS[change.transition] if change.transition is not None else (None, None)
+    described = asdict(change)
+    described.pop("transition")
+    return {**described, "before": before, "after": after}
+
+
+def _signal(name: str, rows: dict[str, Layers], matrix: Matrix | None, place: int) -> dict[str, Any]:
+    signal = SIGNALS[name]
+    return {
+        "name": name,
+        "title": signal.title,
+        "unit": signal.unit,
+        "sentence": signal.sentence,
+        "flat": bool(rows[name][0].std() < signal.smallest),
+        "values": rows[name][0].tolist(),
+        "standardised": None if matrix is None else matrix[0, :, place].tolist(),
+    }
+
+
+def _summary(
+    named: Sequence[Change], changes: Sequence[Change], stages: Sequence[dict[str, Any]], reason: str | None
+) -> str:
+    if reason is not None:
+        return f"No stages are told: {reason}."
+    if not named:
+        what = f"{len(changes)} changes that are none of the hypothesis's transitions" if changes else "no change"
+        return f"No stages: the signals over layers show {what} beyond what chance would give."
+    missing = [
+        f"{STAGES[a]} to {STAGES[b].lower()}"
+        for i, (a, b) in enumerate(TRANSITIONS)
+        if i not in {c.transition for c in named}
+    ]
+    count = len(named)
+    found = f"{count} of the hypothesis's three transitions {'is' if count == 1 else 'are'} found: {_listed(stages)}."
+    return found + (f" Not found: {'; '.join(missing)}." if missing else "")
+
+
+def _listed(stages: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{stage['title'].lower()} in layer{'' if stage['first'] == stage['last'] else 's'} "
+        + (str(stage["first"]) if stage["first"] == stage["last"] else f"{stage['first']} to {stage['last']}")
+        for stage in stages
+    )
