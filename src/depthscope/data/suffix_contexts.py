@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
-from depthscope.data.windows import _bos_prefix
+from depthscope.data.windows import bos_prefix
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
@@ -106,7 +106,7 @@ def suffix_contexts(
     The corpus is read to its end or for `read_at_most` tokens. (How many tokens of it other experiments use does not bind
     this one: a suffix is rare.) Raises DataError where suffix or text give no balanced set, with the counts.
     """
-    prefix = _bos_prefix(model, "auto")
+    prefix = bos_prefix(model, "auto")
     if model.context is not None and length + len(prefix) > model.context:
         raise DataError(
             f"contexts of {length + len(prefix)} tokens are longer than the context of {model.name}, {model.context}"

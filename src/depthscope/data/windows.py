@@ -64,6 +64,15 @@ class Windows:
         """How many documents the windows come from."""
         return len(np.unique(self.document))
 
+    @property
+    def token_entropy(self) -> float:
+        """Entropy, in nats, of the next tokens' frequencies in these windows: the loss of guessing by frequency alone,
+        in hindsight, so that no guess by frequency can do better.
+        """
+        counts = np.unique(self.ids[:, 1:], return_counts=True)[1]
+        frequencies = counts / counts.sum()
+        return float(-(frequencies * np.log(frequencies)).sum())
+
     def part(self, start: int, stop: int) -> "Windows":
         """Windows `start … stop-1` of these."""
         rows = slice(start, stop)
@@ -94,7 +103,7 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
         raise DataError(f"a window of {length} tokens is too short: expected at least 2")
     if model.context is not None and length > model.context:
         raise DataError(f"a window of {length} tokens is longer than the context of {model.name}, {model.context}")
-    prefix = _bos_prefix(model, bos)
+    prefix = bos_prefix(model, bos)
     stride = length - len(prefix)
     wanted = -(-(corpus.tokens or DEFAULT_TOKENS) // length)
     documents, too_short = _read(corpus, model, stride, wanted)
@@ -115,7 +124,11 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
     return Windows(ids, document, start, "window" if prefix else "none", too_short)
 
 
-def _bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
+def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
+    """The tokens that a BOS policy (auto, none, window) puts before each window: one or none.
+
+    Raises DataError for an unknown policy, or `window` with a tokenizer that has no BOS token.
+    """
     tokenizer = model.tokenizer
     if policy not in ("auto", "none", "window"):
         raise DataError(f"unknown BOS policy {policy!r}: expected auto, none or window")

@@ -27,7 +27,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
-from depthscope.data.windows import _bos_prefix  # one policy for all text
+from depthscope.data.windows import bos_prefix  # one policy for all text
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
@@ -102,7 +102,7 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
     tokens the corpus is limited to, and stops when 256 documents have given a pair. Raises DataError when too few pairs of
     every length are found, when the model has no tokenizer, or when its context is shorter than a prompt.
     """
-    prefix = list(_bos_prefix(model, bos))
+    prefix = list(bos_prefix(model, bos))
     searches = {n: _Search(n) for n in WORD_TOKENS}
     read = 0
     for number, text in enumerate(corpus.documents()):

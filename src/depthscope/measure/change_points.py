@@ -51,7 +51,10 @@ def choose(signals: Signals, most: int, seed: int = 0, simulations: int = SIMULA
     spread = np.linalg.svd(signals - signals.mean(0), full_matrices=False)
     own = _path(signals, most)
     scale = spread.S / np.sqrt(len(signals) - 1)
-    noise = [_path(generator.standard_normal((len(signals), len(scale))) * scale @ spread.Vh, most) for _ in range(simulations)]
+    noise = [
+        _path(generator.standard_normal((len(signals), len(scale))) * scale @ spread.Vh, most)
+        for _ in range(simulations)
+    ]
     # Each path is relative to no change at all, so that the noise's own size does not matter.
     gaps = np.mean(noise, 0) - own
     deviations = np.std(noise, 0, ddof=1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.repeats import random_repeats
-from depthscope.data.windows import _bos_prefix, make_windows
+from depthscope.data.windows import bos_prefix, make_windows
 from depthscope.data.word_prompts import CONTEXT_TOKENS, word_prompts
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.measure.estimate import ClusterMoments
@@ -87,7 +87,7 @@ class Heads:
             self.blocks = [block for block, has in enumerate(has_patterns(model)) if has]
         if not self.blocks:
             raise UnsupportedError(f"{model.name} ({model.family}) has no attention patterns: no head to look at")
-        self.bos = _bos_prefix(model, bos)
+        self.bos = bos_prefix(model, bos)
         needed = len(self.bos) + CONTEXT_TOKENS + 4
         if model.context is not None and model.context < needed:
             raise UnsupportedError(f"the context of {model.name}, {model.context}, is shorter than {needed} tokens")

@@ -26,6 +26,8 @@ class Measured:
 
     depth: int
     documents: int
+    token_entropy: float
+    """Loss, in nats, of guessing the text's next tokens by their frequencies in it."""
     values: dict[str, Layers] = field(default_factory=dict)
 
     def get(self, *names: str) -> list[Layers] | None:
@@ -35,7 +37,8 @@ class Measured:
 
 def read_measured(run: RunDirectory, shards: Callable[[str], Iterable[pl.DataFrame]], depth: int) -> Measured:
     """Everything stages look at that the run has. `shards(name)` reads an experiment's sums over documents."""
-    measured = Measured(depth, int(run.manifest["text"]["documents"]))
+    text = run.manifest["text"]
+    measured = Measured(depth, int(text["documents"]), float(text["token_entropy"]))
     finished = run.manifest.get("finished", [])
     for name, add in SOURCES.items():
         if name in finished:
@@ -55,7 +58,7 @@ def _sweep(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
 
 
 def _lens(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
-    _, means = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name])
+    _, means = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name])
     measured.values |= {f"lens.{metric}": values for metric, values in means.items()}
 
 

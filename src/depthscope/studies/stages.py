@@ -75,6 +75,14 @@ def _too_little(measured: Measured, rows: dict[str, Layers]) -> str | None:
         return (
             f"only {len(rows)} signals were measured ({', '.join(rows) or 'none'}): expected at least {FEWEST_SIGNALS}"
         )
+    if "lens.loss" not in measured.values:
+        return "the lens was not measured, so it is not known whether the model predicts at all"
+    loss = float(measured.values["lens.loss"][0, -1])
+    if loss >= measured.token_entropy:
+        return (
+            f"the model predicts this text no better than token frequencies do (loss {loss:.2f} nats, frequencies "
+            f"{measured.token_entropy:.2f}), so there is no inference to divide"
+        )
     return None
 
 

@@ -138,7 +138,11 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
 def _facts(subject: Subject) -> dict[str, Any]:
     return {
         "model": asdict(subject.model.facts),
-        "text": {"documents": subject.windows.documents, "too_short": subject.windows.too_short},
+        "text": {
+            "documents": subject.windows.documents,
+            "too_short": subject.windows.too_short,
+            "token_entropy": subject.windows.token_entropy,
+        },
         "versions": versions(),
     }
 
