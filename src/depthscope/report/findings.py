@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from depthscope.report.measured import Measured, Value, interval, spoken, with_unit
+from depthscope.report.measured import Measured, Value, interval, ranked, spoken, with_unit
 from depthscope.report.palette import place_name
+from depthscope.report.wording import compared, layer_list, listed, sentence
 from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL
 
 FEW_DOCUMENTS = 5
@@ -68,12 +69,7 @@ def intervals_note(measured: Measured) -> str | None:
 def zeros_note(measured: Measured, edits: Sequence[str]) -> str | None:
     """Which points of some edits are missing from a logarithmic axis."""
     zeros = [f"{edit}({i})" for edit in edits for i, value in measured.series(edit, KL).items() if value.mean <= 0]
-    return f"KL is exactly 0, so not on the logarithmic axis, for {_listed(zeros)}." if zeros else None
-
-
-def ranked(series: dict[int, Value]) -> list[int]:
-    """Layers from the largest mean to the smallest."""
-    return sorted(series, key=lambda layer: -series[layer].mean)
+    return f"KL is exactly 0, so not on the logarithmic axis, for {listed(zeros)}." if zeros else None
 
 
 def _main_edit(measured: Measured) -> str | None:
@@ -89,7 +85,7 @@ def _most_settled(measured: Measured) -> list[str]:
     if not rivals:
         return []
     contenders = sorted([ranked(series)[0], *rivals])
-    return [f"Which place matters most is too close to call between {_layers(contenders)}: their intervals overlap."]
+    return [f"Which place matters most is too close to call between {layer_list(contenders)}: their intervals overlap."]
 
 
 def _rivals(series: dict[int, Value], layer: int) -> list[int]:
@@ -108,7 +104,7 @@ def _rivals(series: dict[int, Value], layer: int) -> list[int]:
 def _against(series: dict[int, Value], layer: int) -> str:
     """`, too close to call against layers 3 and 4`, or nothing where the layer stands apart."""
     rivals = _rivals(series, layer)
-    return f", too close to call against {_layers(rivals)}" if rivals else ""
+    return f", too close to call against {layer_list(rivals)}" if rivals else ""
 
 
 def _entropy(measured: Measured) -> list[str]:
@@ -172,76 +168,24 @@ def _swaps_beside_drops(measured: Measured) -> list[str]:
     if len(drop) + len(swap) + len(open_) < 2:
         return []
     parts = [
-        f"swapping a layer with the next costs less KL than dropping it at {_layers(drop)}" if drop else "",
-        f"dropping a layer costs less KL than swapping it with the next at {_layers(swap)}" if swap else "",
+        f"swapping a layer with the next costs less KL than dropping it at {layer_list(drop)}" if drop else "",
+        f"dropping a layer costs less KL than swapping it with the next at {layer_list(swap)}" if swap else "",
         _too_close(open_, "whether swapping a layer with the next costs less KL than dropping it is ", drop + swap),
     ]
-    return [_sentence(parts)]
+    return [sentence(parts)]
 
 
 def _attention_beside_mlp(measured: Measured) -> list[str]:
     """In which layers the MLP's silence costs more KL than the attention's, and where less."""
     mlp, attention, open_ = compared(measured.series("drop_mlp", KL), measured.series("drop_attn", KL))
     parts = [
-        f"silencing the MLP costs more KL than silencing the attention in {_layers(mlp)}" if mlp else "",
-        f"silencing the attention costs more in {_layers(attention)}" if attention else "",
+        f"silencing the MLP costs more KL than silencing the attention in {layer_list(mlp)}" if mlp else "",
+        f"silencing the attention costs more in {layer_list(attention)}" if attention else "",
         _too_close(open_, "which costs more KL, silencing the MLP or the attention, is ", mlp + attention),
     ]
-    return [_sentence(parts)] if mlp or attention or open_ else []
-
-
-def compared(first: dict[int, Value], second: dict[int, Value]) -> tuple[list[int], list[int], list[int]]:
-    """Layers that both have, where the first is larger, where the second is, and where that is open.
-
-    Open are those whose intervals overlap, which asks for more than a test of the difference would: what is said of the
-    others is on the safe side. Without intervals the means decide.
-    """
-    larger: list[int] = []
-    smaller: list[int] = []
-    unsettled: list[int] = []
-    for layer in sorted(first.keys() & second.keys()):
-        a, b = first[layer], second[layer]
-        a_low, a_high = (a.mean, a.mean) if a.low is None or a.high is None else (a.low, a.high)
-        b_low, b_high = (b.mean, b.mean) if b.low is None or b.high is None else (b.low, b.high)
-        (larger if a_low > b_high else smaller if b_low > a_high else unsettled).append(layer)
-    return larger, smaller, unsettled
+    return [sentence(parts)] if mlp or attention or open_ else []
 
 
 def _too_close(layers: list[int], question: str, settled: list[int]) -> str:
     """Where a comparison is open; the question is asked only where nothing before it was settled."""
-    return f"{'' if settled else question}too close to call at {_layers(layers)}" if layers else ""
-
-
-def _sentence(parts: list[str]) -> str:
-    text = "; ".join(part for part in parts if part)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _layers(layers: list[int]) -> str:
-    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
-
-
-def ranges(layers: list[int]) -> str:
-    """Layer numbers with runs of three and more drawn together: `0, 2–5 and 9`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = []
-    for run in runs:
-        parts += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
-    return _joined(parts)
-
-
-def _listed(things: Sequence[object], most: int = 6) -> str:
-    """`a, b and c`; beyond `most` only how many more."""
-    names = [str(thing) for thing in things]
-    if len(names) > most:
-        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return _joined(names)
-
-
-def _joined(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{'' if settled else question}too close to call at {layer_list(layers)}" if layers else ""

@@ -1,6 +1,7 @@
-"""A run's sweep table, read for showing: series by edit and metric, and numbers as text."""
+"""A run's tables, read for showing: series by layer and metric, and numbers as text."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,14 @@ import polars as pl
 from depthscope.errors import RunError
 from depthscope.report.palette import SHOWN
 from depthscope.run.store import RunDirectory
-from depthscope.schema.sweep import AGREEMENT, BASELINE_EDIT, BASELINE_LAYER, METRICS, SWEEP_TABLE, Metric
+from depthscope.schema.metric import Metric
+from depthscope.schema.sweep import AGREEMENT, BASELINE_EDIT, BASELINE_LAYER, METRICS, SWEEP_TABLE
 
-TABLE = "sweep"
+SWEEP = "sweep"
 NBSP = "\u00a0"
 """Keeps a number beside its unit at the end of a line."""
+SAID_UNITS = ("nats",)
+"""Units that are said after a number; the others stand in the name of the quantity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +25,17 @@ class Value:
     """A mean and its 95 % interval in the metric's unit; the interval is None where one document gives none."""
 
     mean: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def has_interval(self) -> bool:
         """Whether both bounds are there."""
         return self.low is not None and self.high is not None
+
+
+Series = dict[int, Value]
+"""Values by layer, or by another whole number, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Measured:
         there = {edit for edit, _, _ in self.values}
         return [name for name in SHOWN if name in there]
 
-    def series(self, edit: str, metric: Metric) -> dict[int, Value]:
+    def series(self, edit: str, metric: Metric) -> Series:
         """Values by layer, from the first layer to the last that were measured."""
         found = {layer: value for (e, layer, m), value in self.values.items() if (e, m) == (edit, metric.name)}
         return dict(sorted(found.items()))
@@ -54,20 +62,23 @@ class Measured:
         """The unedited model's value."""
         return self.values.get((BASELINE_EDIT, BASELINE_LAYER, metric.name))
 
-    def relative_depth(self, layer: int) -> float:
-        """layer / (L − 1): 0 for the first layer, 1 for the last; 0 in a model of one layer."""
-        return layer / (self.depth - 1) if self.depth > 1 else 0.0
+
+def read_table(run: RunDirectory, name: str, columns: Iterable[str]) -> pl.DataFrame:
+    """A table of a run. Raises RunError where there is none, it lacks columns or has no rows."""
+    table = run.table(name)
+    columns = list(columns)
+    if missing := [column for column in columns if column not in table.columns]:
+        raise RunError(
+            f"the {name} table of {run.path} lacks {', '.join(missing)}: expected the columns {', '.join(columns)}"
+        )
+    if table.is_empty():
+        raise RunError(f"the {name} table of {run.path} has no rows: expected one per layer and metric at least")
+    return table
 
 
 def read_sweep(run: RunDirectory) -> Measured:
     """Read a run's sweep table. Raises RunError where there is none, or it is not such a table."""
-    table = run.table(TABLE)
-    if missing := [column for column in SWEEP_TABLE if column not in table.columns]:
-        raise RunError(
-            f"the sweep table of {run.path} lacks {', '.join(missing)}: expected the columns {', '.join(SWEEP_TABLE)}"
-        )
-    if table.is_empty():
-        raise RunError(f"the sweep table of {run.path} has no rows: expected one per edit, layer and metric")
+    table = read_table(run, SWEEP, SWEEP_TABLE)
     rows = table.filter(pl.col("metric").is_in(list(METRICS)))
     values = {
         (edit, layer, metric): Value(mean, low, high)
@@ -75,14 +86,25 @@ def read_sweep(run: RunDirectory) -> Measured:
             "edit", "layer", "metric", "mean", "ci_low", "ci_high"
         ).iter_rows()
     }
-    return Measured(_depth(run.manifest, values), table["tokens"][0], table["documents"][0], values)
-
-
-def _depth(manifest: dict[str, Any], values: dict[tuple[str, int, str], Value]) -> int:
-    """Layers of the model, from the manifest; a swap at layer l speaks of two layers where the manifest is silent."""
-    recorded = manifest.get("model", {}).get("layers")
     seen = max((layer + (2 if edit == "swap" else 1) for edit, layer, _ in values), default=1)
-    return max(recorded or 1, seen, 1)
+    return Measured(depth_of(run.manifest, seen), table["tokens"][0], table["documents"][0], values)
+
+
+def depth_of(manifest: dict[str, Any], seen: int) -> int:
+    """Layers of the model, from the manifest; at least as many as were `seen`, where the manifest is silent."""
+    return max(manifest.get("model", {}).get("layers") or 1, seen, 1)
+
+
+def series(table: pl.DataFrame, metric: Metric, by: str = "layer", **where: Any) -> Series:
+    """A metric's values by a column, of the rows where other columns are as told; rows without a mean are left out."""
+    chosen = table.filter(pl.col("metric") == metric.name, pl.col("mean").is_not_null(), **where)
+    rows = chosen.sort(by).select(by, "mean", "ci_low", "ci_high").iter_rows()
+    return {key: Value(mean, low, high) for key, mean, low, high in rows}
+
+
+def ranked(values: Mapping[int, Value]) -> list[int]:
+    """Layers from the largest mean to the smallest."""
+    return sorted(values, key=lambda layer: -values[layer].mean)
 
 
 def is_share(metric: Metric) -> bool:
@@ -96,7 +118,7 @@ def number(value: float, metric: Metric, digits: int | None = None) -> str:
     `digits` sets the decimals instead, for columns that line up.
     """
     if is_share(metric):
-        return f"{100 * value:.1f}"
+        value, digits = 100 * value, 1
     decimals = decimals_for([value]) if digits is None else digits
     text = f"{value:.{decimals}f}"
     # A true minus is as wide as a plus, and an interval's end that rounds to nought has no sign.
@@ -123,11 +145,20 @@ def interval(value: Value, metric: Metric, digits: int | None = None) -> str:
 
 
 def with_unit(value: Value, metric: Metric) -> str:
-    """A mean with its unit, unbroken: `5.30 nats`, `72.6%`."""
-    return f"{number(value.mean, metric)}{'' if is_share(metric) else NBSP}{unit_of(metric)}"
+    """A mean with its unit, unbroken: `5.30 nats`, `72.6%`; cosines and ratios have none."""
+    text = number(value.mean, metric)
+    if is_share(metric):
+        return f"{text}%"
+    return f"{text}{NBSP}{metric.unit}" if metric.unit in SAID_UNITS else text
 
 
 def spoken(value: Value, metric: Metric) -> str:
     """A value in a sentence: `5.30 nats (5.18 to 5.43)`, without brackets where there is no interval."""
     text = with_unit(value, metric)
     return f"{text} ({interval(value, metric)})" if value.has_interval else text
+
+
+def protocol_note(run: RunDirectory, experiment: str, note: str) -> list[str]:
+    """`note`, where the experiment followed the published script rather than the paper's text."""
+    own = run.settings.get("experiments", {}).get(experiment, {})
+    return [note] if own.get("protocol") == "lad2024" else []

@@ -7,7 +7,7 @@ from typing import Any
 
 from depthscope.report.measured import Measured, spoken
 from depthscope.report.palette import SHOWN
-from depthscope.schema.sweep import ENTROPY, LOSS, METRICS
+from depthscope.schema.sweep import ENTROPY, LOSS
 
 Entries = list[tuple[str, str]]
 LAYOUTS = {"sequential": "attention, then MLP", "parallel": "attention and MLP in parallel"}
@@ -69,14 +69,11 @@ def facts(manifest: dict[str, Any], measured: Measured | None) -> list[tuple[str
     ]
 
 
-def method(manifest: dict[str, Any], measured: Measured | None) -> dict[str, Any]:
-    """How it was measured: definitions, text, estimator, what was not done, and what tells this run from another."""
+def method(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How it was measured: text, estimator, what was not done, and what tells this run from another."""
     settings = manifest.get("settings", {})
-    edits = measured.edits if measured else settings.get("experiments", {}).get("sweep", {}).get("edits", [])
     return {
         "replay": REPLAY,
-        "edits": [SHOWN[edit] for edit in edits if edit in SHOWN],
-        "metrics": list(METRICS.values()),
         "text": _text(manifest),
         "estimator": ESTIMATOR,
         "not_done": _not_done(manifest.get("not_done", {})),

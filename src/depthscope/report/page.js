@@ -1,11 +1,13 @@
 "use strict";
-// Draws the panels from the JSON beside this script, in the page's own colours, and keeps both sections' choices the same.
+// Draws the panels from the JSON beside this script, in the page's own colours, when they come near the screen, and keeps
+// all sections' choices the same.
 (() => {
   const specifications = JSON.parse(document.getElementById("figures").textContent);
   const plots = [...document.querySelectorAll(".plot")];
-  const chosen = { x: "layer", kl: "log" };
-  // A third of the narrower of A4 and Letter within the style sheet's margins: print layout cannot be measured beforehand.
-  const paper = { width: 220, height: 200 };
+  const chosen = { x: "layer", y: "log" };
+  const near = new Set();
+  // Within the style sheet's margins on the narrower of A4 and Letter, by panels in a row: print layout cannot be measured.
+  const paper = { 1: 690, 2: 338, 3: 220 };
   let printing = false;
   // No logo, no cloud button, no place to send anything to: only saving a panel as a picture.
   const config = {
@@ -14,44 +16,53 @@
   };
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const translucent = (hex) => `rgba(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(", ")}, 0.4)`;
+  const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const full = (hex) => (hex.length === 4 ? `#${[...hex.slice(1)].map((digit) => digit + digit).join("")}` : hex);
+  const translucent = (hex) => `rgba(${parts(hex).join(", ")}, 0.4)`;
+  const mixed = (from, to, share) =>
+    `rgb(${parts(full(from)).map((part, i) => Math.round(part + share * (parts(to)[i] - part))).join(", ")})`;
 
-  function coloured(trace) {
+  function coloured(trace, relative) {
     const own = colour(trace.meta);
-    return {
-      ...trace,
-      x: trace.customdata.map(([layer, relative]) => (chosen.x === "layer" ? layer : relative)),
-      line: { ...trace.line, color: own },
-      marker: { ...trace.marker, color: own },
-      error_y: { ...trace.error_y, color: translucent(own) },
-    };
+    // The lowest value is a little darker than a cell without one.
+    if (trace.type === "heatmap") {
+      const low = mixed(colour("paper"), own, 0.05);
+      const scale = trace.zmid === 0 ? [[0, colour("soft")], [0.5, low], [1, own]] : [[0, low], [1, own]];
+      return { ...trace, colorscale: scale };
+    }
+    const seen = { ...trace, marker: { ...trace.marker, color: own } };
+    if (trace.type === "bar") return { ...seen, textfont: { color: colour("ink") } };
+    ["error_x", "error_y"].filter((bars) => trace[bars]).forEach((bars) => {
+      seen[bars] = { ...trace[bars], color: translucent(own) };
+    });
+    if (trace.line) seen.line = { ...trace.line, color: own };
+    if (relative) seen.x = trace.customdata.map(([layer, share]) => (chosen.x === "layer" ? layer : share));
+    return seen;
   }
 
-  function axes(layout, metric) {
+  function axes({ layout, relative, log }) {
     const lines = { gridcolor: colour("grid"), zerolinecolor: colour("soft"), tickcolor: colour("rule"), spikecolor: colour("soft"), fixedrange: true };
-    const xaxis = { ...layout.xaxis, ...lines };
-    if (chosen.x !== "layer") {
-      const [low, high] = layout.xaxis.range;
-      const last = Math.max(high - 0.5, 1);
-      Object.assign(xaxis, {
-        range: [low / last, 1 - low / last], dtick: 0.25, title: { ...layout.xaxis.title, text: chosen.x },
-        unifiedhovertitle: { text: "relative depth %{x:.2f}, mean (95% interval)" },
-      });
-    }
-    const yaxis = { ...layout.yaxis, ...lines, showspikes: false };
-    if (metric === "kl" && chosen.kl === "linear") Object.assign(yaxis, { type: "linear", rangemode: "tozero" });
-    return { xaxis, yaxis };
+    const drawn = {};
+    Object.keys(layout).filter((key) => /^[xy]axis/.test(key)).forEach((key) => {
+      drawn[key] = { ...layout[key], ...lines, ...(key[0] === "y" ? { showspikes: false } : {}) };
+    });
+    if (relative && chosen.x !== "layer") drawn.xaxis = { ...relative, ...lines };
+    if (log && chosen.y === "linear") Object.assign(drawn.yaxis, { type: "linear", rangemode: "tozero", range: undefined, autorange: true });
+    return drawn;
   }
 
   function draw(plot) {
-    const { data, layout } = specifications[plot.dataset.panel];
+    const specification = specifications[plot.dataset.panel];
+    const { data, layout, relative } = specification;
     const ink = colour("ink");
-    return Plotly.react(plot, data.map(coloured), {
+    const size = { width: paper[plot.dataset.across], height: layout.height > 330 ? layout.height : 200, autosize: false };
+    return Plotly.react(plot, data.map((trace) => coloured(trace, relative)), {
       ...layout,
-      ...axes(layout, plot.dataset.metric),
+      ...axes(specification),
+      shapes: (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("soft") } })),
       font: { ...layout.font, color: ink, size: printing ? 9 : layout.font.size },
-      margin: printing ? { l: 34, r: 4, t: 4, b: 32 } : layout.margin,
-      ...(printing ? { ...paper, autosize: false } : { autosize: true, width: undefined, height: undefined }),
+      margin: printing ? { ...layout.margin, t: 4, b: 32, l: layout.margin.l - 12 } : layout.margin,
+      ...(printing ? size : { autosize: true, width: undefined, height: undefined }),
       paper_bgcolor: colour("paper"),
       plot_bgcolor: colour("paper"),
       hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("rule"), font: { color: ink, size: 11 } },
@@ -59,9 +70,9 @@
     }, { ...config, toImageButtonOptions: { format: "svg", filename: plot.dataset.panel } });
   }
 
-  function drawAll() {
-    plots.forEach(draw);
-    document.querySelectorAll("[data-only]").forEach((note) => { note.hidden = note.dataset.only !== chosen.kl; });
+  function drawNear() {
+    near.forEach(draw);
+    document.querySelectorAll("[data-only]").forEach((note) => { note.hidden = note.dataset.only !== chosen.y; });
   }
 
   document.addEventListener("change", ({ target }) => {
@@ -70,16 +81,27 @@
     document.querySelectorAll(`[data-choice="${target.dataset.choice}"]`).forEach((input) => {
       input.checked = input.value === target.value;
     });
-    drawAll();
+    drawNear();
   });
 
   function drawForPaper(now) {
     printing = now;
     document.documentElement.classList.toggle("paper", now);
-    drawAll();
+    document.querySelectorAll("details").forEach((element) => { element.open = now; });
+    plots.forEach((plot) => near.add(plot));
+    drawNear();
   }
   addEventListener("beforeprint", () => drawForPaper(true));
   addEventListener("afterprint", () => drawForPaper(false));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  drawAll();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawNear);
+
+  const watch = new IntersectionObserver((entries) => {
+    entries.filter((entry) => entry.isIntersecting && !near.has(entry.target)).forEach(({ target }) => {
+      near.add(target);
+      watch.unobserve(target);
+      draw(target);
+    });
+  }, { rootMargin: "800px" });
+  plots.forEach((plot) => watch.observe(plot));
+  drawNear();
 })();

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from depthscope.errors import RunError
 from depthscope.report import findings, method
-from depthscope.report.figures import KINDS, PANELS, figure_kind, panel, shown_edits
-from depthscope.report.measured import TABLE, Measured, decimals_for, interval, number, read_sweep, unit_of
-from depthscope.report.palette import SHOWN
+from depthscope.report.figures import FIGURES
+from depthscope.report.measured import Measured, decimals_for, interval, number, read_sweep
+from depthscope.report.palette import FONT, LOOKS, SHOWN
+from depthscope.report.panels import Panel
+from depthscope.report.section import Kind, Section
+from depthscope.report.sections import stages
 from depthscope.run.store import RunDirectory, atomic_file
 from depthscope.schema.sweep import AGREEMENT, KL
 
@@ -29,12 +34,13 @@ def write_page(run: RunDirectory, out: Path) -> Path:
 
 
 def render(run: RunDirectory) -> str:
-    """The page as HTML. Raises RunError where the sweep table is there but damaged."""
-    measured = read_sweep(run) if TABLE in run.tables() else None
+    """The page as HTML: what is there is shown, what is missing or damaged is said."""
+    measured = _measured(run)
+    sections = _sections(run)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    figures = figure_data(measured)
+    figures = {panel.name: _specification(panel) for section in sections for panel in section["panels"]}
     return environment.from_string(_part("page.html")).render(
         css=_part("page.css"),
         js=_part("page.js"),
@@ -42,27 +48,16 @@ def render(run: RunDirectory) -> str:
         figures=script_json(figures),
         has_figures=bool(figures),
         has_intervals=measured is not None and any(value.has_interval for value in measured.values.values()),
-        shown=SHOWN,
+        looks=LOOKS,
         model=str(run.settings.get("model", "a model")),
         facts=method.facts(run.manifest, measured),
-        method=method.method(run.manifest, measured),
-        incomplete=_incomplete(run, measured),
-        answer=_answer(measured),
-        sections=_sections(run, measured),
+        method=method.method(run.manifest),
+        incomplete=_incomplete(run),
+        answer=_answer(measured, sections),
+        sections=sections,
+        not_asked=[kind.title for name, kind in FIGURES.items() if name not in {one["name"] for one in sections}],
         table=_table(measured),
     )
-
-
-def figure_data(measured: Measured | None) -> dict[str, Any]:
-    """Plotly specifications by panel, `sweep-kl` and so on; empty where nothing was measured."""
-    if measured is None:
-        return {}
-    return {
-        f"{name}-{metric.name}": json.loads(panel(measured, edits, metric).to_json() or "{}")
-        for name, kind in KINDS.items()
-        for metric in PANELS
-        if (edits := shown_edits(kind, measured))
-    }
 
 
 def script_json(data: Any) -> str:
@@ -71,13 +66,40 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _specification(panel: Panel) -> dict[str, Any]:
+    """A panel as the page's script draws it, without title and legend: the page has its own."""
+    shown = go.Figure(panel.traces, panel.layout)
+    shown.update_layout(xaxis=panel.xaxis, yaxis=panel.yaxis)
+    shown.update_layout(
+        # The default template would put some 7 kB of styles for other kinds of charts into each panel.
+        template="none",
+        font={"family": FONT, "size": 12},
+        margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
+        height=panel.height,
+        showlegend=False,
+        dragmode=False,
+        hovermode=panel.layout.get("hovermode", "x unified"),
+    )
+    return {**json.loads(shown.to_json() or "{}"), "relative": panel.relative, "log": panel.log}
+
+
 def _part(name: str) -> str:
     return resources.files("depthscope.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _answer(measured: Measured | None) -> dict[str, Any] | None:
-    if measured is None:
+def _measured(run: RunDirectory) -> Measured | None:
+    """The sweep's table; None where there is none that can be read, which its section says."""
+    try:
+        return read_sweep(run)
+    except RunError:
         return None
+
+
+def _answer(measured: Measured | None, sections: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The headline, from the sweep or else from the first section that says something."""
+    if measured is None:
+        said = [sentence for section in sections for sentence in section["sentences"]]
+        return {"headline": said[0], "further": [], "notes": []} if said else None
     return {
         "headline": findings.headline(measured),
         "further": findings.further(measured),
@@ -85,70 +107,79 @@ def _answer(measured: Measured | None) -> dict[str, Any] | None:
     }
 
 
-def _incomplete(run: RunDirectory, measured: Measured | None) -> list[str]:
+def _incomplete(run: RunDirectory) -> list[str]:
     """What is missing from a run that has not come to its end."""
-    if run.complete and measured is not None:
+    if run.complete:
         return []
-    said = ["This run is marked complete." if run.complete else "This run has not come to its end."]
-    done = len(list((run.path / "shards" / TABLE).glob("*.parquet")))
+    said = ["This run has not come to its end."]
     units = _units(run.settings)
-    of = f" of {units}" if units else ""
-    if not run.complete:
-        said.append(f"{done}{of} work units of the sweep are stored.")
+    stored = [
+        f"{name} {len(list((run.path / 'shards' / name).glob('*.parquet')))}"
+        for name in run.settings.get("experiments", {})
+        if (run.path / "shards" / name).is_dir()
+    ]
+    if stored:
+        of = f" (a pass over the text has {units})" if units else ""
+        said.append(f"Work units stored{of}: {', '.join(stored)}.")
     said.append(
-        "There is no sweep table yet, so there is nothing to show of what was measured."
-        if measured is None
-        else "The sweep table below is whole: it is only ever made from all work units."
+        "The tables below are whole: they are only ever made from all work units."
+        if run.tables()
+        else "There are no tables yet, so there is nothing to show of what was measured."
     )
     said.append("The same command on the same directory goes on where it stopped.")
     return said
 
 
 def _units(settings: dict[str, Any]) -> int | None:
-    """How many work units the run has in all, None where the manifest does not say."""
+    """How many work units a pass over the text has in all, None where the manifest does not say."""
     tokens, window, per_unit = (settings.get(key) for key in ("tokens", "window", "windows_per_unit"))
     return math.ceil(tokens / window / per_unit) if tokens and window and per_unit else None
 
 
-def _sections(run: RunDirectory, measured: Measured | None) -> list[dict[str, Any]]:
-    """The figures of the page: title, sentences, key and panels, or why there are none."""
-    if measured is None:
-        return []
-    not_done = run.manifest.get("not_done", {})
+def _sections(run: RunDirectory) -> list[dict[str, Any]]:
+    """The sections of the page: those with something to show, and those that were asked for and have nothing."""
     sections = []
-    for name in KINDS:
-        kind = figure_kind(name)
-        edits = shown_edits(kind, measured)
-        missing = [edit for edit in kind.needs if edit not in measured.edits]
-        sections.append(
-            {
-                "name": name,
-                "title": kind.title,
-                "edits": edits,
-                "sentences": findings.components(measured) if name == "components" and edits else [],
-                "missing": [_why_missing(edit, measured, not_done) for edit in missing],
-                "panels": [
-                    {
-                        "id": f"{name}-{metric.name}",
-                        "title": metric.title,
-                        "unit": unit_of(metric),
-                        "metric": metric.name,
-                    }
-                    for metric in PANELS
-                ],
-                "note": findings.zeros_note(measured, [edit.name for edit in edits]),
-            }
-        )
+    for kind in FIGURES.values():
+        try:
+            section = kind.build(run)
+        except RunError as error:
+            reason = _gap(kind, run, error)
+            section = Section(panels=(), missing=[reason]) if reason else None
+        if section:
+            sections.append(_shown(kind, section))
     return sections
 
 
-def _why_missing(edit: str, measured: Measured, not_done: dict[str, str]) -> str:
-    title = SHOWN[edit].title
-    if edit in not_done:
-        return f"{title} could not be done: {not_done[edit]}."
-    if edit == "swap" and measured.depth == 1:
-        return f"{title}: a model of one layer has no neighbours that could change places."
-    return f"{title} was not part of this run."
+def _shown(kind: Kind, section: Section) -> dict[str, Any]:
+    """A section as the page's template reads it."""
+    return {
+        "name": kind.name,
+        "title": kind.title,
+        "source": kind.source,
+        "sentences": [sentence for sentence in section.sentences if sentence],
+        "missing": section.missing,
+        "panels": section.panels,
+        "across": section.across,
+        "legend": section.legend,
+        "by_layer": any(panel.relative for panel in section.panels),
+        "log": any(panel.log for panel in section.panels),
+        "notes": section.notes,
+        "log_note": section.log_note,
+        "tables": section.tables,
+        "definitions": section.definitions,
+    }
+
+
+def _gap(kind: Kind, run: RunDirectory, error: RunError) -> str | None:
+    """Why an experiment that was asked for has nothing to show; None where it was not asked for."""
+    not_done = run.manifest.get("not_done", {})
+    if kind.experiment in not_done:
+        return f"This could not be done: {not_done[kind.experiment]}."
+    if (run.path / kind.file).exists():
+        return f"This cannot be shown: {str(error).replace(str(run.path), 'this run')}."
+    if kind.experiment in run.settings.get("experiments", {}) and kind.experiment != stages.NAME:
+        return "There is no table of this yet: the run has not come so far."
+    return None
 
 
 def _table(measured: Measured | None) -> dict[str, Any] | None:

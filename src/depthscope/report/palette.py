@@ -1,45 +1,111 @@
-"""How each edit is shown: one colour and one marker per edit, everywhere, light and dark.
+"""How each quantity is drawn: one colour and one marker per quantity, everywhere on the page, light and dark.
 
-The colours are Okabe and Ito's (2008), which readers with any common colour vision tell apart; the markers say the same
-once more, for print in grey. On a dark page swap takes the palette's sky blue, because its blue would sink there.
+The colours are Okabe and Ito's (2008), which readers with any common colour vision tell apart; markers and dashes say the
+same once more, for print in grey. What is about attention is green, what is about the MLP purple. On a dark page swap takes
+the palette's sky blue, because its blue would sink there, and suppression its yellow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from depthscope.schema import neurons, probes
 from depthscope.schema import sweep as schema
+from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 
 
 @dataclass(frozen=True, slots=True)
-class ShownEdit:
-    """How an edit is drawn: colours (light, dark background), plotly marker and the marker as a character."""
+class Look:
+    """How a quantity is drawn: colours (light, dark background), plotly marker, the marker as a character, dash."""
 
-    kind: schema.EditKind
+    name: str
+    """As in the tables, and the name of its colour in the page's style sheet."""
+    title: str
+    definition: str
     light: str
     dark: str
     marker: str
     glyph: str
-
-    @property
-    def name(self) -> str:
-        """As in the column `edit`."""
-        return self.kind.name
-
-    @property
-    def title(self) -> str:
-        """In words."""
-        return self.kind.title
-
-    @property
-    def definition(self) -> str:
-        """What the edit does."""
-        return self.kind.definition
+    dash: str = "solid"
 
 
-SWAP = ShownEdit(schema.SWAP, "#0072B2", "#56B4E9", "circle", "●")
-DROP = ShownEdit(schema.DROP, "#D55E00", "#D55E00", "square", "■")
-DROP_ATTN = ShownEdit(schema.DROP_ATTN, "#009E73", "#009E73", "triangle-up", "▲")
-DROP_MLP = ShownEdit(schema.DROP_MLP, "#CC79A7", "#CC79A7", "diamond", "◆")
+GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"
+INK, SOFT = ("#1C2024", "#E5E6E3"), ("#586069", "#9BA3AB")
+
+
+def _edit(kind: schema.EditKind, light: str, dark: str, marker: str, glyph: str) -> Look:
+    return Look(kind.name, kind.title, kind.definition, light, dark, marker, glyph)
+
+
+SWAP = _edit(schema.SWAP, "#0072B2", "#56B4E9", "circle", "●")
+DROP = _edit(schema.DROP, "#D55E00", "#D55E00", "square", "■")
+DROP_ATTN = _edit(schema.DROP_ATTN, GREEN, GREEN, "triangle-up", "▲")
+DROP_MLP = _edit(schema.DROP_MLP, PURPLE, PURPLE, "diamond", "◆")
 SHOWN = {edit.name: edit for edit in (SWAP, DROP, DROP_ATTN, DROP_MLP)}
+"""The edits of the sweep."""
+
+OWN = Look("own", "The model", "the model as it is", *INK, "circle", "●")
+REFERENCE = Look("reference", "Reference", "what the others are compared with", *SOFT, "square-open", "□", "dash")
+CONTROL = Look("control", "Control", "what would be there anyway", *SOFT, "diamond-open", "◇", "dot")
+ATTENTION = Look(
+    "attention", "Attention", "what attention adds to the residual stream", GREEN, GREEN, "triangle-up", "▲"
+)
+MLP = Look("mlp", "MLP", "what the MLP adds to the residual stream", PURPLE, PURPLE, "diamond", "◆")
+
+
+def _kind(kind: neurons.NeuronKind, light: str, dark: str, marker: str, glyph: str, dash: str = "solid") -> Look:
+    return Look(kind.name, f"{kind.title} neurons", kind.definition, light, dark, marker, glyph, dash)
+
+
+NEURONS = {
+    look.name: look
+    for look in (
+        _kind(neurons.PREDICTION, ORANGE, ORANGE, "triangle-right", "▶"),
+        _kind(neurons.SUPPRESSION, "#56B4E9", "#F0E442", "triangle-left", "◀", "dash"),
+        _kind(neurons.PARTITION, *INK, "circle", "●", "dot"),
+        _kind(neurons.ENTROPY, *SOFT, "square", "■", "dashdot"),
+    )
+}
+"""The kinds of neurons that are drawn by layer."""
+
+CHOSEN = {
+    probes.PREDICTION: NEURONS["prediction"],
+    probes.SUPPRESSION: NEURONS["suppression"],
+    probes.BOTH: replace(OWN, name=probes.BOTH, title="Both", definition=probes.GROUPS[probes.BOTH]),
+}
+"""The groups of neurons that probes use."""
+
+_SHADES = (
+    ("#8FD6BF", "#00745A", "circle", "●", "solid"),
+    ("#55BD9B", "#008667", "square", "■", "dot"),
+    ("#22AA82", "#009570", "triangle-up", "▲", "dash"),
+    (GREEN, GREEN, "diamond", "◆", "solid"),
+    ("#00735A", "#62C9A9", "triangle-down", "▼", "dashdot"),
+    ("#004D3B", "#B5E9D8", "star", "★", "longdash"),
+)
+REACHES = {
+    reach: Look(metric.name, metric.title, metric.definition, *shade)
+    for (reach, metric), shade in zip(PREVIOUS.items(), _SHADES, strict=True)
+}
+"""Attention to the previous k tokens, from light to dark."""
+ON_FIRST = Look(FIRST.name, FIRST.title, FIRST.definition, GREEN, GREEN, "square", "■")
+ON_ITSELF = Look("itself", ITSELF.title, ITSELF.definition, *INK, "circle", "●", "dash")
+
+LOOKS = {
+    look.name: look
+    for look in (
+        *SHOWN.values(),
+        OWN,
+        REFERENCE,
+        CONTROL,
+        ATTENTION,
+        MLP,
+        *NEURONS.values(),
+        CHOSEN[probes.BOTH],
+        *REACHES.values(),
+        ON_FIRST,
+        ON_ITSELF,
+    )
+}
+"""All looks by name: the page's colours."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 

@@ -1,0 +1,106 @@
+"""The logit lens by depth (the paper's figures 6 and 8), with the neurons that raise or lower predictions beside it."""
+
+import math
+from dataclasses import replace
+
+from depthscope.report.measured import Series, protocol_note, read_table, series, spoken
+from depthscope.report.palette import NEURONS, OWN
+from depthscope.report.panels import Curve, Panel, XAxis, lines
+from depthscope.report.section import Kind, Section
+from depthscope.report.sections import neurons
+from depthscope.report.wording import ends
+from depthscope.run.store import RunDirectory
+from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE
+
+NAME = "lens"
+LAD2024 = (
+    "Protocol lad2024: every residual stream is divided by the last one’s scale, as in the paper’s first script, which its "
+    "authors later withdrew as an error."
+)
+
+
+def build(run: RunDirectory) -> Section:
+    """KL to the final distribution and entropy of the lens at x_0 … x_L; counts of neurons where they were made."""
+    table = read_table(run, NAME, LENS_TABLE)
+    by_metric = {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
+    x = XAxis(title="depth l of x_l", last=max(by_metric[KL], default=1))
+    panels = [
+        lines(f"{NAME}-{m.name}", m.title, m, [Curve(look=OWN, values=by_metric[m], call="x_{}")], x, log=m is KL)
+        for m in (KL, ENTROPY)
+    ]
+    panels[0] = _without_the_end(panels[0], by_metric[KL])
+    legend = []
+    if counted := _neurons_beside(run, x):
+        panels.append(counted)
+        legend = [NEURONS["prediction"], NEURONS["suppression"]]
+    else:
+        panels.append(
+            lines(
+                f"{NAME}-agreement",
+                AGREEMENT.title,
+                AGREEMENT,
+                [Curve(look=OWN, values=by_metric[AGREEMENT], call="x_{}")],
+                x,
+            )
+        )
+    return Section(
+        panels=panels,
+        sentences=_sentences(by_metric[KL], by_metric[AGREEMENT], by_metric[ENTROPY]),
+        notes=[
+            "x_l is the residual stream before layer l, and after the last layer for l = L.",
+            *protocol_note(run, NAME, LAD2024),
+        ],
+        definitions=(KL, ENTROPY, AGREEMENT),
+        legend=legend,
+        log_note="At x_L the lens is the model’s own head: KL is 0 there, so not on the logarithmic axis.",
+    )
+
+
+def _without_the_end(panel: Panel, kl: Series) -> Panel:
+    """KL is 0 at x_L but for rounding, which would stretch a logarithmic axis over many empty decades."""
+    seen = [end for depth, value in kl.items() if depth < max(kl) for end in ends(value) if end > 0]
+    if not seen:
+        return panel
+    low, high = math.log10(min(seen)), math.log10(max(seen))
+    room = 0.06 * (high - low or 1.0)
+    return replace(panel, yaxis={**panel.yaxis, "range": [low - room, high + room]})
+
+
+def _neurons_beside(run: RunDirectory, x: XAxis) -> Panel | None:
+    """Prediction and suppression neurons of each layer on the lens's axis, as in the paper."""
+    if neurons.COUNTS not in run.tables():
+        return None
+    return neurons.count_panel(run, f"{NAME}-neurons", ("prediction", "suppression"), x, "Neurons in layer l")
+
+
+def _sentences(kl: Series, agreement: Series, entropy: Series) -> list[str]:
+    if len(kl) < 3:
+        return []
+    last = max(kl)
+    middle = (last + 1) // 2
+    said = [
+        f"KL to the final distribution is {spoken(kl[0], KL)} before the first layer, {spoken(kl[middle], KL)} at x_{middle} "
+        f"and {spoken(kl[last - 1], KL)} before the last layer."
+    ]
+    kept = [depth for depth in agreement if all(ends(agreement[d])[0] > 0.5 for d in agreement if d >= depth)]
+    if kept and kept[0] < last:
+        said.append(
+            f"From x_{kept[0]} on the lens’s most likely token is the model’s own at more than half of positions: "
+            f"{spoken(agreement[kept[0]], AGREEMENT)} there."
+        )
+    high, low = (best(entropy, key=lambda depth: entropy[depth].mean) for best in (max, min))
+    said.append(
+        f"The lens’s entropy is lowest at x_{low}, {spoken(entropy[low], ENTROPY)}, and highest at x_{high}, "
+        f"{spoken(entropy[high], ENTROPY)}; at the end it is the model’s own, {spoken(entropy[last], ENTROPY)}."
+    )
+    return said
+
+
+KIND = Kind(
+    name=NAME,
+    title="Logit lens: the prediction by depth",
+    source="Lad et al. 2024, figures 6 and 8",
+    experiment=NAME,
+    file=f"tables/{NAME}.parquet",
+    build=build,
+)

@@ -1,0 +1,124 @@
+"""Prediction, suppression, partition and entropy neurons by layer (the paper's figures 6 and 16), and the strongest ones."""
+
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from depthscope.report.measured import Series, Value, depth_of, number, ranked, read_table
+from depthscope.report.palette import NEURONS, OWN
+from depthscope.report.panels import Curve, Panel, XAxis, layers, lines
+from depthscope.report.section import Kind, Section, TextTable
+from depthscope.run.store import RunDirectory
+from depthscope.schema.metric import Metric
+from depthscope.schema.neurons import CLASS_SHARE, KINDS, KURTOSIS, NEURON_COUNTS_TABLE, NEURON_TOKENS_TABLE
+
+NAME, COUNTS, TOKENS = "neurons", "neuron_counts", "neuron_tokens"
+COUNT = Metric("count", "neurons", "Neurons", "neurons of the layer’s MLP that are of the kind", 0.0)
+LISTED, SHOWN_TOKENS = 5, 5
+"""Neurons of a kind, and tokens of each, on the page; the table holds more."""
+
+
+def build(run: RunDirectory) -> Section:
+    """Counts of the kinds by layer, the largest kurtosis of each layer, and the strongest neurons with their tokens."""
+    table = read_table(run, COUNTS, NEURON_COUNTS_TABLE)
+    x = layers(depth_of(run.manifest, max(table["layer"]) + 1))
+    return Section(
+        panels=[
+            count_panel(run, "neurons-tokens", ("prediction", "suppression"), x, "Prediction and suppression"),
+            count_panel(run, "neurons-others", ("partition", "entropy"), x, "Partition and entropy"),
+            _kurtosis(table, x),
+        ],
+        legend=list(NEURONS.values()),
+        sentences=_sentences(table, x.last),
+        tables=_strongest(run),
+        notes=["These numbers follow from the weights alone, so they have no intervals."],
+        definitions=[KURTOSIS, CLASS_SHARE],
+    )
+
+
+def counts(table: pl.DataFrame, kind: str) -> Series:
+    """Neurons of a kind by layer."""
+    rows = table.filter(kind=kind).sort("layer").select("layer", "count").iter_rows()
+    return {layer: Value(float(count)) for layer, count in rows}
+
+
+def count_panel(run: RunDirectory, name: str, kinds: tuple[str, ...], x: XAxis, title: str) -> Panel:
+    """Counts of some kinds of neurons by layer. Raises RunError where they were not made."""
+    table = read_table(run, COUNTS, NEURON_COUNTS_TABLE)
+    curves = [
+        Curve(look=NEURONS[kind], values=counts(table, kind), call=f"layer {{}}, {kind}", title=NEURONS[kind].title)
+        for kind in kinds
+    ]
+    panel = lines(name, title, replace(COUNT, unit="count"), curves, x)
+    return replace(panel, yaxis={**panel.yaxis, **_room(curves)})
+
+
+def _room(curves: list[Curve]) -> dict[str, Any]:
+    """An axis of counts that are all 0 would stand in the middle of its panel."""
+    return {} if any(v.mean for curve in curves for v in curve.values.values()) else {"range": [-0.2, 4]}
+
+
+def _kurtosis(table: pl.DataFrame, x: XAxis) -> Panel:
+    rows = table.filter(pl.col("largest_kurtosis").is_not_null()).unique("layer").sort("layer")
+    values = {layer: Value(largest) for layer, largest in rows.select("layer", "largest_kurtosis").iter_rows()}
+    curve = Curve(look=OWN, values=values, call="layer {}")
+    return lines("neurons-kurtosis", "Largest kurtosis", KURTOSIS, [curve], x, levels=[(10.0, "10")], unit="")
+
+
+def _sentences(table: pl.DataFrame, last: int) -> list[str]:
+    said = []
+    for kind in ("prediction", "suppression"):
+        found = counts(table, kind)
+        total = sum(int(value.mean) for value in found.values())
+        neurons = table.unique("layer")["neurons"].sum()
+        if total == 0:
+            most = table.sort("largest_kurtosis", descending=True, nulls_last=True).row(0, named=True)
+            largest = f"{most['largest_kurtosis']:.1f} in layer {most['layer']}"
+            said.append(f"No {kind} neurons among {neurons:,}: the largest kurtosis is {largest}, the threshold 10.")
+            continue
+        peak = ranked(found)[0]
+        share = f", {100 * peak / last:.0f}% of the depth" if last else ""
+        said.append(
+            f"{total} {kind} neuron{'s' if total > 1 else ''} among {neurons:,}, most of them, {found[peak].mean:.0f}, in "
+            f"layer {peak}{share}."
+        )
+    return said
+
+
+def _strongest(run: RunDirectory) -> list[TextTable]:
+    """The strongest neurons of each kind with the tokens they raise and lower most."""
+    if TOKENS not in run.tables():
+        return []
+    table = read_table(run, TOKENS, NEURON_TOKENS_TABLE)
+    rows = []
+    for kind in ("prediction", "suppression", "entropy", "partition"):
+        for row in table.filter(kind=kind).head(LISTED).iter_rows(named=True):
+            rows.append(
+                (
+                    f"L{row['layer']}.{row['neuron']}",
+                    f"{kind}, {KINDS[kind].strength} {number(row['strength'], KURTOSIS)}",
+                    " · ".join(row["promoted"][:SHOWN_TOKENS]),
+                    " · ".join(row["suppressed"][:SHOWN_TOKENS]),
+                    _class(row),
+                )
+            )
+    head = ("Neuron", "Kind", "Raises most", "Lowers most", "Tokens it tells apart")
+    return [TextTable(title="The strongest neurons", head=head, rows=rows, words=True)] if rows else []
+
+
+def _class(row: dict) -> str:
+    share = row[CLASS_SHARE.name]
+    if row["token_class"] is None or share is None:
+        return "–"
+    return f"{row['token_class']} ({100 * share:.0f}% of variance)"
+
+
+KIND = Kind(
+    name=NAME,
+    title="Prediction and suppression neurons",
+    source="Lad et al. 2024, figures 6 and 16; Gurnee et al. 2024",
+    experiment=NAME,
+    file=f"tables/{COUNTS}.parquet",
+    build=build,
+)

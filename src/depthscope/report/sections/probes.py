@@ -1,0 +1,143 @@
+"""Probes on prediction and suppression neurons (the paper's figures 10 and 16)."""
+
+from dataclasses import replace
+
+import polars as pl
+
+from depthscope.report.measured import Series, Value, read_table, series, spoken
+from depthscope.report.palette import CHOSEN, CONTROL, MLP, OWN, REFERENCE
+from depthscope.report.panels import Curve, Panel, XAxis, lines, on_one_scale
+from depthscope.report.section import Kind, Section
+from depthscope.run.store import RunDirectory
+from depthscope.schema.probes import (
+    ACCURACY,
+    BOTH,
+    CHOSEN_GROUPS,
+    GROUPS,
+    LAYER,
+    METRICS,
+    MODEL_THRESHOLD,
+    MODEL_TOP1,
+    OVER_MODEL,
+    OVER_RANDOM,
+    OVER_SINGLE,
+    PROBE_NEURONS_TABLE,
+    PROBES_TABLE,
+    RANDOM,
+    SELECTED_BY,
+)
+
+NAME, NEURONS = "probes", "probe_neurons"
+RANDOM_LOOK = replace(CONTROL, title="Random neurons", definition="as many, of the same layers; mean over draws")
+ALONE = "each neuron alone"
+LINES = {
+    LAYER: replace(MLP, title="Whole layer", definition=GROUPS[LAYER], dash="dash"),
+    MODEL_TOP1: replace(
+        OWN, title="Model, top-1", definition=GROUPS[MODEL_TOP1], dash="dash", glyph="╌", marker="line-ew"
+    ),
+    MODEL_THRESHOLD: replace(
+        REFERENCE,
+        title="Model, probability",
+        definition=GROUPS[MODEL_THRESHOLD],
+        dash="dot",
+        glyph="┈",
+        marker="line-ew",
+    ),
+}
+
+
+def build(run: RunDirectory) -> Section:
+    """Accuracy over the number of neurons, a panel per group; the model's own accuracy and a whole layer as lines."""
+    table = read_table(run, NAME, PROBES_TABLE).filter(pl.col("draw").is_null())
+    suffix = table["suffix"][0]
+    panels = [panel for group in CHOSEN_GROUPS if (panel := _panel(run, table, group))]
+    return Section(
+        panels=on_one_scale(panels),
+        legend=[
+            *(replace(look, definition=GROUPS[group]) for group, look in CHOSEN.items()),
+            RANDOM_LOOK,
+            *LINES.values(),
+        ],
+        sentences=_sentences(table),
+        notes=[
+            f"The suffix is “{suffix}”; half of the examples have it, so guessing is right at 50%. Single points are neurons "
+            "alone, at their rank.",
+            *_how_chosen(run),
+        ],
+        definitions=list(METRICS.values()),
+    )
+
+
+def _panel(run: RunDirectory, table: pl.DataFrame, group: str) -> Panel | None:
+    chosen = series(table, ACCURACY, "k", group=group)
+    if not chosen:
+        return None
+    last = max(chosen)
+    curves = [
+        Curve(look=RANDOM_LOOK, values=series(table, ACCURACY, "k", group=RANDOM[group]), call="{} random"),
+        *(Curve(look=look, values=_level(table, name, last), call=look.title) for name, look in LINES.items()),
+        Curve(look=CHOSEN[group], values=chosen, call=f"{group}, {{}}"),
+    ]
+    if NEURONS in run.tables() and group != BOTH:
+        alone = read_table(run, NEURONS, PROBE_NEURONS_TABLE).filter(group=group)
+        look = replace(CHOSEN[group], marker=f"{CHOSEN[group].marker}-open", title=ALONE)
+        curves.append(
+            Curve(look=look, values=series(alone, ACCURACY, "rank"), call="neuron {} alone", points_only=True)
+        )
+    x = XAxis(title="neurons together", last=last, first=1, relative=False)
+    title = f"{CHOSEN[group].title} together" if group == BOTH else CHOSEN[group].title
+    return lines(f"probes-{group}", title, ACCURACY, [c for c in curves if c.values], x, share_of_all=False)
+
+
+def _level(table: pl.DataFrame, group: str, last: int) -> Series:
+    """What does not depend on the number of neurons, at both ends."""
+    rows = table.filter(metric=ACCURACY.name, group=group).select("mean", "ci_low", "ci_high").rows()
+    return {k: Value(*rows[0]) for k in (1, last)} if rows else {}
+
+
+def _how_chosen(run: RunDirectory) -> list[str]:
+    if NEURONS not in run.tables():
+        return []
+    ways = read_table(run, NEURONS, PROBE_NEURONS_TABLE)["selected_by"].unique(maintain_order=True)
+    return [f"Chosen are {SELECTED_BY[way]}." for way in ways if way in SELECTED_BY]
+
+
+def _sentences(table: pl.DataFrame) -> list[str]:
+    """The largest ensemble of both groups beside one neuron, random ones and the model, each difference with its interval."""
+    accuracy = series(table, ACCURACY, "k", group=BOTH)
+    if not accuracy:
+        return []
+    k = max(accuracy)
+    said = [
+        f"The best {k} of both groups together tell the suffix right in {spoken(accuracy[k], ACCURACY)} of examples."
+    ]
+    for metric, than in (
+        (OVER_SINGLE, "the best one alone"),
+        (OVER_RANDOM, "as many random neurons"),
+        (OVER_MODEL, "the model’s own most likely token"),
+    ):
+        difference = series(table, metric, "k", group=BOTH).get(k)
+        if difference:
+            said.append(f"Against {than} that is {_points(difference)}.")
+    return said
+
+
+def _points(value: Value) -> str:
+    """A difference of shares in percentage points, and whether it is one."""
+    mean, low, high = (
+        None if end is None else f"{100 * end:+.1f}".replace("-", "−") for end in (value.mean, value.low, value.high)
+    )
+    if value.low is None or value.high is None:
+        return f"{mean} points"
+    open_ = ", too close to call" if value.low <= 0 <= value.high else ""
+    return f"{mean} points ({low} to {high}){open_}"
+
+
+KIND = Kind(
+    name=NAME,
+    title="Do the neurons work as an ensemble?",
+    source="Lad et al. 2024, figures 10 and 16",
+    experiment=NAME,
+    file=f"tables/{NAME}.parquet",
+    build=build,
+)

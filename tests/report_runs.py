@@ -1,0 +1,212 @@
+"""Run directories for tests of the page: made-up tables with every column the schemas have, and made-up stages."""
+
+import json
+from itertools import product
+
+import polars as pl
+
+from depthscope.run.store import COMPLETE, RunDirectory
+from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
+from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
+from depthscope.schema.sweep import AGREEMENT, METRICS, SWEEP_TABLE
+
+EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
+FIRST_LAYER = {"kl": 5.0, "agreement": 0.01}
+HOSTILE = "<script>alert(1)</script>"
+
+
+def sweep_table(depth, edits=EDITS, documents=7, means=None):
+    """A sweep table in which the first layer matters most; `means` overrides (edit, layer, metric)."""
+    rows = []
+    places = [("none", -1)] + [(edit, i) for edit in edits for i in range(depth - (edit == "swap"))]
+    for edit, layer in places:
+        for metric in METRICS.values():
+            mean = 0.02 * (layer + 1) + 0.003 * EDITS.index(edit) if edit != "none" else 0.0
+            mean = 1 - mean if metric is AGREEMENT else mean
+            mean = FIRST_LAYER.get(metric.name, mean) if layer == 0 else mean
+            mean = (means or {}).get((edit, layer, metric.name), mean)
+            bounds = (None, None) if documents == 1 else sorted((mean * 0.9, mean * 1.1))
+            rows.append((edit, layer, metric.name, metric.unit, mean, *bounds, 1024, documents))
+    return pl.DataFrame(rows, schema=SWEEP_TABLE, orient="row")
+
+
+def estimates(schema, keys, metrics, documents=7, value=None):
+    """A table of estimates: a row per key and metric, every mean another one unless `value(key, metric)` says it."""
+    rows = []
+    for i, (key, metric) in enumerate(product(keys, metrics)):
+        mean = (0.1 + 0.7 * (37 * i % 101) / 101) if value is None else value(key, metric)
+        bounds = (None, None) if documents == 1 else (mean - 0.01, mean + 0.02)
+        rows.append((*key, metric.name, metric.unit, mean, *bounds, 1024, documents))
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def head_table(depth, count, documents):
+    """heads.parquet: as its schema says, ranked by the means."""
+    keys = [(layer, head, 0, 4, 0.02, 0.01) for layer in range(depth) for head in range(count)]
+    table = estimates(heads.HEADS_TABLE, keys, heads.HEAD_METRICS.values(), documents)
+    return table.with_columns(
+        pl.col("mean").rank("ordinal", descending=True).over("metric").cast(pl.Int32).alias("rank")
+    )
+
+
+def probe_table(documents):
+    """probes.parquet with three sizes of every group."""
+    rows = []
+    for group in probes.CHOSEN_GROUPS:
+        compared = [*probes.METRICS.values()]
+        rows += [(("ing", group, None, k, None), metric) for k in (1, 2, 3) for metric in compared]
+        rows += [
+            (("ing", probes.RANDOM[group], None, k, draw), probes.ACCURACY) for k in (1, 2, 3) for draw in (None, 0)
+        ]
+    for group, k in ((probes.LAYER, 32), (probes.MODEL_TOP1, 0), (probes.MODEL_THRESHOLD, 0), (probes.MAJORITY, 0)):
+        rows.append((("ing", group, None, k, None), probes.ACCURACY))
+    bounds = (lambda mean: (None, None)) if documents == 1 else (lambda mean: (mean - 0.01, mean + 0.02))
+    means = [0.5 + 0.3 * (7 * i % 11) / 11 for i in range(len(rows))]
+    filled = [
+        (*key, metric.name, metric.unit, mean, *bounds(mean), 99, documents)
+        for (key, metric), mean in zip(rows, means, strict=True)
+    ]
+    return pl.DataFrame(filled, schema=probes.PROBES_TABLE, orient="row")
+
+
+def neuron_tables(depth):
+    """Counts of each kind by layer, and one neuron of each kind with its tokens."""
+    counts = [
+        (layer, kind, layer * (place + 1), layer * (place + 1) / 100, 100, 5.0 + layer)
+        for layer in range(depth)
+        for place, kind in enumerate(neurons.KINDS)
+    ]
+    tokens = [
+        (0, place, kind, 11.5, ["␣a", HOSTILE], [1, 2], [0.5, 0.4], ["b"], [3], [-0.2], "capitalised", 0.25, 1.0)
+        for place, kind in enumerate(neurons.KINDS)
+    ]
+    return {
+        "neuron_counts": pl.DataFrame(counts, schema=neurons.NEURON_COUNTS_TABLE, orient="row"),
+        "neuron_tokens": pl.DataFrame(tokens, schema=neurons.NEURON_TOKENS_TABLE, orient="row"),
+    }
+
+
+def all_tables(depth=6, heads_per_layer=3, documents=7):
+    """Every table the page reads, by name."""
+    layers = [(layer,) for layer in range(depth)]
+    depths = [(layer,) for layer in range(depth + 1)]
+    per_head = [(layer, head) for layer in range(depth) for head in range(heads_per_layer)]
+    shares = [*attention.PREVIOUS.values(), attention.FIRST, attention.ITSELF]
+    moves = list(product(range(depth - 1), similarity.COMPONENTS, (similarity.LATER, similarity.EARLIER)))
+    pairs = [(a, b) for a in range(depth + 1) for b in range(a + 1, depth + 1)]
+    offsets = [(*at, prompts, back, 4) for at, prompts, back in product(per_head, (heads.WORD, heads.PLAIN), range(16))]
+    chosen = [
+        ("ing", group, rank, 0, rank, 0.1, 3.0, 0.1, probes.BY_DIFFERENCE, 0.6)
+        for group in (probes.PREDICTION, probes.SUPPRESSION)
+        for rank in (1, 2, 3)
+    ]
+    return {
+        "sweep": sweep_table(depth, documents=documents),
+        "lens": estimates(lens.LENS_TABLE, depths, lens.METRICS, documents),
+        "norms": estimates(norms.NORMS_TABLE, layers, norms.METRICS, documents),
+        "attention": estimates(attention.ATTENTION_TABLE, layers, shares, documents),
+        "attention_heads": estimates(attention.HEADS_TABLE, per_head, shares, documents),
+        "similarity": estimates(similarity.SIMILARITY_TABLE, moves, similarity.SWAP_METRICS, documents),
+        "influence": estimates(similarity.INFLUENCE_TABLE, layers, [similarity.BLOCK_INFLUENCE], documents),
+        "geometry": estimates(
+            similarity.GEOMETRY_TABLE, pairs, (similarity.ANGULAR_DISTANCE, similarity.CKA), documents
+        ),
+        "heads": head_table(depth, heads_per_layer, documents),
+        "head_positions": estimates(heads.HEAD_POSITIONS_TABLE, offsets, [heads.ATTENTION], documents),
+        "probes": probe_table(documents),
+        "probe_neurons": estimates(probes.PROBE_NEURONS_TABLE, chosen, [probes.ACCURACY], documents),
+        **neuron_tables(depth),
+    }
+
+
+def made_up_stages(depth=6, **changes):
+    """stages.json as the stage finder writes it; not found by anything."""
+    titles = list(STAGES.items())[:3]
+    cuts = [0, depth // 3, 2 * depth // 3, depth]
+    stages = [
+        {"name": name, "title": title, "first": cuts[i], "last": cuts[i + 1] - 1, "signatures": 2, "supported": 1}
+        for i, (name, title) in enumerate(titles)
+    ]
+    boundary = {"without_one": [1, 3], "votes": {"drop": cuts[1], "norm_ratio": None}}
+    names = list(STAGES)
+    signature = {"unit": "times", "threshold": 3.0, "reason": "", "stage": RESIDUAL_CALIBRATION}
+    return {
+        "found": True,
+        "summary": "2 of the three transitions are found.",
+        "layers": depth,
+        "stages": stages,
+        "boundaries": [
+            {**boundary, "layer": cuts[1], "low": 1, "high": 3, "support": 0.93, "before": names[0], "after": names[1]},
+            {
+                **boundary,
+                "layer": cuts[2],
+                "low": None,
+                "high": None,
+                "support": None,
+                "before": names[1],
+                "after": names[2],
+            },
+        ],
+        "unnamed_changes": [],
+        "signals": [
+            {
+                "name": name,
+                "title": f"Signal {name}",
+                "unit": "nats",
+                "sentence": "made up",
+                "flat": False,
+                "values": [(3 * layer + i) % 5 - 1.5 for layer in range(depth)],
+                "standardised": [(3 * layer + i) % 5 - 2.0 for layer in range(depth)],
+            }
+            for i, name in enumerate(("drop", "norm_ratio"))
+        ],
+        "signatures": [
+            {
+                **signature,
+                "name": "last_layer_sensitivity",
+                "title": "The last layer is costly to lose",
+                "test": "KL of dropping the last layer, at least 3 times",
+                "effect": 3.5,
+                "ci_low": 3.1,
+                "ci_high": 3.9,
+                "verdict": SUPPORTED,
+            },
+            {
+                **signature,
+                "name": "other",
+                "title": "Another",
+                "test": "nothing",
+                "effect": None,
+                "ci_low": None,
+                "ci_high": None,
+                "verdict": "cannot be told",
+                "reason": "made up: no such signal",
+            },
+        ],
+        "method": {},
+        **changes,
+    }
+
+
+def make_run(
+    path, depth=6, frame=None, model="tiny", complete=True, not_done=None, tables=None, stages=None, experiments=()
+):
+    """A run directory with some tables; `frame` is the sweep's."""
+    settings = {"model": model, "weights": "ab" * 32, "dtype": "float32", "device": "cpu", "data": "bookshelf"}
+    settings |= {"tokens": 1024, "window": 64, "bos": "none", "token_hash": "cd" * 32, "windows_per_unit": 4}
+    tables = {**({} if frame is None else {"sweep": frame}), **(tables or {})}
+    settings["experiments"] = {name: {} for name in (*tables, *experiments)}
+    facts = {
+        "model": {"layers": depth, "d_model": 8, "parameters": 1_234_567, "layout": "parallel", "norm": "RMSNorm"},
+        "text": {"documents": 7, "too_short": 2},
+        "not_done": not_done or {},
+        "versions": {"depthscope": "0.0"},
+    }
+    with RunDirectory.writing(path, settings, facts) as run:
+        for name, table in tables.items():
+            run.write_table(name, table)
+        if stages is not None:
+            (path / "stages.json").write_text(json.dumps(stages), encoding="utf-8")
+        if complete:
+            run.update(status=COMPLETE)
+    return RunDirectory.reading(path)

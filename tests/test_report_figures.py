@@ -1,0 +1,295 @@
+"""The figures hold exactly the numbers of their tables; the sentences say what the tables hold."""
+
+import numpy as np
+import polars as pl
+import pytest
+from report_runs import EDITS, HOSTILE, all_tables, estimates, made_up_stages, make_run, sweep_table
+from scipy import stats
+
+from depthscope.errors import DepthscopeError, RunError
+from depthscope.report import findings, measured, wording
+from depthscope.report.figures import FIGURES, figure
+from depthscope.report.palette import LOOKS
+from depthscope.report.panels import layer_step
+from depthscope.report.sections.influence import rank_correlation
+from depthscope.report.sections.sweep import PANELS
+from depthscope.schema import attention, heads, lens, norms, similarity
+from depthscope.schema.sweep import AGREEMENT, KL, METRICS
+
+DEPTH = 6
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run", DEPTH, tables=all_tables(DEPTH), stages=made_up_stages(DEPTH))
+
+
+def curves(section):
+    """(panel, trace) for each line of a section."""
+    return [(panel, trace) for panel in section.panels for trace in panel.traces if trace.type == "scatter"]
+
+
+def holds(trace, rows, by):
+    """Whether a trace shows some rows of a table: means, interval ends, places."""
+    rows = rows.sort(by)
+    assert list(trace.y) == rows["mean"].to_list()
+    assert [row[0] for row in trace.customdata] == rows[by].to_list()
+    assert [row[2] for row in trace.customdata] == rows["ci_low"].to_list()
+    assert [row[3] for row in trace.customdata] == rows["ci_high"].to_list()
+    drawn = [y - down for y, down in zip(trace.y, trace.error_y.arrayminus, strict=True)]
+    assert drawn == pytest.approx(rows["ci_low"].to_list())
+
+
+@pytest.mark.parametrize(
+    ("name", "edits"), [("sweep", ("swap", "drop")), ("components", ("drop", "drop_attn", "drop_mlp"))]
+)
+@pytest.mark.parametrize("axis", ["layer", "relative depth"])
+def test_the_sweep_by_edit_and_metric(run, name, edits, axis):
+    shown = figure(run, name, axis)
+    assert [trace.meta for trace in shown.data] == list(edits) * 3
+    frame = run.table("sweep")
+    for place, trace in enumerate(shown.data):
+        metric = PANELS[place // len(edits)]
+        rows = frame.filter(pl.col("edit") == trace.meta, pl.col("metric") == metric.name)
+        holds(trace, rows, "layer")
+        layers = rows["layer"].sort().to_list()
+        assert list(trace.x) == (layers if axis == "layer" else [layer / 5 for layer in layers])
+        assert f"{trace.meta}(0)" in trace.text[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("lens", [lens.KL, lens.ENTROPY]),
+        ("norms", [norms.NORM_RATIO, norms.ATTENTION_NORM, norms.MLP_NORM, norms.RESIDUAL_NORM]),
+        ("attention", [*attention.PREVIOUS.values(), attention.FIRST, attention.ITSELF]),
+        ("influence", [similarity.BLOCK_INFLUENCE]),
+    ],
+)
+def test_lines_by_layer(run, name, metrics):
+    traces = [trace for _, trace in curves(FIGURES[name].build(run))]
+    for metric, trace in zip(metrics, traces, strict=False):
+        holds(trace, run.table(name).filter(metric=metric.name), "layer")
+
+
+def test_similarity_by_component_and_move(run):
+    shown = curves(FIGURES["similarity"].build(run))
+    assert len(shown) == 12
+    for place, (panel, trace) in enumerate(shown):
+        _, component, moved = panel.name.split("-")
+        metric = similarity.SWAP_METRICS[place % 3]
+        rows = run.table("similarity").filter(metric=metric.name, component=component, moved=moved)
+        holds(trace, rows, "layer")
+
+
+def test_heads_ranking_map_and_positions(run):
+    ranking, heat, positions = FIGURES["heads"].build(run).panels
+    merge = run.table("heads").filter(metric="merge").sort("mean", descending=True)
+    assert list(ranking.traces[0].x) == merge["mean"].head(10).to_list()
+    assert [row[2] for row in ranking.traces[0].customdata] == merge["ci_low"].head(10).to_list()
+    best = merge.row(0, named=True)
+    assert ranking.traces[0].y[0] == f"L{best['layer']}H{best['head']}"
+    for row in merge.iter_rows(named=True):
+        assert heat.traces[0].z[row["head"]][row["layer"]] == row["mean"]
+        assert list(heat.traces[0].customdata[row["head"]][row["layer"]]) == [row["ci_low"], row["ci_high"]]
+    table = run.table("head_positions").filter(layer=best["layer"], head=best["head"])
+    for trace, prompts in zip(positions.traces, (heads.WORD, heads.PLAIN), strict=True):
+        holds(trace, table.filter(prompts=prompts), "offset")
+
+
+def test_attention_and_geometry_as_heat_maps(run):
+    heat = FIGURES["attention"].build(run).panels[-1].traces[0]
+    for row in run.table("attention_heads").filter(metric="previous_5").iter_rows(named=True):
+        assert heat.z[row["head"]][row["layer"]] == row["mean"]
+    for panel in FIGURES["geometry"].build(run).panels:
+        table = run.table("geometry").filter(metric=panel.name.removeprefix("geometry-"))
+        numbers = np.array(panel.traces[0].z)
+        assert np.isfinite(numbers).sum() == len(table) == DEPTH * (DEPTH + 1) // 2
+        for row in table.iter_rows(named=True):
+            assert numbers[row["other"], row["layer"]] == row["mean"]
+
+
+def test_neurons_counts_beside_the_lens_and_alone(run):
+    counts = run.table("neuron_counts")
+    alone, others, kurtosis = FIGURES["neurons"].build(run).panels
+    beside = FIGURES["lens"].build(run).panels[-1]
+    for panel, kinds in ((alone, 2), (beside, 2), (others, 2)):
+        assert len(panel.traces) == kinds
+        for trace in panel.traces:
+            assert list(trace.y) == counts.filter(kind=trace.meta).sort("layer")["count"].to_list()
+            assert not trace.error_y.visible
+    assert list(kurtosis.traces[0].y) == [5.0 + layer for layer in range(DEPTH)]
+    assert beside.xaxis["range"] == [-0.5, DEPTH + 0.5], "the lens's axis has one place more than there are layers"
+    (table,) = FIGURES["neurons"].build(run).tables
+    assert [row[0] for row in table.rows] == ["L0.1", "L0.2", "L0.3", "L0.4"]
+    assert table.rows[0][2] == f"␣a · {HOSTILE}"
+
+
+def test_probes_over_the_number_of_neurons(run):
+    section = FIGURES["probes"].build(run)
+    mean = run.table("probes").filter(pl.col("draw").is_null(), metric="accuracy")
+    for panel, group in zip(section.panels, ("prediction", "suppression", "both"), strict=True):
+        by_name = {trace.name: trace for trace in panel.traces}
+        chosen = next(trace for trace in panel.traces if trace.meta == group and trace.mode != "markers")
+        holds(chosen, mean.filter(group=group), "k")
+        holds(by_name["Random neurons"], mean.filter(group=f"random_{group}"), "k")
+        assert set(by_name["Model, top-1"].y) == set(mean.filter(group="model_top1")["mean"])
+        assert set(by_name["Whole layer"].y) == set(mean.filter(group="layer")["mean"])
+        if group != "both":
+            holds(by_name["each neuron alone"], run.table("probe_neurons").filter(group=group), "rank")
+    assert len({tuple(panel.yaxis["range"]) for panel in section.panels}) == 1, "three groups on one scale"
+
+
+def test_the_stage_map_and_its_tables(run):
+    found = made_up_stages(DEPTH)
+    section = FIGURES["stages"].build(run)
+    strips, bars, bounds = section.panels[0].traces
+    assert [list(row) for row in reversed(strips.z)] == [signal["standardised"] for signal in found["signals"]]
+    assert list(bars.base) == [stage["first"] - 0.5 for stage in found["stages"]]
+    assert list(bars.x) == [2, 2, 2]
+    assert list(bounds.x) == [1.5, 3.5]
+    assert (list(bounds.error_x.arrayminus), list(bounds.error_x.array)) == ([1, 0], [1, 0])
+    stages, signatures = section.tables
+    assert [row[:2] for row in stages.rows][1] == ("Feature engineering", "layers 2–3")
+    assert signatures.rows[0][3] == ("3.5\u00a0times", "3.1\u00a0to\u00a03.9")
+    assert signatures.rows[1][2] == ("cannot be told", "made up: no such signal")
+    said = " ".join(section.sentences)
+    assert "Feature engineering begins at layer 2 (95% interval 1 to 3; at this layer in 93% of resamples)" in said
+    assert "1 of 2 signals that would speak for it do, each alone at: cost of dropping the layer (2)" in said
+
+
+def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
+    change = {"layer": 3, "low": 2, "high": 4, "support": 0.5, "before": None, "after": None, "votes": {}}
+    empty = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], unnamed_changes=[change], summary="No stages.")
+    for signal in empty["signals"]:
+        signal["standardised"] = None
+    section = FIGURES["stages"].build(make_run(tmp_path / "run", stages=empty))
+    assert (
+        "A change that is none of the hypothesis’s transitions at layer 3 (95% interval 2 to 4;" in section.sentences[1]
+    )
+    assert [table.title for table in section.tables] == ["The signatures of the stages"]
+    assert np.isnan(np.array(section.panels[0].traces[0].z)).all()
+
+
+def test_every_figure_is_there_for_notebooks_with_all_that_its_panels_draw(run):
+    for name, kind in FIGURES.items():
+        section = kind.build(run)
+        for axis in ("layer", "relative depth"):
+            shown = figure(run, name, axis)
+            assert len(shown.data) == sum(len(panel.traces) for panel in section.panels)
+            assert {trace.meta for trace in shown.data} <= set(LOOKS), "every trace has a colour of the page"
+        assert "tiny" in shown.layout.title.text
+
+
+def test_figures_refuse_other_names_and_axes_and_say_what_was_expected(run, tmp_path):
+    with pytest.raises(DepthscopeError, match="'sweeps': expected one of stages, sweep, components, lens"):
+        figure(run, "sweeps")
+    with pytest.raises(DepthscopeError, match="'depth': expected one of layer, relative depth"):
+        figure(run, "sweep", "depth")
+    swaps = make_run(tmp_path / "swaps", frame=sweep_table(6, ("swap",)))
+    with pytest.raises(RunError, match=r"nothing for the figure 'components'. Drop attention was not part of this run"):
+        figure(swaps, "components")
+    with pytest.raises(RunError, match="has no table 'lens': it has sweep"):
+        figure(swaps, "lens")
+    hostile = figure(make_run(tmp_path / "hostile", frame=sweep_table(3), model=HOSTILE), "sweep")
+    assert "<script" not in str(hostile.layout.title.text)
+    alone = make_run(tmp_path / "one", frame=sweep_table(4, documents=1))
+    assert not any(trace.error_y.visible for trace in figure(alone, "sweep").data)
+
+
+def test_the_script_s_attention_is_told_from_the_papers(tmp_path):
+    layers = [(layer,) for layer in range(4)]
+    bands = estimates(attention.ATTENTION_TABLE, layers, [*attention.BANDS.values(), attention.FIRST, attention.ITSELF])
+    run = make_run(tmp_path / "run", 4, tables={"attention": bands})
+    run.settings["experiments"]["attention"] = {"protocol": "lad2024"}
+    section = FIGURES["attention"].build(run)
+    assert section.panels[0].title == "Mean entry of the first k sub-diagonals"
+    holds(section.panels[0].traces[0], bands.filter(metric="band_1"), "layer")
+    assert "lad2024" in section.notes[0]
+
+
+def test_the_answer_says_what_the_table_holds(tmp_path):
+    frame = sweep_table(6, means={("drop", 2, "kl"): 0.001, ("swap", 4, "kl"): 3.0})
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
+    plain = findings.headline(read).replace("\u00a0", " ")
+    assert plain == (
+        "Dropping layer 0 changes the predictions most: KL 5.00 nats (4.50 to 5.50), and the most likely token stays the "
+        "same at 1.0% (0.9 to 1.1) of positions."
+    )
+    said = " ".join(findings.further(read)).replace("\u00a0", " ")
+    assert "less certain: their entropy rises by 0.0230 nats (0.0207 to 0.0253)." in said
+    assert "Layer 2 is missed least: KL 0.00100 nats (0.00090 to 0.00110) without it." in said
+    assert "Dropping any one of the middle layers, 1 to 4" in said
+    assert "between 89.7% (layer 4;" in said
+    assert "and 95.7% (layer 1;" in said
+    assert "(layers 3 and 4;" in said, "a swap with the last layer is not one of middle layers"
+    assert (
+        "Dropping a layer costs less KL than swapping it with the next at layers 2 and 4; too close to call at" in said
+    )
+
+
+def test_sentences_of_the_other_experiments_say_what_their_tables_hold(tmp_path):
+    layers = [(layer,) for layer in range(4)]
+    ratio = {0: 0.2, 1: 1.5, 2: 1.0, 3: 0.5}
+    norm = estimates(norms.NORMS_TABLE, layers, norms.METRICS, value=lambda key, _: ratio[key[0]])
+    influence = estimates(
+        similarity.INFLUENCE_TABLE, layers, [similarity.BLOCK_INFLUENCE], value=lambda key, _: 0.4 - 0.1 * key[0]
+    )
+    dropped = sweep_table(4, means={("drop", layer, "kl"): 1.0 + layer for layer in range(4)})
+    run = make_run(tmp_path / "run", 4, tables={"norms": norm, "influence": influence, "sweep": dropped})
+    said = " ".join(FIGURES["norms"].build(run).sentences).replace("\u00a0", " ")
+    assert (
+        "Attention writes more than the MLP in layer 1; the MLP writes more than attention in layers 0 and 3;" in said
+    )
+    assert "too close to call in layer 2." in said
+    said = " ".join(FIGURES["influence"].build(run).sentences).replace("\u00a0", " ")
+    assert "Influence is smallest in layer 3, 0.100 (0.090 to 0.120); dropping that layer costs KL 4.00 nats" in said
+    assert "rank correlation of influence with the measured KL of dropping the layer is −1.00" in said
+
+
+def test_rank_correlation_is_spearman_s():
+    first, second = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 4.0, 4.0]
+    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert np.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+
+
+def test_layers_are_told_apart_only_where_intervals_are():
+    value = measured.Value
+    first = {0: value(3.0, 2.5, 3.5), 1: value(1.0, 0.5, 1.5), 2: value(2.0, 1.0, 3.0), 4: value(1.0, None, None)}
+    second = {0: value(2.0, 1.6, 2.4), 1: value(2.0, 1.6, 2.4), 2: value(2.1, 1.7, 2.5), 4: value(0.5, None, None)}
+    assert wording.compared(first, second) == ([0, 4], [1], [2])
+    assert wording.ranges([0, 1, 2, 5, 6, 9]) == "0–2, 5, 6 and 9"
+
+
+def test_sentences_stand_alone_where_nothing_is_settled_and_in_a_model_of_one_layer(tmp_path):
+    level = {(edit, i, "kl"): 0.5 for edit in EDITS for i in range(4)} | {("drop", 0, "entropy_change"): -0.2}
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=sweep_table(4, means=level)))
+    said = " ".join(findings.further(read) + findings.components(read)).replace("\u00a0", " ")
+    assert (
+        "Whether swapping a layer with the next costs less KL than dropping it is too close to call at layers 0–2."
+        in said
+    )
+    assert "Which costs more KL, silencing the MLP or the attention, is too close to call at layers 0–3." in said
+    assert "more certain: their entropy falls by 0.200 nats (0.180 to 0.220)." in said
+    alone = findings.headline(measured.read_sweep(make_run(tmp_path / "one", 1, sweep_table(1))))
+    assert alone.replace("\u00a0", " ").startswith("Dropping layer 0 changes the predictions by KL 5.00 nats")
+
+
+def test_an_uncertain_headline_says_so(tmp_path):
+    frame = sweep_table(4, means={("drop", 3, "kl"): 4.9})
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
+    said = " ".join(findings.further(read))
+    assert "too close to call between layers 0 and 3: their intervals overlap." in said
+    near = sweep_table(5, means={("drop", 2, "kl"): 0.02, ("drop", 3, "kl"): 0.021})
+    said = " ".join(findings.further(measured.read_sweep(make_run(tmp_path / "near", frame=near))))
+    assert "Layer 2 is missed least: KL" in said
+    assert "without it, too close to call against layer 3." in said
+
+
+def test_numbers_as_text():
+    assert measured.number(0.7, AGREEMENT) == "70.0"
+    assert measured.number(-0.04348, METRICS["entropy_change"]) == "−0.0435"
+    assert measured.number(-0.0000001, METRICS["entropy_change"], 3) == "0.000"
+    assert measured.number(5.30258, KL) == "5.30"
+    assert measured.number(123.4, KL) == "123.40"
+    assert [layer_step(depth) for depth in (1, 9, 12, 48, 80)] == [1, 1, 2, 10, 10]
