@@ -80,11 +80,13 @@ def _floored(kl: Layers) -> Layers:
 
 
 def _first_over_middle(kl: Layers) -> Effects:
-    return _floored(kl[:, 0]) / np.median(_floored(kl[:, 1:-1]), axis=1)
+    kl = _floored(kl)
+    return kl[:, 0] / np.median(kl[:, 1:-1], axis=1)
 
 
 def _last_over_middle(kl: Layers) -> Effects:
-    return _floored(kl[:, -1]) / np.median(_floored(kl[:, 1:-1]), axis=1)
+    kl = _floored(kl)
+    return kl[:, -1] / np.median(kl[:, 1:-1], axis=1)
 
 
 def _early_over_rest(local: Layers) -> Effects:

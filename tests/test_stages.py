@@ -1,0 +1,238 @@
+"""Stages: found where they were planted, named by direction, not where there are none; signatures against their words."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import depthscope as ds
+from depthscope.models.load import load
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SIGNALS, SIGNATURES, STAGES, SUPPORTED, TRANSITIONS
+from depthscope.studies.signals import Measured, signals
+from depthscope.studies.signatures import EFFECTS, verdicts
+from depthscope.studies.stages import find_stages
+
+LAYERS = 16
+SEGMENTS = (2, 8, 14)
+
+
+def levels(*values: float) -> np.ndarray:
+    """A value per stage, laid over the layers."""
+    edges = (0, *SEGMENTS, LAYERS)
+    return np.repeat(values, np.diff(edges)).astype(float)
+
+
+def model_with_stages(noise: float = 0.02, documents: int = 40, replicates: int = 50) -> Measured:
+    """What the hypothesis says of a model of 16 layers, with some noise over layers and less over replicates."""
+    progress = levels(0.05, 0.05, 0.6, 0.5)
+    entropy = np.concatenate([[8.0], 8.0 - np.cumsum(levels(0.02, 0.02, 0.1, 0.9))])
+    lens_kl = np.concatenate([[0.0], -np.cumsum(progress)])
+    true = {
+        "drop.kl": levels(3.0, 0.1, 0.1, 1.0),
+        "drop.agreement": levels(0.1, 0.9, 0.85, 0.5),
+        "swap.kl": levels(2.0, 0.05, 0.06, 0.8)[:-1],
+        "drop_attn.kl": levels(0.5, 0.1, 0.05, 0.1),
+        "drop_mlp.kl": levels(0.6, 0.08, 0.2, 0.5),
+        "attention.local": levels(0.6, 0.25, 0.2, 0.2),
+        "norms.norm_ratio": levels(1.5, 1.6, 0.6, 0.4),
+        "norms.mlp_norm": levels(4.0, 5.0, 8.0, 25.0),
+        "lens.kl": lens_kl - lens_kl[-1],
+        "lens.entropy": entropy,
+        "lens.loss": lens_kl - lens_kl[-1] + 3.0,
+    }
+    generator = np.random.default_rng(0)
+    values = {}
+    for name, row in true.items():
+        own = row * (1 + noise * generator.standard_normal(row.shape))
+        values[name] = own * (1 + noise / 10 * generator.standard_normal((1 + replicates, len(row))))
+        values[name][0] = own
+    values["neurons.prediction"] = levels(0, 0, 0.06, 0.02)[None]
+    values["neurons.suppression"] = levels(0, 0, 0.01, 0.09)[None]
+    return Measured(LAYERS, documents, token_entropy=6.0, values=values)
+
+
+def test_planted_stages_are_found_and_named():
+    found = find_stages(model_with_stages())
+    assert [boundary["layer"] for boundary in found["boundaries"]] == list(SEGMENTS)
+    assert [(b["before"], b["after"]) for b in found["boundaries"]] == list(TRANSITIONS)
+    assert [stage["name"] for stage in found["stages"]] == list(STAGES)
+    assert [(s["first"], s["last"]) for s in found["stages"]] == [(0, 1), (2, 7), (8, 13), (14, 15)]
+    assert {one["verdict"] for one in found["signatures"]} == {SUPPORTED}
+    for boundary in found["boundaries"]:
+        assert boundary["low"] <= boundary["layer"] <= boundary["high"]
+        assert boundary["support"] > 0.5
+        assert all(vote == boundary["layer"] for vote in boundary["votes"].values())
+    assert found["found"]
+    assert json.loads(json.dumps(found)) is not None
+    assert "3 of the hypothesis's three transitions are found" in found["summary"]
+
+
+def test_the_same_changes_the_other_way_are_not_the_same_transitions():
+    """Turned round, a cost that rises at the end is one that falls there: no change keeps its name."""
+    measured = model_with_stages()
+    turned = {
+        name: (2 * values.mean() - values if name.startswith(("attention", "neurons")) else 1 / (values + 0.01))
+        for name, values in measured.values.items()
+        if not name.startswith("lens")
+    }
+    lens = {name: values for name, values in measured.values.items() if name == "lens.loss"}
+    found = find_stages(replace(measured, values=turned | lens))
+    planted = dict(zip(SEGMENTS, TRANSITIONS, strict=True))
+    assert all(planted.get(one["layer"]) != (one["before"], one["after"]) for one in found["boundaries"])
+    assert len(found["unnamed_changes"]) > 0
+
+
+def test_a_transition_that_is_not_there_leaves_its_stages_together():
+    measured = model_with_stages()
+    same = levels(0, 1, 1, 2)
+    for values in measured.values.values():
+        if values.shape[1] == LAYERS:
+            values[:, 8:14] = values[:, 2:8]
+    measured.values["lens.kl"] = np.linspace(5, 0, LAYERS + 1)[None].repeat(51, 0)
+    found = find_stages(measured)
+    assert [stage["name"] for stage in found["stages"]] == [
+        "detokenization",
+        "feature_engineering+prediction_ensembling",
+        "residual_calibration",
+    ]
+    assert [(s["first"], s["last"]) for s in found["stages"]] == [
+        (int(np.argmax(same == level)), LAYERS - 1 - int(np.argmax(same[::-1] == level))) for level in (0, 1, 2)
+    ]
+    assert "Not found: Feature engineering to prediction ensembling" in found["summary"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_has_no_stages(seed):
+    generator = np.random.default_rng(seed)
+    measured = model_with_stages()
+    for name, values in measured.values.items():
+        if name != "lens.loss":
+            noise = np.abs(values.mean() * (1 + 0.3 * generator.standard_normal(values.shape[1])))
+            measured.values[name] = np.broadcast_to(noise, values.shape).copy()
+    assert not find_stages(measured)["found"]
+
+
+def test_what_cannot_be_told_is_said():
+    measured = model_with_stages()
+    untrained = replace(measured, token_entropy=2.9)
+    found = find_stages(untrained)
+    assert not found["found"]
+    assert "no better than token frequencies do (loss 2.95 nats, frequencies 2.90)" in found["summary"]
+    few = find_stages(replace(measured, documents=3))
+    assert all(boundary["low"] is None for boundary in few["boundaries"])
+    assert few["found"]
+    sampled = [one for one in few["signatures"] if "neurons" not in EFFECTS[one["name"]][0][0]]
+    assert {one["verdict"] for one in sampled} == {CANNOT_TELL}
+    assert "3 documents are too few" in sampled[0]["reason"]
+    lens_only = {name: values for name, values in measured.values.items() if name.startswith("lens")}
+    assert (
+        "only 2 signals were measured (progress, entropy_move)"
+        in find_stages(replace(measured, values=lens_only))["summary"]
+    )
+    missing = {one.name: one for one in verdicts(replace(measured, values=lens_only))}
+    assert missing["robust_middle"].verdict == CANNOT_TELL
+    assert missing["robust_middle"].reason == "not measured: drop.agreement"
+
+
+def test_signals_are_what_their_sentences_say():
+    measured = model_with_stages()
+    found, values = signals(measured), {name: rows[0] for name, rows in measured.values.items()}
+    assert set(found) == set(SIGNALS)
+    for layer in range(LAYERS):
+        expected = {
+            "drop": np.log10(max(values["drop.kl"][layer], 0.01)),
+            "swap": np.log10(max(values["swap.kl"][min(layer, LAYERS - 2)], 0.01)),
+            "local_attention": values["attention.local"][layer],
+            "norm_ratio": np.log2(values["norms.norm_ratio"][layer]),
+            "importance": np.log10(values["drop_mlp.kl"][layer] / values["drop_attn.kl"][layer]),
+            "progress": values["lens.kl"][layer] - values["lens.kl"][layer + 1],
+            "prediction": values["neurons.prediction"][layer],
+            "suppression": values["neurons.suppression"][layer] - values["neurons.prediction"][layer],
+            "mlp_norm": np.log2(values["norms.mlp_norm"][layer]),
+            "entropy_move": abs(values["lens.entropy"][layer + 1] - values["lens.entropy"][layer]),
+        }
+        for name, value in expected.items():
+            assert found[name][0, layer] == pytest.approx(value), name
+
+
+def test_signatures_are_what_their_sentences_say():
+    """Each effect again, from the row of the documents as they are, in plain steps."""
+    measured = model_with_stages()
+    v = {name: rows[0] for name, rows in measured.values.items()}
+    fall = v["lens.kl"][1] - v["lens.kl"][-1]
+    moves = np.abs(np.diff(v["lens.entropy"]))
+    expected = {
+        "first_layer_sensitivity": v["drop.kl"][0] / np.median(v["drop.kl"][1:15]),
+        "local_attention_early": v["attention.local"][:4].mean() - v["attention.local"][4:].mean(),
+        "robust_middle": v["drop.agreement"][1:15].mean(),
+        "little_early_progress": (v["lens.kl"][8] - v["lens.kl"][16]) / fall,
+        "onset_of_prediction": steepening(v["lens.kl"][1:] / fall - v["lens.kl"][-1] / fall),
+        "prediction_neurons_emerge": v["neurons.prediction"][8:].mean() - v["neurons.prediction"][:8].mean(),
+        "mlp_over_attention": v["norms.norm_ratio"][1:8].mean() / v["norms.norm_ratio"][8:].mean(),
+        "mlp_importance": np.exp(np.log(v["drop_mlp.kl"][8:] / v["drop_attn.kl"][8:]).mean()),
+        "prediction_neurons_subside": v["neurons.prediction"][8:15].max() - v["neurons.prediction"][15],
+        "suppression_outnumbers": v["neurons.suppression"][15] - v["neurons.prediction"][15],
+        "last_layer_sensitivity": v["drop.kl"][15] / np.median(v["drop.kl"][1:15]),
+        "mlp_norm_peaks_last": v["norms.mlp_norm"][14:].mean() / np.median(v["norms.mlp_norm"][1:14]),
+        "entropy_moves_last": moves[15] - np.median(moves[1:15]),
+    }
+    found = {one.name: one for one in verdicts(measured)}
+    assert set(found) == set(SIGNATURES) == set(expected)
+    for name, effect in expected.items():
+        assert found[name].effect == pytest.approx(effect, rel=1e-6), name
+        if found[name].ci_low is not None:
+            rows = EFFECTS[name][1](*(measured.values[need] for need in EFFECTS[name][0]))
+            assert (found[name].ci_low, found[name].ci_high) == tuple(np.quantile(rows[1:], (0.025, 0.975)))
+
+
+def steepening(fall: np.ndarray) -> float:
+    """Two lines that meet at each inner depth in turn, fitted by least squares; the best one's change of slope."""
+    depth = np.linspace(0, 10, len(fall))
+    fits = []
+    for at in depth[1:-1]:
+        design = np.stack([np.ones_like(depth), depth, np.maximum(depth - at, 0)], 1)
+        solution, *_ = np.linalg.lstsq(design, fall, rcond=None)
+        fits.append((((design @ solution - fall) ** 2).sum(), -solution[2]))
+    return min(fits)[1]
+
+
+def test_verdicts_follow_the_interval():
+    measured = model_with_stages()
+    threshold = SIGNATURES["robust_middle"].threshold
+    for centre, spread, verdict in (
+        (threshold + 0.1, 0.01, SUPPORTED),
+        (threshold - 0.1, 0.01, NOT_SUPPORTED),
+        (threshold + 0.001, 0.05, CANNOT_TELL),
+    ):
+        rows = centre + spread * np.random.default_rng(0).standard_normal((51, 1)) * np.ones((1, LAYERS))
+        rows[0] = centre
+        measured.values["drop.agreement"] = rows
+        assert next(one for one in verdicts(measured) if one.name == "robust_middle").verdict == verdict
+
+
+EXPERIMENTS = ("sweep", "lens", "norms", "attention", "neurons", "stages")
+
+
+def test_an_untrained_model_has_no_stages(shelf, tmp_path):
+    torch.manual_seed(0)
+    fresh = AutoModelForCausalLM.from_config(shelf.hf.config).eval()
+    model = load(fresh, tokenizer=shelf.tokenizer)
+    study = ds.study(model, ds.corpus(tokens=768), out=tmp_path, window=48, experiments=EXPERIMENTS, progress=False)
+    assert study.stages["found"] is False
+    assert study.stages["stages"] == []
+    assert "there is no inference to divide" in study.stages["summary"]
+
+
+def test_trained_models_show_the_first_stage_and_say_what_they_do_not(shelf, tmp_path):
+    study = ds.study(shelf, ds.corpus(tokens=1536), out=tmp_path, window=96, experiments=EXPERIMENTS, progress=False)
+    found = study.stages
+    assert found["stages"][0] == found["stages"][0] | {"name": "detokenization", "first": 0, "last": 0}
+    verdict = {one["name"]: one["verdict"] for one in found["signatures"]}
+    assert verdict["first_layer_sensitivity"] == SUPPORTED
+    assert verdict["mlp_norm_peaks_last"] == SUPPORTED
+    assert verdict["local_attention_early"] == NOT_SUPPORTED
+    assert verdict["prediction_neurons_emerge"] == NOT_SUPPORTED
+    assert json.loads((tmp_path / "stages.json").read_text())["summary"] == found["summary"]
