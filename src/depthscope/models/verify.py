@@ -44,7 +44,9 @@ def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
             _compare(
                 "replay", model.head.logits(hidden), own, "blocks 0 … L-1 and the head give the model's own logits"
             ),
-            _compare("head in slices", torch.cat(slices, -1), in_slices, "slices of the vocabulary give the same logits"),
+            _compare(
+                "head in slices", torch.cat(slices, -1), in_slices, "slices of the vocabulary give the same logits"
+            ),
             _causality(model, ids, own),
             _components(model),
         ]

@@ -85,17 +85,18 @@ def unembedding(model: Model, processed: bool = True) -> tuple[Float[Tensor, "vo
 def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Float[Tensor, "neurons d_model"]:
     """w_out of every MLP neuron of a block: what it adds to the residual stream per unit of activation.
 
-    Of a gated MLP the rows of the down projection. Of experts all neurons of all experts, one expert after the other. A norm
-    between MLP and residual stream (Gemma 2, OLMo 2) is folded in; in LayerNorm models the vectors are centred. Not
-    `processed`: the rows as they are in the model. Raises UnsupportedError where no weights with one row per neuron write to
-    the residual stream.
+    Of a gated MLP the rows of the down projection. Of experts all neurons of all experts, one expert after the other. A
+    norm between MLP and residual stream (Gemma 2, OLMo 2) or a scale (Granite) is folded in; in LayerNorm models the
+    vectors are centred. Not `processed`: the rows as they are in the model. Raises UnsupportedError where no weights
+    with one row per neuron write to the residual stream.
     """
     rows = _written_rows(model, block)
     if not processed:
         return rows
-    after = _norm_after(model, block)
-    if after is not None:
-        rows = rows * norm_affine(after, rows.shape[1]).scale
+    writer = model.writers.mlp[block]
+    if writer is not model.require_components().mlp[block]:
+        rows = rows * norm_affine(writer, rows.shape[1]).scale
+    rows = model.writers.scale(rows)
     return rows - rows.mean(1, keepdim=True) if centres_writing(model) else rows
 
 
@@ -141,31 +142,6 @@ def _rows_as_stored(model: Model, block: int) -> Tensor:
 
 EXPERTS_BY_ROW = {"gpt_oss"}
 """Families that keep an expert's output weights as [neurons, d_model]; the others keep [d_model, neurons]."""
-
-
-def _norm_after(model: Model, block: int) -> nn.Module | None:
-    """The norm that the MLP's output goes through before it is added to the residual stream, if there is one."""
-    mlp = model.require_components().mlp[block]
-    written: list[Tensor] = []
-    found: list[nn.Module] = []
-
-    def wrote(_module: nn.Module, _args: Any, output: Any) -> None:
-        written.append(output[0] if isinstance(output, tuple) else output)
-
-    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if is_norm(module) and args and written and args[0] is written[-1]:
-            found.append(module)
-
-    handles = [mlp.register_forward_hook(wrote)]
-    handles += [module.register_forward_pre_hook(reads) for module in model.stack.blocks[block].modules()]
-    try:
-        with torch.inference_mode():
-            entry = model.stack.enter(model.probe_ids(4))
-            model.stack.call(block, entry.residual, entry.arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)
