@@ -1,20 +1,15 @@
-"""The figures hold exactly the numbers of their tables; the sentences say what the tables hold."""
+"""The figures hold exactly the numbers of their tables."""
 
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import EDITS, HOSTILE, all_tables, estimates, made_up_stages, make_run, sweep_table
-from scipy import stats
+from report_runs import HOSTILE, all_tables, estimates, made_up_stages, make_run, sweep_table
 
 from depthscope.errors import DepthscopeError, RunError
-from depthscope.report import findings, measured, wording
 from depthscope.report.figures import FIGURES, figure
 from depthscope.report.palette import LOOKS
-from depthscope.report.panels import layer_step
-from depthscope.report.sections.influence import rank_correlation
 from depthscope.report.sections.sweep import PANELS
 from depthscope.schema import attention, heads, lens, norms, similarity
-from depthscope.schema.sweep import AGREEMENT, KL, METRICS
 
 DEPTH = 6
 
@@ -206,90 +201,3 @@ def test_the_script_s_attention_is_told_from_the_papers(tmp_path):
     assert section.panels[0].title == "Mean entry of the first k sub-diagonals"
     holds(section.panels[0].traces[0], bands.filter(metric="band_1"), "layer")
     assert "lad2024" in section.notes[0]
-
-
-def test_the_answer_says_what_the_table_holds(tmp_path):
-    frame = sweep_table(6, means={("drop", 2, "kl"): 0.001, ("swap", 4, "kl"): 3.0})
-    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
-    plain = findings.headline(read).replace("\u00a0", " ")
-    assert plain == (
-        "Dropping layer 0 changes the predictions most: KL 5.00 nats (4.50 to 5.50), and the most likely token stays the "
-        "same at 1.0% (0.9 to 1.1) of positions."
-    )
-    said = " ".join(findings.further(read)).replace("\u00a0", " ")
-    assert "less certain: their entropy rises by 0.0230 nats (0.0207 to 0.0253)." in said
-    assert "Layer 2 is missed least: KL 0.00100 nats (0.00090 to 0.00110) without it." in said
-    assert "Dropping any one of the middle layers, 1 to 4" in said
-    assert "between 89.7% (layer 4;" in said
-    assert "and 95.7% (layer 1;" in said
-    assert "(layers 3 and 4;" in said, "a swap with the last layer is not one of middle layers"
-    assert (
-        "Dropping a layer costs less KL than swapping it with the next at layers 2 and 4; too close to call at" in said
-    )
-
-
-def test_sentences_of_the_other_experiments_say_what_their_tables_hold(tmp_path):
-    layers = [(layer,) for layer in range(4)]
-    ratio = {0: 0.2, 1: 1.5, 2: 1.0, 3: 0.5}
-    norm = estimates(norms.NORMS_TABLE, layers, norms.METRICS, value=lambda key, _: ratio[key[0]])
-    influence = estimates(
-        similarity.INFLUENCE_TABLE, layers, [similarity.BLOCK_INFLUENCE], value=lambda key, _: 0.4 - 0.1 * key[0]
-    )
-    dropped = sweep_table(4, means={("drop", layer, "kl"): 1.0 + layer for layer in range(4)})
-    run = make_run(tmp_path / "run", 4, tables={"norms": norm, "influence": influence, "sweep": dropped})
-    said = " ".join(FIGURES["norms"].build(run).sentences).replace("\u00a0", " ")
-    assert (
-        "Attention writes more than the MLP in layer 1; the MLP writes more than attention in layers 0 and 3;" in said
-    )
-    assert "too close to call in layer 2." in said
-    said = " ".join(FIGURES["influence"].build(run).sentences).replace("\u00a0", " ")
-    assert "Influence is smallest in layer 3, 0.100 (0.090 to 0.120); dropping that layer costs KL 4.00 nats" in said
-    assert "rank correlation of influence with the measured KL of dropping the layer is −1.00" in said
-
-
-def test_rank_correlation_is_spearman_s():
-    first, second = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 4.0, 4.0]
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
-    assert np.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
-
-
-def test_layers_are_told_apart_only_where_intervals_are():
-    value = measured.Value
-    first = {0: value(3.0, 2.5, 3.5), 1: value(1.0, 0.5, 1.5), 2: value(2.0, 1.0, 3.0), 4: value(1.0, None, None)}
-    second = {0: value(2.0, 1.6, 2.4), 1: value(2.0, 1.6, 2.4), 2: value(2.1, 1.7, 2.5), 4: value(0.5, None, None)}
-    assert wording.compared(first, second) == ([0, 4], [1], [2])
-    assert wording.ranges([0, 1, 2, 5, 6, 9]) == "0–2, 5, 6 and 9"
-
-
-def test_sentences_stand_alone_where_nothing_is_settled_and_in_a_model_of_one_layer(tmp_path):
-    level = {(edit, i, "kl"): 0.5 for edit in EDITS for i in range(4)} | {("drop", 0, "entropy_change"): -0.2}
-    read = measured.read_sweep(make_run(tmp_path / "run", frame=sweep_table(4, means=level)))
-    said = " ".join(findings.further(read) + findings.components(read)).replace("\u00a0", " ")
-    assert (
-        "Whether swapping a layer with the next costs less KL than dropping it is too close to call at layers 0–2."
-        in said
-    )
-    assert "Which costs more KL, silencing the MLP or the attention, is too close to call at layers 0–3." in said
-    assert "more certain: their entropy falls by 0.200 nats (0.180 to 0.220)." in said
-    alone = findings.headline(measured.read_sweep(make_run(tmp_path / "one", 1, sweep_table(1))))
-    assert alone.replace("\u00a0", " ").startswith("Dropping layer 0 changes the predictions by KL 5.00 nats")
-
-
-def test_an_uncertain_headline_says_so(tmp_path):
-    frame = sweep_table(4, means={("drop", 3, "kl"): 4.9})
-    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
-    said = " ".join(findings.further(read))
-    assert "too close to call between layers 0 and 3: their intervals overlap." in said
-    near = sweep_table(5, means={("drop", 2, "kl"): 0.02, ("drop", 3, "kl"): 0.021})
-    said = " ".join(findings.further(measured.read_sweep(make_run(tmp_path / "near", frame=near))))
-    assert "Layer 2 is missed least: KL" in said
-    assert "without it, too close to call against layer 3." in said
-
-
-def test_numbers_as_text():
-    assert measured.number(0.7, AGREEMENT) == "70.0"
-    assert measured.number(-0.04348, METRICS["entropy_change"]) == "−0.0435"
-    assert measured.number(-0.0000001, METRICS["entropy_change"], 3) == "0.000"
-    assert measured.number(5.30258, KL) == "5.30"
-    assert measured.number(123.4, KL) == "123.40"
-    assert [layer_step(depth) for depth in (1, 9, 12, 48, 80)] == [1, 1, 2, 10, 10]

@@ -59,13 +59,20 @@ class Study:
         return self.run.read_json("stages")
 
     def figure(self, name: str, axis: str = "layer") -> "go.Figure":
-        """A plotly figure of an experiment; `axis` is `layer` or `relative depth`."""
+        """A plotly figure: stages, sweep, components (attention and MLP drops) or another experiment's by its name.
+
+        `axis` is `layer` or `relative depth`. Raises DepthscopeError for a name there is not, RunError where the run has
+        nothing for it.
+        """
         from depthscope.report.figures import figure
 
         return figure(self.run, name, axis)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the page, one file that opens offline (RUN/report.html by default), and return where it is."""
+        """Write the page, one file that opens offline (RUN/report.html by default), and return where it is.
+
+        It shows what the run has and says what is missing. Raises RunError where the file cannot be written.
+        """
         from depthscope.report.page import write_page
 
         return write_page(self.run, Path(out) if out else self.path / "report.html")

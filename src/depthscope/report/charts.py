@@ -121,7 +121,7 @@ def scatter(
     return Panel(
         name=name,
         title=title,
-        unit=f"{y.title}, {y.unit}",
+        unit=y.unit,
         traces=[trace],
         xaxis={**axis, "title": {"text": f"{x.title} ({x.unit})", "standoff": 8}},
         yaxis=axis,

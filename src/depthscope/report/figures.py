@@ -86,9 +86,14 @@ def _alone(panel: Panel, axis: str) -> go.Figure:
 def _grid(section: Section, axis: str) -> go.Figure:
     columns = min(section.across, len(section.panels))
     rows = -(-len(section.panels) // columns)
+    maps = any(isinstance(trace, go.Heatmap) for panel in section.panels for trace in panel.traces)
     titles = [f"{panel.title} ({panel.unit})" if panel.unit else panel.title for panel in section.panels]
     shown = make_subplots(
-        rows=rows, cols=columns, horizontal_spacing=0.09, vertical_spacing=0.22 / rows, subplot_titles=titles
+        rows=rows,
+        cols=columns,
+        horizontal_spacing=0.14 if maps else 0.09,
+        vertical_spacing=0.32 / rows,
+        subplot_titles=titles,
     )
     named: set[str] = set()
     for place, panel in enumerate(section.panels):

@@ -21,12 +21,13 @@ ESTIMATOR = (
     "linearised one, D / (D − 1) · Σ(S − mean · n)² / (Σn)² for D documents (Cochran 1977, section 6.3; the cluster-robust "
     "variance of Liang and Zeger 1986 for a mean). Intervals are 95% ones by Student's t with D − 1 degrees of freedom, "
     "cut to the range the quantity can have. They are for one layer at a time, not for all layers together. "
+    "Those of CKA are from a jackknife over documents, those of the stages’ boundaries from resampling documents. "
     "“Too close to call” says that two of them overlap."
 )
 REPLAY = (
     "Each edit changes the order in which the residual stream visits the model’s own blocks; nothing is retrained. "
     "p is the next-token distribution of the model as it is, q that of the edited one, at the same position of the same text. "
-    "Logarithms are natural."
+    "Logarithms are natural. What each other number is stands beneath its figures."
 )
 
 

@@ -61,7 +61,7 @@
       ...axes(specification),
       shapes: (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("soft") } })),
       font: { ...layout.font, color: ink, size: printing ? 9 : layout.font.size },
-      margin: printing ? { ...layout.margin, t: 4, b: 32, l: layout.margin.l - 12 } : layout.margin,
+      margin: printing ? { ...layout.margin, t: 4, b: 32, l: Math.max(layout.margin.l - 12, 4) } : layout.margin,
       ...(printing ? size : { autosize: true, width: undefined, height: undefined }),
       paper_bgcolor: colour("paper"),
       plot_bgcolor: colour("paper"),

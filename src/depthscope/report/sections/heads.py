@@ -99,8 +99,8 @@ def _sentences(merging: pl.DataFrame) -> list[str]:
     sure = merging.filter(pl.col("p_adjusted") < SURE)
     if not merging["p_adjusted"].is_null().all():
         said.append(
-            f"{len(sure)} of {len(merging)} heads attend more to the word’s own tokens than chance would have it (false "
-            f"discovery rate {100 * SURE:.0f}%)."
+            f"{len(sure)} of {len(merging)} heads attend more to the word’s own tokens than a one-token word attends there "
+            f"(false discovery rate {100 * SURE:.0f}%)."
         )
     return said
 

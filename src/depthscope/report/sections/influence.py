@@ -51,7 +51,7 @@ def _both(influence: Series, dropped: Series) -> Panel:
     places = sorted(influence.keys() & dropped.keys())
     return scatter(
         "influence-both",
-        "One over the other",
+        "KL of the drop over influence",
         (BLOCK_INFLUENCE, KL),
         DROP,
         [(f"layer {layer}", influence[layer], dropped[layer]) for layer in places],

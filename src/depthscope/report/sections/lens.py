@@ -13,6 +13,8 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE
 
 NAME = "lens"
+WIDE = 2.5
+"""Decades from which on 2 and 5 between the powers of ten would crowd an axis."""
 LAD2024 = (
     "Protocol lad2024: every residual stream is divided by the last one’s scale, as in the paper’s first script, which its "
     "authors later withdrew as an error."
@@ -52,7 +54,7 @@ def build(run: RunDirectory) -> Section:
         ],
         definitions=(KL, ENTROPY, AGREEMENT),
         legend=legend,
-        log_note="At x_L the lens is the model’s own head: KL is 0 there, so not on the logarithmic axis.",
+        log_note="At x_L the lens is the model’s own head: KL is 0 there but for rounding, so not on the logarithmic axis.",
     )
 
 
@@ -63,7 +65,8 @@ def _without_the_end(panel: Panel, kl: Series) -> Panel:
         return panel
     low, high = math.log10(min(seen)), math.log10(max(seen))
     room = 0.06 * (high - low or 1.0)
-    return replace(panel, yaxis={**panel.yaxis, "range": [low - room, high + room]})
+    ticks = {"dtick": "D2"} if high - low < WIDE else {"dtick": 1}
+    return replace(panel, yaxis={**panel.yaxis, **ticks, "range": [low - room, high + room]})
 
 
 def _neurons_beside(run: RunDirectory, x: XAxis) -> Panel | None:

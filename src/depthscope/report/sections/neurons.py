@@ -15,6 +15,8 @@ from depthscope.schema.neurons import CLASS_SHARE, KINDS, KURTOSIS, NEURON_COUNT
 
 NAME, COUNTS, TOKENS = "neurons", "neuron_counts", "neuron_tokens"
 COUNT = Metric("count", "neurons", "Neurons", "neurons of the layer’s MLP that are of the kind", 0.0)
+FEW = 8
+"""Counts up to which every whole number has its tick."""
 LISTED, SHOWN_TOKENS = 5, 5
 """Neurons of a kind, and tokens of each, on the page; the table holds more."""
 
@@ -55,8 +57,9 @@ def count_panel(run: RunDirectory, name: str, kinds: tuple[str, ...], x: XAxis, 
 
 
 def _room(curves: list[Curve]) -> dict[str, Any]:
-    """An axis of counts that are all 0 would stand in the middle of its panel."""
-    return {} if any(v.mean for curve in curves for v in curve.values.values()) else {"range": [-0.2, 4]}
+    """Whole numbers beside an axis of counts, which would stand in the middle of its panel where all are 0."""
+    most = max((value.mean for curve in curves for value in curve.values.values()), default=0)
+    return {"range": [-0.2, max(most, 3) * 1.05], "dtick": 1} if most <= FEW else {}
 
 
 def _kurtosis(table: pl.DataFrame, x: XAxis) -> Panel:
@@ -78,10 +81,10 @@ def _sentences(table: pl.DataFrame, last: int) -> list[str]:
             said.append(f"No {kind} neurons among {neurons:,}: the largest kurtosis is {largest}, the threshold 10.")
             continue
         peak = ranked(found)[0]
-        share = f", {100 * peak / last:.0f}% of the depth" if last else ""
+        share = f" ({100 * peak / last:.0f}% of the depth)" if last else ""
         said.append(
-            f"{total} {kind} neuron{'s' if total > 1 else ''} among {neurons:,}, most of them, {found[peak].mean:.0f}, in "
-            f"layer {peak}{share}."
+            f"{total} {kind} neuron{'s' if total > 1 else ''} among {neurons:,}; the most, {found[peak].mean:.0f}, in layer "
+            f"{peak}{share}."
         )
     return said
 

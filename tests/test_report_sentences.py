@@ -1,0 +1,193 @@
+"""The page's sentences say what the tables hold, with intervals, and no more."""
+
+import numpy as np
+import polars as pl
+import pytest
+from report_runs import EDITS, estimates, make_run, sweep_table
+from scipy import stats
+
+from depthscope.report import findings, measured, wording
+from depthscope.report.figures import FIGURES
+from depthscope.report.panels import layer_step
+from depthscope.report.sections.influence import rank_correlation
+from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
+from depthscope.schema.sweep import AGREEMENT, KL, METRICS
+
+
+def said_of(name, tmp_path, **tables):
+    """The sentences of a section, with plain spaces."""
+    section = FIGURES[name].build(make_run(tmp_path / name, 4, tables=tables))
+    return " ".join(section.sentences).replace("\u00a0", " ")
+
+
+def test_the_answer_says_what_the_table_holds(tmp_path):
+    frame = sweep_table(6, means={("drop", 2, "kl"): 0.001, ("swap", 4, "kl"): 3.0})
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
+    plain = findings.headline(read).replace("\u00a0", " ")
+    assert plain == (
+        "Dropping layer 0 changes the predictions most: KL 5.00 nats (4.50 to 5.50), and the most likely token stays the "
+        "same at 1.0% (0.9 to 1.1) of positions."
+    )
+    said = " ".join(findings.further(read)).replace("\u00a0", " ")
+    assert "less certain: their entropy rises by 0.0230 nats (0.0207 to 0.0253)." in said
+    assert "Layer 2 is missed least: KL 0.00100 nats (0.00090 to 0.00110) without it." in said
+    assert "Dropping any one of the middle layers, 1 to 4" in said
+    assert "between 89.7% (layer 4;" in said
+    assert "and 95.7% (layer 1;" in said
+    assert "(layers 3 and 4;" in said, "a swap with the last layer is not one of middle layers"
+    assert (
+        "Dropping a layer costs less KL than swapping it with the next at layers 2 and 4; too close to call at" in said
+    )
+
+
+def test_sentences_of_the_other_experiments_say_what_their_tables_hold(tmp_path):
+    layers = [(layer,) for layer in range(4)]
+    ratio = {0: 0.2, 1: 1.5, 2: 1.0, 3: 0.5}
+    norm = estimates(norms.NORMS_TABLE, layers, norms.METRICS, value=lambda key, _: ratio[key[0]])
+    influence = estimates(
+        similarity.INFLUENCE_TABLE, layers, [similarity.BLOCK_INFLUENCE], value=lambda key, _: 0.4 - 0.1 * key[0]
+    )
+    dropped = sweep_table(4, means={("drop", layer, "kl"): 1.0 + layer for layer in range(4)})
+    run = make_run(tmp_path / "run", 4, tables={"norms": norm, "influence": influence, "sweep": dropped})
+    said = " ".join(FIGURES["norms"].build(run).sentences).replace("\u00a0", " ")
+    assert (
+        "Attention writes more than the MLP in layer 1; the MLP writes more than attention in layers 0 and 3;" in said
+    )
+    assert "too close to call in layer 2." in said
+    said = " ".join(FIGURES["influence"].build(run).sentences).replace("\u00a0", " ")
+    assert "Influence is smallest in layer 3, 0.100 (0.090 to 0.120); dropping that layer costs KL 4.00 nats" in said
+    assert "rank correlation of influence with the measured KL of dropping the layer is −1.00" in said
+
+
+def test_rank_correlation_is_spearman_s():
+    first, second = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 4.0, 4.0]
+    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert np.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+
+
+def test_layers_are_told_apart_only_where_intervals_are():
+    value = measured.Value
+    first = {0: value(3.0, 2.5, 3.5), 1: value(1.0, 0.5, 1.5), 2: value(2.0, 1.0, 3.0), 4: value(1.0, None, None)}
+    second = {0: value(2.0, 1.6, 2.4), 1: value(2.0, 1.6, 2.4), 2: value(2.1, 1.7, 2.5), 4: value(0.5, None, None)}
+    assert wording.compared(first, second) == ([0, 4], [1], [2])
+    assert wording.ranges([0, 1, 2, 5, 6, 9]) == "0–2, 5, 6 and 9"
+
+
+def test_sentences_stand_alone_where_nothing_is_settled_and_in_a_model_of_one_layer(tmp_path):
+    level = {(edit, i, "kl"): 0.5 for edit in EDITS for i in range(4)} | {("drop", 0, "entropy_change"): -0.2}
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=sweep_table(4, means=level)))
+    said = " ".join(findings.further(read) + findings.components(read)).replace("\u00a0", " ")
+    assert (
+        "Whether swapping a layer with the next costs less KL than dropping it is too close to call at layers 0–2."
+        in said
+    )
+    assert "Which costs more KL, silencing the MLP or the attention, is too close to call at layers 0–3." in said
+    assert "more certain: their entropy falls by 0.200 nats (0.180 to 0.220)." in said
+    alone = findings.headline(measured.read_sweep(make_run(tmp_path / "one", 1, sweep_table(1))))
+    assert alone.replace("\u00a0", " ").startswith("Dropping layer 0 changes the predictions by KL 5.00 nats")
+
+
+def test_an_uncertain_headline_says_so(tmp_path):
+    frame = sweep_table(4, means={("drop", 3, "kl"): 4.9})
+    read = measured.read_sweep(make_run(tmp_path / "run", frame=frame))
+    said = " ".join(findings.further(read))
+    assert "too close to call between layers 0 and 3: their intervals overlap." in said
+    near = sweep_table(5, means={("drop", 2, "kl"): 0.02, ("drop", 3, "kl"): 0.021})
+    said = " ".join(findings.further(measured.read_sweep(make_run(tmp_path / "near", frame=near))))
+    assert "Layer 2 is missed least: KL" in said
+    assert "without it, too close to call against layer 3." in said
+
+
+def test_numbers_as_text():
+    assert measured.number(0.7, AGREEMENT) == "70.0"
+    assert measured.number(-0.04348, METRICS["entropy_change"]) == "−0.0435"
+    assert measured.number(-0.0000001, METRICS["entropy_change"], 3) == "0.000"
+    assert measured.number(5.30258, KL) == "5.30"
+    assert measured.number(123.4, KL) == "123.40"
+    assert [layer_step(depth) for depth in (1, 9, 12, 48, 80)] == [1, 1, 2, 10, 10]
+
+
+def test_the_lens_says_how_kl_falls_and_from_where_on_it_agrees(tmp_path):
+    kl, agreement, entropy = [4.0, 3.0, 2.0, 1.0, 0.0], [0.1, 0.6, 0.505, 0.7, 0.98], [2.0, 1.0, 3.0, 5.0, 4.0]
+    by_metric = {lens.KL: kl, lens.AGREEMENT: agreement, lens.ENTROPY: entropy}
+    table = estimates(
+        lens.LENS_TABLE,
+        [(depth,) for depth in range(5)],
+        by_metric,
+        value=lambda key, metric: by_metric[metric][key[0]],
+    )
+    said = said_of("lens", tmp_path, lens=table)
+    assert "is 4.00 nats (3.99 to 4.02) before the first layer, 2.00 nats (1.99 to 2.02) at x_2 and 1.00 nats" in said
+    assert "From x_3 on the lens’s most likely token is the model’s own at more than half of positions: 70.0%" in said
+    assert "lowest at x_1, 1.00 nats (0.99 to 1.02), and highest at x_3, 5.00 nats (4.99 to 5.02)" in said
+    assert "at the end it is the model’s own, 4.00 nats" in said
+
+
+def test_attention_and_geometry_name_their_extremes(tmp_path):
+    shares = {0: 0.2, 1: 0.5, 2: 0.3, 3: 0.1}
+    table = estimates(
+        attention.ATTENTION_TABLE,
+        [(layer,) for layer in shares],
+        [attention.PREVIOUS[5], attention.FIRST, attention.ITSELF],
+        value=lambda key, _: shares[key[0]],
+    )
+    said = said_of("attention", tmp_path, attention=table)
+    assert (
+        "Attention to the 5 tokens before is highest in layer 1, 50.0% (49.0 to 52.0), and lowest in layer 3, 10.0%"
+        in said
+    )
+    pairs = [(a, b) for a in range(4) for b in range(a + 1, 5)]
+    apart = {(0, 1): 0.5, (1, 2): 0.1, (2, 3): 0.2, (3, 4): 0.3}
+    table = estimates(
+        similarity.GEOMETRY_TABLE,
+        pairs,
+        [similarity.ANGULAR_DISTANCE, similarity.CKA],
+        value=lambda key, _: apart.get(key, 0.05),
+    )
+    said = said_of("geometry", tmp_path, geometry=table)
+    assert "Layer 1 turns the residual stream least, by 0.100 (0.090 to 0.120) of π, and layer 0 most, by 0.500" in said
+    assert "Between the first depth and the last CKA is 0.0500 (0.0400 to 0.0700)." in said
+
+
+def test_similarity_says_where_what_moved_is_more_like_itself(tmp_path):
+    own, displaced = {0: 0.1, 1: 0.9, 2: 0.51}, {0: 0.6, 1: 0.2, 2: 0.5}
+    values = {similarity.SELF: own, similarity.INDEX: displaced, similarity.ADJACENT: own}
+    keys = [(layer, "mlp", similarity.LATER) for layer in own]
+    table = estimates(similarity.SIMILARITY_TABLE, keys, values, value=lambda key, metric: values[metric][key[0]])
+    assert said_of("similarity", tmp_path, similarity=table) == (
+        "MLP, its block runs one later: more like itself in place than like the one it displaces in swaps at layer 1; more "
+        "like the one it displaces at layer 0; too close to call at layer 2; least like itself at layer 0, cosine 0.100 "
+        "(0.090 to 0.120)."
+    )
+
+
+def test_neurons_say_how_many_and_where_or_how_far_from_any(tmp_path):
+    rows = [
+        (layer, kind, count, count / 50, 50, 8.0 + layer)
+        for layer, prediction in enumerate((0, 1, 4, 2))
+        for kind, count in (("prediction", prediction), ("suppression", 0))
+    ]
+    table = pl.DataFrame(rows, schema=neurons.NEURON_COUNTS_TABLE, orient="row")
+    said = said_of("neurons", tmp_path, neuron_counts=table)
+    assert "7 prediction neurons among 200; the most, 4, in layer 2 (67% of the depth)." in said
+    assert "No suppression neurons among 200: the largest kurtosis is 11.0 in layer 3, the threshold 10." in said
+
+
+def test_heads_name_the_best_and_count_the_sure(tmp_path):
+    keys = [(1, head, head + 1, 4, 0.0, 0.03 if head < 2 else 0.4) for head in range(3)]
+    table = estimates(heads.HEADS_TABLE, keys, [heads.MERGE], value=lambda key, _: 0.3 - 0.1 * key[1])
+    said = said_of("heads", tmp_path, heads=table)
+    assert "The strongest sub-word merging head is L1H0: the last token of a word of 4 tokens attends" in said
+    assert "by 30.0% (29.0 to 32.0) of its attention." in said
+    assert "2 of 3 heads attend more" in said
+
+
+def test_probes_say_each_difference_and_whether_it_is_one(tmp_path):
+    means = {probes.ACCURACY: 0.7, probes.OVER_SINGLE: 0.1, probes.OVER_RANDOM: 0.005, probes.OVER_MODEL: -0.2}
+    keys = [("ing", probes.BOTH, None, k, None) for k in (1, 2)]
+    table = estimates(probes.PROBES_TABLE, keys, means, value=lambda _, metric: means[metric])
+    said = said_of("probes", tmp_path, probes=table)
+    assert "The best 2 of both groups together tell the suffix right in 70.0% (69.0 to 72.0) of examples." in said
+    assert "Against the best one alone that is +10.0 points (+9.0 to +12.0)." in said
+    assert "Against as many random neurons that is +0.5 points (−0.5 to +2.5), too close to call." in said
+    assert "Against the model’s own most likely token that is −20.0 points (−21.0 to −18.0)." in said
