@@ -9,26 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from report_runs import all_tables, made_up_stages, make_run
 from tokenizers import Tokenizer
+
+from depthscope.models.load import load
+from depthscope.studies.neurons import Neurons
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the recipe lies beside the package, not in it
 
 from training import baselines, card, evaluation_text
 from training.atomic import atomic_writer, sha256
-from training.attention import local_share
 from training.corpus import open_token_map, write_token_map
 from training.evaluate import estimate, evaluate, held_out_windows
 from training.export import export
-from training.neurons import count_neurons, shape_of_cosines
 from training.settings import Settings
 from training.tokenizer import train_tokenizer, write_tokenizer
 from training.train import Run
 
 VOCABULARY = 300
-SMALL = (("n_embd", 16), ("n_head", 2), ("n_layer", 2), ("n_positions", 16), ("vocab_size", VOCABULARY))
+SMALL = (("n_embd", 16), ("n_head", 2), ("n_layer", 4), ("n_positions", 16), ("vocab_size", VOCABULARY))
 SETTINGS = Settings(
     preset="bookshelf-gpt2",
     map_sha256="",
@@ -190,59 +191,31 @@ def test_windows_predict_each_token_once(tokenizer_folder: Path) -> None:
     assert len(held_out_windows([text], tokenizer, window=16, tokens=33).tokens) == 3
 
 
-def test_cosines_and_local_attention_equal_their_definitions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    w_out, unembedding = torch.randn(3, 8, generator=generator), torch.randn(50, 8, generator=generator)
-    kurtosis, skewness = shape_of_cosines(w_out, unembedding)
-    x = torch.nn.functional.cosine_similarity(w_out[1].double()[None], unembedding.double(), dim=1)
-    z = (x - x.mean()) / x.std(correction=0)
-    assert kurtosis[1].item() == pytest.approx((z**4).mean().item())
-    assert skewness[1].item() == pytest.approx((z**3).mean().item())
-    attention = torch.rand(2, 3, 9, 9, generator=generator).tril().softmax(-1)
-    naive = torch.stack([attention[:, :, q, q - 5 : q].sum(-1) for q in range(5, 9)]).mean()
-    assert local_share(attention) == pytest.approx(naive.item(), rel=1e-5)
-
-
-def test_export_evaluation_neurons_and_card(
+def test_export_evaluation_and_card(
     corpus: Path, token_map: Path, tokenizer_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
-    export(finished, tokenizer_folder, model)
-    result = evaluate(model, corpus / "held-out.txt.xz", token_map, 500, "the cat", seed=0, device="cpu")
+    folder, evaluation = tmp_path / "model", tmp_path / "e.json"
+    export(finished, tokenizer_folder, folder)
+    result = evaluate(folder, corpus / "held-out.txt.xz", token_map, 500, "the cat", seed=0, device="cpu")
     assert result["predicted_tokens"] >= 500
     assert result["loss"]["model"]["mean"] < result["loss"]["unigram"]["mean"] + 1
-    assert [row["neurons"] for row in count_neurons(model)["processed"]] == [64, 64]
-    (tmp_path / "e.json").write_text(json.dumps(result))
-    assert "bigram baseline" in card.held_out(card.read_measured(tmp_path / "e.json", model), None)
-    assert "20 steps of 4 × 16 tokens" in card.recipe(json.loads((model / "training.json").read_text()))
+    evaluation.write_text(json.dumps(result))
+    model = load(folder, device="cpu")
+    run = make_run(tmp_path / "run", 4, tables=all_tables(4), stages=made_up_stages(4))
+    run.update(settings={**run.settings, "weights": model.weight_hash()})
+    text = card.card(folder, evaluation, None, run.path)
+    assert "20 steps of 4 × 16 tokens" in text
+    assert "| bigram baseline |" in text
+    plain = Neurons(model, processed=False)
+    kinds = plain.tables(plain.work(unit) for unit in range(4))["neurons"]
+    predicting = [int(((kinds["layer"] == i) & (kinds["kind"] == "prediction")).sum()) for i in range(4)]
+    assert f"weights as they are: prediction {' '.join(map(str, predicting))}; suppression" in text
+    assert "(of 64 each" in text
+    assert "nan" not in text.lower()
     result["weights_sha256"] = "0" * 64
-    (tmp_path / "e.json").write_text(json.dumps(result))
+    evaluation.write_text(json.dumps(result))
     with pytest.raises(ValueError, match="other weights"):
-        card.read_measured(tmp_path / "e.json", model)
-
-
-def test_card_reads_the_sweep_table(tmp_path: Path) -> None:
-    (tmp_path / "tables").mkdir()
-    rows = [
-        {
-            "edit": edit,
-            "layer": layer,
-            "metric": metric,
-            "unit": "nats",
-            "mean": layer + 0.5,
-            "ci_low": None,
-            "ci_high": 9.0,
-        }
-        for edit, metric in card.SWEEP_COLUMNS
-        for layer in range(3)
-    ]
-    frame = pl.DataFrame(rows).with_columns(tokens=pl.lit(1000), documents=pl.lit(4))
-    frame.write_parquet(tmp_path / "tables" / "sweep.parquet")
-    text, costs = card.sweep_costs(tmp_path)
-    assert costs["drop", "kl", 2] == 2.5
-    assert "| 1 | 1.500 [1.500, 9.000] |" in text
-    with pytest.raises(FileNotFoundError, match="depthscope sweep"):
-        card.sweep_costs(tmp_path / "tables")
+        card.card(folder, evaluation, None, run.path)
 
 
 def test_evaluation_text_is_deterministic_and_goes_round_the_books(corpus: Path, tmp_path: Path) -> None:

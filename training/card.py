@@ -1,10 +1,9 @@
-"""Write the model card of an embedded model from what the other commands measured; no measurement is typed by hand.
+"""Write the model card of an embedded model from what was measured; no measurement is typed by hand.
 
-    python -m training.card FOLDER --evaluation NEW.json --source-evaluation OLD.json \\
-        --neurons NEURONS.json --attention ATTENTION.json --sweep RUN
+    python -m training.card FOLDER --evaluation NEW.json --source-evaluation OLD.json --study RUN
 
-FOLDER is the exported model, with its training.json; RUN is a run directory of `depthscope sweep`, whose
-tables/sweep.parquet is read. The card is FOLDER/README.md.
+FOLDER is the exported model, with its training.json; RUN is the run directory of `depthscope study` on it. The card is
+FOLDER/README.md.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from depthscope.models.load import load
+from depthscope.studies.neurons import Neurons
+from training import findings
 from training.atomic import atomic_writer, sha256
+from training.findings import interval
 
 Facts = dict[str, Any]
 
@@ -24,21 +25,6 @@ ARCHITECTURE = {
     "gpt2": "GPT-2: attention, then MLP; learned positions; tied embeddings",
     "gpt_neox": "GPT-NeoX: attention and MLP in parallel; rotary positions on a quarter of a head; untied embeddings",
 }
-
-PUBLISHED_GPT2_NEURONS, PUBLISHED_GPT2_TOTAL = 226 + 136, 12 * 3072
-"""The paper's prediction and suppression neurons of gpt2, and all its MLP neurons."""
-
-SWEEP_COLUMNS = [
-    ("swap", "kl"),
-    ("swap", "agreement"),
-    ("drop", "kl"),
-    ("drop", "agreement"),
-    ("drop", "entropy_change"),
-]
-
-METRIC_TITLES = {"kl": "KL", "agreement": "agreement", "entropy_change": "entropy change"}
-
-Means = dict[tuple[str, str, int], float]
 
 
 def read_measured(file: Path, folder: Path) -> Facts:
@@ -61,11 +47,6 @@ def shape_of(folder: Path) -> Facts:
         "context": config.get("n_positions") or config["max_position_embeddings"],
         "vocabulary": config["vocab_size"],
     }
-
-
-def interval(loss: dict[str, float]) -> str:
-    """A mean and its interval, to three decimals."""
-    return f"{loss['mean']:.3f} [{loss['ci_low']:.3f}, {loss['ci_high']:.3f}]"
 
 
 def made_of(folder: Path, evaluation: Facts) -> str:
@@ -132,108 +113,42 @@ def held_out(evaluation: Facts, source: Facts | None) -> str:
     )
 
 
-def sweep_costs(run: Path) -> tuple[str, Means]:
-    """The sweep as a Markdown table, a row per layer, and its means by (edit, metric, layer).
-
-    Raises FileNotFoundError where the run has no sweep table.
-    """
-    file = run / "tables" / "sweep.parquet"
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: run depthscope sweep with --out {run} first")
-    table = pl.read_parquet(file)
-    rows = {(r["edit"], r["metric"], r["layer"]): r for r in table.iter_rows(named=True)}
-    layers = sorted({layer for edit, _, layer in rows if edit in ("swap", "drop")})
-    units = {metric: next(r["unit"] for r in rows.values() if r["metric"] == metric) for _, metric in SWEEP_COLUMNS}
-    titles = [f"{edit} {METRIC_TITLES[metric]} ({units[metric]})" for edit, metric in SWEEP_COLUMNS]
-    lines = ["| layer | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for layer in layers:
-        cells = [rows.get((edit, metric, layer)) for edit, metric in SWEEP_COLUMNS]
-        lines.append(f"| {layer} | " + " | ".join(interval(renamed(cell)) if cell else "" for cell in cells) + " |")
-    tokens = max(r["tokens"] for r in rows.values())
-    measured_on = max(r["documents"] for r in rows.values())
-    heading = (
-        f"**What the sweep shows** (`depthscope sweep`, {tokens:,} predictions in {measured_on} documents of the "
-        "evaluation text, 95 % intervals over documents; the layer of a swap is the first of the two):\n\n"
-    )
-    return heading + "\n".join(lines) + "\n", {key: row["mean"] for key, row in rows.items()}
+def shown(folder: Path, run: Path) -> str:
+    """What the study in `run` found on the model in `folder`; neurons are counted on the weights as they are, too."""
+    model = load(folder, device="cpu")
+    study = findings.read_study(run, model)
+    table, costs = findings.sweep_costs(study)
+    plain = Neurons(model, processed=False)
+    as_they_are = plain.tables(plain.work(unit) for unit in range(plain.units))["neuron_counts"]
+    parts = [
+        table,
+        "\n**Beside the paper's signatures:**\n\n",
+        findings.robustness(costs, model.depth),
+        findings.local_attention(study),
+        findings.neurons(study.table("neuron_counts"), as_they_are, plain.thresholds.kurtosis),
+        "\n**The stages, and what else the study finds** (effects and shares with 95 % intervals over documents):\n\n",
+        findings.stages(study.stages or {}),
+        findings.lens(study),
+        findings.heads(study),
+        findings.probes(study),
+        *findings.not_done(study),
+    ]
+    return "".join(parts)
 
 
-def renamed(row: dict[str, Any]) -> dict[str, float]:
-    """A table row's estimate; where one document gave no interval, the mean stands for its bounds."""
-    mean = row["mean"]
-    low, high = row["ci_low"], row["ci_high"]
-    return {"mean": mean, "ci_low": mean if low is None else low, "ci_high": mean if high is None else high}
-
-
-def ranges(costs: Means, edit: str, metric: str, layers: range) -> str:
-    """The least and the largest mean of some layers."""
-    values = [costs[edit, metric, layer] for layer in layers]
-    return f"{min(values):.3f} to {max(values):.3f}"
-
-
-def verdicts(costs: Means, neurons: Facts, attention: Facts, layers: int) -> str:
-    """What of the paper's signatures shows in the measurements and what does not, each with its numbers."""
-    middle = range(1, layers - 1)
-    swaps, drops = range(1, layers - 2), middle
-    robust = (
-        f"- First layer: dropping it costs a KL of {costs['drop', 'kl', 0]:.2f} nats and keeps "
-        f"{costs['drop', 'agreement', 0]:.1%} of the most likely tokens, against "
-        f"{ranges(costs, 'drop', 'kl', drops)} nats in layers 1 to {layers - 2}.\n"
-        f"- Middle layers: swaps keep a share of {ranges(costs, 'swap', 'agreement', swaps)}, drops of "
-        f"{ranges(costs, 'drop', 'agreement', drops)}. The paper's range on its models is 0.72 to 0.95.\n"
-        f"- Swaps against drops in layers 1 to {layers - 3}: a mean KL of "
-        f"{sum(costs['swap', 'kl', k] for k in swaps) / len(swaps):.3f} against "
-        f"{sum(costs['drop', 'kl', k] for k in swaps) / len(swaps):.3f} nats.\n"
-    )
-    share = attention["share"]
-    peak = max(range(layers), key=share.__getitem__)
-    local = (
-        f"- Attention to the previous {attention['previous']} tokens, share per layer: "
-        f"{' '.join(f'{value:.2f}' for value in share)}. It peaks in layer {peak}; the paper's peaks at the start, "
-        f"so this {'shows' if peak < layers // 4 else 'does not show'}.\n"
-    )
-    return robust + local + neuron_verdict(neurons, layers)
-
-
-def neuron_verdict(neurons: Facts, layers: int) -> str:
-    """The counts of prediction and suppression neurons, and whether the paper's rise with depth is among them."""
-    lines: list[str] = []
-    for kind, title in (("processed", "weights processed as in the paper"), ("as_they_are", "weights as they are")):
-        rows = neurons[kind]
-        counts = "; ".join(
-            f"{name} {' '.join(str(row[name]) for row in rows)}" for name in ("prediction", "suppression")
-        )
-        largest = max(rows, key=lambda row: row["largest_kurtosis"])
-        lines.append(
-            f"- Neurons with kurtosis over {neurons['kurtosis_threshold']:g} by layer, {title}: {counts} (of "
-            f"{rows[0]['neurons']} each; the largest kurtosis is {largest['largest_kurtosis']:.2f}, in layer "
-            f"{largest['layer']}).\n"
-        )
-    found = sum(row["prediction"] + row["suppression"] for row in neurons["processed"])
-    total = sum(row["neurons"] for row in neurons["processed"])
-    share, published = found / total, PUBLISHED_GPT2_NEURONS / PUBLISHED_GPT2_TOTAL
-    verdict = "does not show" if not found else "hardly shows" if share < published / 10 else "shows"
-    lines.append(
-        f"- That is {found} of {total:,} processed neurons, {share:.2%}, where the paper's gpt2 has {published:.2%}: "
-        f"its rise of prediction and suppression neurons {verdict}.\n"
-    )
-    return "".join(lines)
-
-
-def card(folder: Path, evaluation: Path, source: Path | None, neurons: Path, attention: Path, sweep: Path) -> str:
+def card(folder: Path, evaluation: Path, source: Path | None, study: Path) -> str:
     """The text of the model card."""
     training = json.loads((folder / "training.json").read_text())
     measured = read_measured(evaluation, folder)
-    table, costs = sweep_costs(sweep)
-    layers = shape_of(folder)["layers"]
+    name = training["settings"]["preset"]
     parts = [
-        f"# {training['settings']['preset']}\n",
+        f"# {name}\n",
         made_of(folder, measured),
         recipe(training),
         held_out(measured, json.loads(source.read_text()) if source else None),
-        table,
-        "**Beside the paper's signatures:**\n",
-        verdicts(costs, read_measured(neurons, folder), read_measured(attention, folder), layers),
+        f"All that follows is what `depthscope study {name}` measures, but for the neurons of weights as they are "
+        "(`Neurons(model, processed=False)` of `depthscope.studies.neurons`).\n",
+        shown(folder, study),
     ]
     return "\n".join(parts)
 
@@ -244,11 +159,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="exported model, with training.json")
     parser.add_argument("--evaluation", type=Path, required=True, help="JSON of training.evaluate")
     parser.add_argument("--source-evaluation", type=Path, help="the same for the weights continued from")
-    parser.add_argument("--neurons", type=Path, required=True, help="JSON of training.neurons")
-    parser.add_argument("--attention", type=Path, required=True, help="JSON of training.attention")
-    parser.add_argument("--sweep", type=Path, required=True, help="run directory with tables/sweep.parquet")
+    parser.add_argument("--study", type=Path, required=True, help="run directory of depthscope study")
     a = parser.parse_args()
-    text = card(a.folder, a.evaluation, a.source_evaluation, a.neurons, a.attention, a.sweep)
+    text = card(a.folder, a.evaluation, a.source_evaluation, a.study)
     with atomic_writer(a.folder / "README.md") as file:
         file.write(text.encode())
     print(f"wrote {a.folder / 'README.md'}")
