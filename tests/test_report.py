@@ -177,6 +177,9 @@ def test_one_document_gives_no_intervals_and_the_page_says_so(tmp_path):
     assert "Brackets hold" not in shown
     few = text_of(render(make_run(tmp_path / "few", frame=sweep_table(4, documents=2))))
     assert "The intervals rest on 2 documents only" in few
+    without = make_run(tmp_path / "lens", tables={"lens": all_tables(documents=2)["lens"]})
+    without.manifest["text"]["documents"] = 2
+    assert "The intervals rest on 2 documents only" in text_of(render(without)), "also where no sweep was made"
 
 
 def test_a_kl_of_nought_is_not_lost_on_the_logarithmic_axis(tmp_path):

@@ -170,7 +170,12 @@ def test_neurons_say_how_many_and_where_or_how_far_from_any(tmp_path):
     table = pl.DataFrame(rows, schema=neurons.NEURON_COUNTS_TABLE, orient="row")
     said = said_of("neurons", tmp_path, neuron_counts=table)
     assert "7 prediction neurons among 200; the most, 4, in layer 2 (67% of the depth)." in said
-    assert "No suppression neurons among 200: the largest kurtosis is 11.0 in layer 3, the threshold 10." in said
+    assert "No suppression neurons, whose kurtosis is above 10, among 200." in said
+    few = table.with_columns(pl.lit(0).cast(pl.Int64).alias("count"), pl.col("largest_kurtosis") - 3)
+    said = said_of("neurons", tmp_path / "few", neuron_counts=few)
+    assert (
+        "No prediction neurons, whose kurtosis is above 10, among 200; the largest kurtosis is 8.0, in layer 3." in said
+    )
 
 
 def test_heads_name_the_best_and_count_the_sure(tmp_path):

@@ -54,13 +54,13 @@ def components(measured: Measured) -> list[str]:
     return [*said, *_attention_beside_mlp(measured)]
 
 
-def intervals_note(measured: Measured) -> str | None:
+def intervals_note(documents: int) -> str | None:
     """What there is to say when intervals are missing or rest on few documents."""
-    if measured.documents == 1:
+    if documents == 1:
         return "The text is one document, so there are no intervals: they rest on how documents differ."
-    if measured.documents <= FEW_DOCUMENTS:
+    if documents <= FEW_DOCUMENTS:
         return (
-            f"The intervals rest on {measured.documents} documents only, so they are wide and say little: "
+            f"The intervals rest on {documents} documents only, so they are wide and say little: "
             "a longer text gives better ones."
         )
     return None

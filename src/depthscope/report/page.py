@@ -53,7 +53,7 @@ def render(run: RunDirectory) -> str:
         facts=method.facts(run.manifest, measured),
         method=method.method(run.manifest),
         incomplete=_incomplete(run),
-        answer=_answer(measured, sections),
+        answer=_answer(run, measured, sections),
         sections=sections,
         not_asked=[kind.title for name, kind in FIGURES.items() if name not in {one["name"] for one in sections}],
         table=_table(measured),
@@ -95,15 +95,17 @@ def _measured(run: RunDirectory) -> Measured | None:
         return None
 
 
-def _answer(measured: Measured | None, sections: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _answer(run: RunDirectory, measured: Measured | None, sections: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The headline, from the sweep or else from the first section that says something."""
-    if measured is None:
-        said = [sentence for section in sections for sentence in section["sentences"]]
-        return {"headline": said[0], "further": [], "notes": []} if said else None
+    said = [sentence for section in sections for sentence in section["sentences"]]
+    if measured is None and not said:
+        return None
+    documents = measured.documents if measured else run.manifest.get("text", {}).get("documents")
+    note = findings.intervals_note(documents) if documents else None
     return {
-        "headline": findings.headline(measured),
-        "further": findings.further(measured),
-        "notes": [note for note in (findings.intervals_note(measured),) if note],
+        "headline": findings.headline(measured) if measured else said[0],
+        "further": findings.further(measured) if measured else [],
+        "notes": [note] if note else [],
     }
 
 

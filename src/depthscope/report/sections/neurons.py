@@ -15,6 +15,8 @@ from depthscope.schema.neurons import CLASS_SHARE, KINDS, KURTOSIS, NEURON_COUNT
 
 NAME, COUNTS, TOKENS = "neurons", "neuron_counts", "neuron_tokens"
 COUNT = Metric("count", "neurons", "Neurons", "neurons of the layer’s MLP that are of the kind", 0.0)
+THRESHOLD = 10.0
+"""Kurtosis above which a neuron is one of prediction or suppression, where the run does not say another."""
 FEW = 8
 """Counts up to which every whole number has its tick."""
 LISTED, SHOWN_TOKENS = 5, 5
@@ -25,14 +27,15 @@ def build(run: RunDirectory) -> Section:
     """Counts of the kinds by layer, the largest kurtosis of each layer, and the strongest neurons with their tokens."""
     table = read_table(run, COUNTS, NEURON_COUNTS_TABLE)
     x = layers(depth_of(run.manifest, max(table["layer"]) + 1))
+    threshold = float(run.settings.get("experiments", {}).get(NAME, {}).get("kurtosis", THRESHOLD))
     return Section(
         panels=[
             count_panel(run, "neurons-tokens", ("prediction", "suppression"), x, "Prediction and suppression"),
             count_panel(run, "neurons-others", ("partition", "entropy"), x, "Partition and entropy"),
-            _kurtosis(table, x),
+            _kurtosis(table, x, threshold),
         ],
         legend=list(NEURONS.values()),
-        sentences=_sentences(table, x.last),
+        sentences=_sentences(table, x.last, threshold),
         tables=_strongest(run),
         notes=["These numbers follow from the weights alone, so they have no intervals."],
         definitions=[KURTOSIS, CLASS_SHARE],
@@ -62,14 +65,16 @@ def _room(curves: list[Curve]) -> dict[str, Any]:
     return {"range": [-0.2, max(most, 3) * 1.05], "dtick": 1} if most <= FEW else {}
 
 
-def _kurtosis(table: pl.DataFrame, x: XAxis) -> Panel:
+def _kurtosis(table: pl.DataFrame, x: XAxis, threshold: float) -> Panel:
     rows = table.filter(pl.col("largest_kurtosis").is_not_null()).unique("layer").sort("layer")
     values = {layer: Value(largest) for layer, largest in rows.select("layer", "largest_kurtosis").iter_rows()}
     curve = Curve(look=OWN, values=values, call="layer {}")
-    return lines("neurons-kurtosis", "Largest kurtosis", KURTOSIS, [curve], x, levels=[(10.0, "10")], unit="")
+    return lines(
+        "neurons-kurtosis", "Largest kurtosis", KURTOSIS, [curve], x, levels=[(threshold, f"{threshold:g}")], unit=""
+    )
 
 
-def _sentences(table: pl.DataFrame, last: int) -> list[str]:
+def _sentences(table: pl.DataFrame, last: int, threshold: float) -> list[str]:
     said = []
     for kind in ("prediction", "suppression"):
         found = counts(table, kind)
@@ -77,8 +82,10 @@ def _sentences(table: pl.DataFrame, last: int) -> list[str]:
         neurons = table.unique("layer")["neurons"].sum()
         if total == 0:
             most = table.sort("largest_kurtosis", descending=True, nulls_last=True).row(0, named=True)
-            largest = f"{most['largest_kurtosis']:.1f} in layer {most['layer']}"
-            said.append(f"No {kind} neurons among {neurons:,}: the largest kurtosis is {largest}, the threshold 10.")
+            kurtosis = most["largest_kurtosis"]
+            short = kurtosis is not None and kurtosis <= threshold
+            largest = f"; the largest kurtosis is {kurtosis:.1f}, in layer {most['layer']}" if short else ""
+            said.append(f"No {kind} neurons, whose kurtosis is above {threshold:g}, among {neurons:,}{largest}.")
             continue
         peak = ranked(found)[0]
         share = f" ({100 * peak / last:.0f}% of the depth)" if last else ""
