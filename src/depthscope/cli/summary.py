@@ -32,7 +32,7 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
         if name in run.tables() and (not experiments or experiment in experiments):
             show(run.table(name))
             console.print()
-    if not experiments and (found := run.read_json("stages")):
+    if (not experiments or "stages" in experiments) and (found := run.read_json("stages")):
         print_stages(found)
     if documents == 1:
         console.print("one document gives no interval: give text with several documents", highlight=False)
