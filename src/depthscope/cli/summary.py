@@ -15,11 +15,13 @@ from depthscope.schema.neurons import ENTROPY, KINDS, PARTITION, PREDICTION, SUP
 from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
 
 COUNTED = (PREDICTION.name, SUPPRESSION.name, ENTROPY.name, PARTITION.name)
+WHOLE_STUDY = ("sweep",)
+"""What is printed of a study with all experiments: the rest is on the page."""
 PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
 
 
 def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
-    """Print the tables of some experiments, all by default, then what was not done."""
+    """Print the tables of some experiments, by default the sweep's, then the stages and what was not done."""
     settings = run.settings
     documents = run.manifest["text"]["documents"]
     console.print(
@@ -29,7 +31,7 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     )
     for name, show in SHOWN.items():
         experiment = "neurons" if name == "neuron_counts" else name
-        if name in run.tables() and (not experiments or experiment in experiments):
+        if name in run.tables() and experiment in (experiments or WHOLE_STUDY):
             show(run.table(name))
             console.print()
     if (not experiments or "stages" in experiments) and (found := run.read_json("stages")):

@@ -14,7 +14,7 @@ def previous(reach: int) -> Metric:
         f"previous_{reach}",
         "share",
         f"Attention to the {reach} tokens before" if reach > 1 else "Attention to the token before",
-        f"share of a query's attention on the {reach} tokens before it, itself excluded",
+        f"share of a query's attention on the {f'{reach} tokens' if reach > 1 else 'token'} before it, itself excluded",
         0.0,
         1.0,
     )
