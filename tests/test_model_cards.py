@@ -71,7 +71,7 @@ def test_card_shows_attention_and_its_largest_layer(tmp_path: Path) -> None:
     shares = study.table("attention").filter(pl.col("metric") == "previous_5").sort("layer")["mean"].to_list()
     text = findings.local_attention(study)
     assert " ".join(f"{share:.2f}" for share in shares) in text
-    assert f"largest in layer {shares.index(max(shares))}," in text
+    assert f"largest in layer {shares.index(max(shares))};" in text
     assert "at least 16 tokens" in text
 
 
@@ -85,7 +85,7 @@ def test_card_says_after_which_layer_a_tenth_of_the_fall_of_lens_kl_is_done(tmp_
     own = made.filter(pl.col("metric") == "kl").sort("layer").with_columns(mean=pl.Series(kl))
     text = findings.lens(study_of(tmp_path / "run", lens=pl.concat([made.filter(pl.col("metric") != "kl"), own])))
     assert f"after layers 0 to 3: {' '.join(f'{value:.2f}' for value in kl[1:])} nats" in text
-    assert f"first done after layer {begun}." in text
+    assert f"done only after layer {begun}." in text
 
 
 def test_card_names_the_strongest_heads(tmp_path: Path) -> None:
@@ -120,7 +120,11 @@ def test_card_says_which_stages_and_signatures_show() -> None:
     found["signatures"][0]["verdict"] = NOT_SUPPORTED
     text = findings.stages(found | {"unnamed_changes": [{"layer": 5}]})
     assert found["summary"] in text
-    assert "Detokenization ends before layer 2 (resampling documents: 1 to 3; without any one signal: 1 to 3)" in text
+    firm = "resampling documents: 1 to 3; without any one signal: 1 to 3; 1 of the 2 signals"
+    assert f"Detokenization ends before layer 2 ({firm}" in text
+    assert text.count("Signals that disagree so may follow a slope") == 1  # at layer 4, where none of the two changes
+    found["boundaries"][0]["votes"] = {"drop": 2, "swap": None, "local_attention": None}
+    assert findings.stages(found).count("Signals that disagree so may follow a slope") == 2
     assert "resampling documents: too few for an interval" in text
     assert "change before layer 5 too" in text
     assert "Signatures not supported, 1 of 2: the last layer is costly to lose (3.5 [3.1, 3.9] times; needed 3 " in text

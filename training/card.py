@@ -80,8 +80,8 @@ def recipe(training: Facts) -> str:
         f"{'a GPU' if s['device'] == 'cuda' else 'two shared CPU cores'}. "
         f"About {training['tokens_total'] / 1e6:.1f} M tokens in all. AdamW (0.9, 0.95), weight decay "
         f"{s['weight_decay']:g} on matrices, learning rate {s['learning_rate']:g} after {s['warmup_steps']} steps of "
-        f"warm-up, flat for {s['flat']:.0%} of the run, then linear to {s['final']:.0%} of it; gradient norm clipped "
-        f"at {s['clip']:g}; no dropout; {arithmetic}; seed {s['seed']}. "
+        f"warm-up, flat for {100 * s['flat']:g} % of the run, then linear to {100 * s['final']:g} % of it; gradient norm "
+        f"clipped at {s['clip']:g}; no dropout; {arithmetic}; seed {s['seed']}. "
         f"Training loss {training['last_training_loss']:.3f}, the mean of the log's last "
         f"{training['last_training_loss_lines']} lines. `training/README.md` has the commands.\n"
     )
@@ -126,7 +126,8 @@ def shown(folder: Path, run: Path) -> str:
         findings.robustness(costs, model.depth),
         findings.local_attention(study),
         findings.neurons(study.table("neuron_counts"), as_they_are, plain.thresholds.kurtosis),
-        "\n**The stages, and what else the study finds** (effects and shares with 95 % intervals over documents):\n\n",
+        "\n**The stages, and what else the study finds** (95 % intervals over documents; `docs/stages.md` of the repository "
+        "says how stages are found and signatures tested):\n\n",
         findings.stages(study.stages or {}),
         findings.lens(study),
         findings.heads(study),

@@ -98,7 +98,7 @@ def robustness(costs: Means, layers: int) -> str:
     drops, swaps = range(1, layers - 1), range(1, layers - 2)
     return (
         f"- First layer: dropping it costs a KL of {costs['drop', 'kl', 0]:.2f} nats and keeps "
-        f"{costs['drop', 'agreement', 0]:.1%} of the most likely tokens, against "
+        f"{100 * costs['drop', 'agreement', 0]:.1f} % of the most likely tokens, against "
         f"{_range(costs, 'drop', 'kl', drops)} nats in layers 1 to {layers - 2}.\n"
         f"- Middle layers: swaps keep a share of {_range(costs, 'swap', 'agreement', swaps)}, drops of "
         f"{_range(costs, 'drop', 'agreement', drops)}. The paper's range on its models is 0.72 to 0.95.\n"
@@ -122,7 +122,7 @@ def local_attention(study: Study) -> str:
     return (
         f"- Attention to the previous {PREVIOUS} tokens, share per layer (itself excluded; mean over heads and over the "
         f"{rows['tokens'][0]:,} queries that have at least {longest} tokens before them): "
-        f"{' '.join(f'{share:.2f}' for share in rows['mean'])}. It is largest in layer {peak}, in the paper's gpt2 in "
+        f"{' '.join(f'{share:.2f}' for share in rows['mean'])}. It is largest in layer {peak}; in the paper's gpt2, in "
         f"layer {PUBLISHED_LOCAL_PEAK} of 12.\n"
     )
 
@@ -143,8 +143,8 @@ def neurons(processed: pl.DataFrame, as_they_are: pl.DataFrame, kurtosis: float)
     share, published = found / total, PUBLISHED_GPT2_NEURONS / PUBLISHED_GPT2_TOTAL
     verdict = "does not show" if not found else "hardly shows" if share < published / 10 else "shows"
     lines.append(
-        f"- That is {found} of {total:,} processed neurons, {share:.2%}, where the paper's gpt2 has {published:.2%}: "
-        f"its rise of prediction and suppression neurons {verdict}.\n"
+        f"- That is {found} of {total:,} processed neurons, {100 * share:.2f} %, where the paper's gpt2 has "
+        f"{100 * published:.2f} %: its rise of prediction and suppression neurons {verdict}.\n"
     )
     return "".join(lines)
 
@@ -154,19 +154,27 @@ def _counts(table: pl.DataFrame, kind: str) -> list[int]:
 
 
 def stages(found: Mapping[str, Any]) -> str:
-    """The transitions found, with how firm they are, and the verdict on each signature of the paper's table 1."""
+    """The transitions found, with how firm they are, and the verdict on each signature of the paper's table 1.
+
+    `found` is a study's stages.json; how it comes about stands in docs/stages.md.
+    """
     lines = [f"- {found['summary']}"]
     for one in found["boundaries"]:
         documents = "too few for an interval" if one["low"] is None else f"{one['low']} to {one['high']}"
+        votes = one["votes"].values()
+        near = sum(vote is not None and abs(vote - one["layer"]) <= 1 for vote in votes)
         lines.append(
             f" {STAGES[one['before']]} ends before layer {one['layer']} (resampling documents: {documents}; without any "
-            f"one signal: {one['without_one'][0]} to {one['without_one'][1]})."
+            f"one signal: {one['without_one'][0]} to {one['without_one'][1]}; {near} of the {len(votes)} signals that speak "
+            "for it change there, give or take a layer, by themselves)."
         )
+        if 2 * near < len(votes):
+            lines.append(" Signals that disagree so may follow a slope rather than a boundary.")
     lines += [
         f" The signals change before layer {c['layer']} too, in no expected way." for c in found["unnamed_changes"]
     ]
     lines.append("\n")
-    tested = found["signatures"]  # their tests stand in depthscope/schema/stages.py
+    tested = found["signatures"]
     for verdict in (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL):
         those = [_signature(one) for one in tested if one["verdict"] == verdict]
         if those:
@@ -192,7 +200,7 @@ def lens(study: Study) -> str:
     begun = next(after for after, value in enumerate(kl) if kl[0] - value >= (kl[0] - kl[-1]) / 10)
     return (
         f"- Logit lens, KL to the final prediction after layers 0 to {len(kl) - 1}: "
-        f"{' '.join(f'{value:.2f}' for value in kl)} nats. A tenth of this fall is first done after layer {begun}.\n"
+        f"{' '.join(f'{value:.2f}' for value in kl)} nats. A tenth of this fall is done only after layer {begun}.\n"
     )
 
 
@@ -206,7 +214,7 @@ def heads(study: Study) -> str:
         f"- Sub-word merging heads (attention of the last token of a word of {best[0]['word_tokens']} tokens to its first, "
         f"less that of a one-token word to the same place; {best[0]['tokens']} pairs from {best[0]['documents']} "
         f"documents): {'; '.join(_head(row) for row in best[:3])}. {above} of {len(best)} heads are above 0 (t tests over "
-        "documents, 5 % of them expected by chance).\n"
+        "documents, about 5 % of these by chance at most).\n"
         f"- Induction, in random tokens said twice: at most {_head(induction)}, where even attention gives "
         f"{induction['chance']:.3f}.\n"
     )
