@@ -146,7 +146,7 @@ def test_experiments_join_a_run_but_must_agree_where_both_are(tmp_path):
         run.finish(["lens"])
         assert RunDirectory.reading(tmp_path).complete
     other = base | {"experiments": {"lens": {"protocol": "lad2024"}}}
-    with pytest.raises(RunMismatchError, match="experiments.lens.protocol: 'text' there, 'lad2024' now"):
+    with pytest.raises(RunMismatchError, match=r"experiments\.lens\.protocol: 'text' there, 'lad2024' now"):
         RunDirectory.writing(tmp_path, other, {}).__enter__()
 
 

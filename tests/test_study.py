@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import depthscope as ds
 from depthscope.cli import app
+from depthscope.cli.console import console
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.models.load import load
@@ -213,7 +214,7 @@ def shown(*arguments: object) -> str:
 
 
 def test_a_study_ends_with_the_stage_map(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)
     names = "sweep,lens,norms,attention,neurons,stages"
     said = shown("study", "--tokens", 1024, "--window", 64, "--experiments", names, "--out", tmp_path / "run")
     for words in (
@@ -229,7 +230,7 @@ def test_a_study_ends_with_the_stage_map(tmp_path, monkeypatch):
 
 
 def test_prompts_and_single_neurons_on_the_command_line(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)
     said = shown("lens", "--prompt", "It was the best of", "--top", 2)
     assert "most likely next tokens" in said
     assert len([line for line in said.splitlines() if line.strip()[:2].strip().isdigit()]) == 13

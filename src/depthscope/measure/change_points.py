@@ -34,7 +34,9 @@ def segment(signals: Signals, changes: int) -> tuple[int, ...]:
     if changes == 0:
         return ()
     search = ruptures.KernelCPD(kernel="linear", min_size=1).fit(np.ascontiguousarray(signals))
-    return tuple(int(end) for end in search.predict(n_bkps=changes)[:-1])
+    ends = search.predict(n_bkps=changes)
+    assert ends is not None, "ruptures finds as many changes as it is asked for"
+    return tuple(int(end) for end in ends[:-1])
 
 
 def unexplained(signals: Signals, bounds: tuple[int, ...]) -> float:

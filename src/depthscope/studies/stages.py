@@ -95,10 +95,15 @@ def _standardised(rows: dict[str, Layers]) -> Matrix:
     columns = []
     count = max(len(values) for values in rows.values())
     for name, values in rows.items():
-        scale = max(float(stats.median_abs_deviation(values[0], scale="normal")), SIGNALS[name].smallest)
+        scale = max(_spread(values[0]), SIGNALS[name].smallest)
         away = (values - np.median(values, axis=1, keepdims=True)) / scale
         columns.append(np.broadcast_to(np.clip(away, -FURTHEST, FURTHEST), (count, values.shape[1])))
     return np.stack(columns, 2)
+
+
+def _spread(values: Float64[np.ndarray, " layers"]) -> float:
+    """Median distance from the median over that of a standard normal distribution."""
+    return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
 def _changes(measured: Measured, rows: dict[str, Layers], matrix: Matrix, count: int) -> list[Change]:
