@@ -127,7 +127,7 @@ def test_card_says_which_stages_and_signatures_show() -> None:
     assert findings.stages(found).count("Signals that disagree so may follow a slope") == 2
     assert "resampling documents: too few for an interval" in text
     assert "change before layer 5 too" in text
-    assert "Signatures not supported, 1 of 2: the last layer is costly to lose (3.5 [3.1, 3.9] times; needed 3 " in text
+    assert "Signatures not supported, 1 of 2: the last layer is costly to lose (3.5× [3.1×, 3.9×]; needed 3×" in text
     assert "Signatures cannot be told, 1 of 2: another (made up: no such signal)" in text
     assert f"Signatures {SUPPORTED}" not in text
 

@@ -146,7 +146,7 @@ def test_the_stage_map_and_its_tables(run):
     assert (list(bounds.error_x.arrayminus), list(bounds.error_x.array)) == ([1, 0], [1, 0])
     stages, signatures = section.tables
     assert [row[:2] for row in stages.rows][1] == ("Feature engineering", "layers 2–3")
-    assert signatures.rows[0][3] == ("3.5\u00a0times", "3.1\u00a0to\u00a03.9")
+    assert signatures.rows[0][3] == ("3.5×", "3.1×\u00a0to\u00a03.9×")
     assert signatures.rows[1][2] == ("cannot be told", "made up: no such signal")
     said = " ".join(section.sentences)
     assert "Feature engineering begins at layer 2 (95% interval 1 to 3; at this layer in 93% of resamples)" in said

@@ -15,7 +15,7 @@ from depthscope.api import Study
 from depthscope.data.corpus import BOOKSHELF
 from depthscope.models.model import Model
 from depthscope.schema.probes import BY_CLASS, BY_DIFFERENCE
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, written
 
 Row = dict[str, Any]
 Means = dict[tuple[str, str, int], float]
@@ -188,9 +188,10 @@ def _signature(one: Mapping[str, Any]) -> str:
     title = title[0].lower() + title[1:] if title[1].islower() else title
     if one["effect"] is None:
         return f"{title} ({one['reason']})"
-    scale, digits, unit = (100, ".1f", " %") if one["unit"] == "share" else (1, ".3g", f" {one['unit']}")
-    effect = _number(one["effect"], one["ci_low"], one["ci_high"], digits, scale)
-    return f"{title} ({effect}{unit}; needed {one['threshold'] * scale:.3g}{unit})"
+    effect = written(one["effect"], one["unit"])
+    if one["ci_low"] is not None:
+        effect += f" [{written(one['ci_low'], one['unit'])}, {written(one['ci_high'], one['unit'])}]"
+    return f"{title} ({effect}; needed {written(one['threshold'], one['unit'])})"
 
 
 def lens(study: Study) -> str:

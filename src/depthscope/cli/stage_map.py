@@ -3,16 +3,16 @@
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from depthscope.cli.console import console
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, written
 
 WIDTH = 72
 STYLES = {"detokenization": "cyan", "feature_engineering": "green", "prediction_ensembling": "yellow"}
 GLYPHS = dict(zip(STAGES, "░▒▓█", strict=True))
-MARKS = {SUPPORTED: "[green]yes[/]", NOT_SUPPORTED: "[red]no[/]", CANNOT_TELL: "[dim]cannot be told[/]"}
+MARKS = {SUPPORTED: "[green]✓[/]", NOT_SUPPORTED: "[red]✗[/]", CANNOT_TELL: "[yellow]?[/]"}
+TITLE = 40
 
 
 def print_stages(found: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def _print_bar(found: dict[str, Any]) -> None:
     for stage in found["stages"]:
         first_name = stage["name"].split("+")[0]
         where = f"{stage['first']}" if stage["first"] == stage["last"] else f"{stage['first']}–{stage['last']}"
-        verdicts = f"{stage['supported']} of {stage['signatures']} signatures supported"
+        verdicts = f"{stage['supported']}/{stage['signatures']} signatures"
         console.print(f"  {GLYPHS[first_name] * 2} layers {where:6} {stage['title']} ({verdicts})", highlight=False)
     console.print()
 
@@ -73,34 +73,27 @@ def _boundary_line(boundary: dict[str, Any]) -> str:
 
 
 def _print_signatures(signatures: list[dict[str, Any]]) -> None:
-    shown = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("stage", "signature", "supported", "effect", "needed"):
-        shown.add_column(heading, justify="right" if heading in ("effect", "needed") else "left")
+    """A line each, under its stage: verdict, effect with its interval, what was needed."""
+    stage = None
     for one in signatures:
-        shown.add_row(
-            STAGES[one["stage"]],
-            one["title"],
-            MARKS[one["verdict"]],
-            _effect(one),
-            _in_unit(one["threshold"], one["unit"]),
-        )
-    console.print(shown, highlight=False)
+        if one["stage"] != stage:
+            stage = one["stage"]
+            console.print(f"[bold]{STAGES[stage]}[/]", highlight=False)
+        console.print(f"  {MARKS[one['verdict']]} {one['title']:{TITLE}} {_effect(one)}", highlight=False)
+    counts = [f"{mark} {verdict}" for verdict, mark in MARKS.items()]
+    console.print(f"{', '.join(counts)}; \\[95% interval]; ≥ what is needed", highlight=False, markup=True)
 
 
 def _effect(one: dict[str, Any]) -> str:
+    """Effect, interval and threshold, the unit said once; why, where there is no effect."""
     if one["effect"] is None:
-        return one["reason"]
-    text = _in_unit(one["effect"], one["unit"])
-    if one["ci_low"] is None:
-        return text
-    return (
-        f"{text} ({_in_unit(one['ci_low'], '')} to {_in_unit(one['ci_high'], one['unit'])})"
-        if one["unit"] != "share"
-        else (f"{text} ({100 * one['ci_low']:.1f} to {100 * one['ci_high']:.1f}%)")
-    )
+        return escape(one["reason"])
+    numbers = [_bare(one["effect"], one["unit"])]
+    if one["ci_low"] is not None:
+        numbers.append(f"\\[{_bare(one['ci_low'], one['unit'])}, {_bare(one['ci_high'], one['unit'])}]")
+    return f"{' '.join(numbers)}; ≥ {written(one['threshold'], one['unit'])}"
 
 
-def _in_unit(value: float, unit: str) -> str:
-    if unit == "share":
-        return f"{100 * value:.1f}%"
-    return f"{value:.3g}{'' if not unit else '×' if unit == 'times' else ' ' + unit}"
+def _bare(value: float, unit: str) -> str:
+    """Without its unit."""
+    return written(value, unit).split()[0].rstrip("×%")

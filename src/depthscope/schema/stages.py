@@ -111,12 +111,25 @@ SIGNALS = {
     )
 }
 
+
+def written(value: float, unit: str) -> str:
+    """A number as it is read: shares in per cent, differences of shares (`points`) in percentage points, `62.5×`."""
+    hundredfold = {"share": "%", "points": " points"}
+    if unit in hundredfold:
+        return f"{100 * value:.3g}{hundredfold[unit]}".replace("-", "−")
+    suffix = {"times": "×", "": "", "none": ""}.get(unit, f" {unit}")
+    return f"{value:.3g}{suffix}".replace("-", "−")
+
+
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot be told"
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A row of the paper's table 1 as a test: the effect must reach the threshold."""
+    """A row of the paper's table 1 as a test: the effect must reach the threshold.
+
+    Unit `points` is a difference of shares.
+    """
 
     name: str
     stage: str
@@ -142,7 +155,7 @@ SIGNATURES = {
             DETOKENIZATION,
             "Attention is local early",
             "share of attention on the five tokens before, first quarter of layers less the rest, at least 5 points",
-            "share",
+            "points",
             0.05,
         ),
         Signature(
@@ -167,7 +180,7 @@ SIGNATURES = {
             "The fall of lens KL sets in",
             "slope of lens KL after the best breakpoint less before it, as a share of the whole fall per tenth of depth, at "
             "least 5 points steeper",
-            "share",
+            "points",
             0.05,
         ),
         Signature(
@@ -175,7 +188,7 @@ SIGNATURES = {
             PREDICTION_ENSEMBLING,
             "Prediction neurons emerge late",
             "share of prediction neurons, second half of layers less the first, at least half a point",
-            "share",
+            "points",
             0.005,
         ),
         Signature(
@@ -200,15 +213,15 @@ SIGNATURES = {
             "Prediction neurons peak, then subside",
             "share of prediction neurons at its peak, in the second half but before the last layer, less the last layer's, at "
             "least half a point",
-            "share",
+            "points",
             0.005,
         ),
         Signature(
             "suppression_outnumbers",
             RESIDUAL_CALIBRATION,
-            "Suppression outnumbers prediction at the end",
+            "Suppression outnumbers prediction",
             "share of suppression neurons less prediction neurons in the last layer, at least half a point",
-            "share",
+            "points",
             0.005,
         ),
         Signature(

@@ -9,7 +9,7 @@ from depthscope.report.measured import NBSP
 from depthscope.report.palette import OWN
 from depthscope.report.panels import Panel, layers
 from depthscope.report.wording import joined
-from depthscope.schema.stages import SIGNALS, STAGES
+from depthscope.schema.stages import SIGNALS, STAGES, written
 
 FURTHEST = 3.0
 """Robust spreads at which the stage finder cuts standardised signals."""
@@ -209,8 +209,7 @@ def said_number(value: float | None, unit: str | None) -> str:
     """A number with its unit, shares in per cent; a dash where there is none."""
     if value is None:
         return "–"
-    text = (f"{100 * value:.1f}%" if unit == "share" else f"{value:.3g}").replace("-", "−")
-    return f"{text}{NBSP}{unit}" if unit not in (None, "none", "share") else text
+    return written(value, unit or "").replace(" ", NBSP)
 
 
 def _number(value: float | None) -> float:

@@ -81,8 +81,7 @@ def _signatures(found: dict[str, Any]) -> TextTable:
 def _bracket(one: dict[str, Any]) -> str:
     if one["ci_low"] is None or one["ci_high"] is None:
         return ""
-    unit = one["unit"] if one["unit"] == "share" else None
-    return f"{said_number(one['ci_low'], unit)}{NBSP}to{NBSP}{said_number(one['ci_high'], unit)}"
+    return f"{said_number(one['ci_low'], one['unit'])}{NBSP}to{NBSP}{said_number(one['ci_high'], one['unit'])}"
 
 
 KIND = Kind(
