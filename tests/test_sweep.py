@@ -27,7 +27,7 @@ from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TAB
 DEPTH = 4
 
 
-@pytest.fixture(params=["gpt2", "gpt_neox", "llama"])
+@pytest.fixture(params=["gpt2", "gpt_neox", "phi", "llama", "qwen2"])
 def folder(request, tmp_path) -> Path:
     """A random model with the embedded tokenizer, saved as a user would have it."""
     return save(request.param, tmp_path / request.param)
