@@ -201,8 +201,8 @@ def scale_between(ratio: float) -> list[ElementwiseMap]:
 
 
 def _first_that_agrees(candidates: list[ElementwiseMap], given: Tensor, got: Tensor) -> ElementwiseMap | None:
-    """Bit for bit if one does, else within float32 rounding."""
-    for tolerance in (0.0, 1e-5):
+    """Bit for bit if one does, else within the dtype's rounding."""
+    for tolerance in (0.0, max(1e-5, 2 * torch.finfo(got.dtype).eps)):
         for candidate in candidates:
             if _agree(candidate(given), got, tolerance):
                 return candidate
@@ -210,8 +210,12 @@ def _first_that_agrees(candidates: list[ElementwiseMap], given: Tensor, got: Ten
 
 
 def _rounded(kind: str, constant: float) -> list[ElementwiseMap]:
-    """The constant as measured and as it was probably written: float32 noise off the last digits."""
-    return [ElementwiseMap(kind, float(f"{constant:.{digits}g}")) for digits in (5, 6, 7, 9)] if constant else []
+    """The constant as it was probably written, then as measured: rounding, of half precision most, is off its digits."""
+    return (
+        [ElementwiseMap(kind, float(f"{constant:.{digits}g}")) for digits in (1, 2, 3, 4, 5, 6, 7, 9)]
+        if constant
+        else []
+    )
 
 
 def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -143,7 +143,7 @@ class Model:
         if self.components is None:
             raise UnsupportedError(
                 f"{self.name} ({self.family}) has no separate attention and MLP that its blocks add to the residual "
-                "stream, so drop_attn and drop_mlp cannot be done on it; swap and drop can"
+                "stream: what looks at one of the two cannot be done on it; swaps, drops and lenses can"
             )
         return self.components
 

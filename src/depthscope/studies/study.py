@@ -15,6 +15,7 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.models.model import Model
+from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, run_units, work_units
 from depthscope.run.store import RunDirectory
 from depthscope.studies import stages, sweep
@@ -136,7 +137,10 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
+    floor = noise_floor(subject.model, subject.windows.part(0, 1).batch()[0])
     return {
+        "noise_floor": None if floor is None else floor.kl,
+        "noise_floor_of": None if floor is None else asdict(floor),
         "model": asdict(subject.model.facts),
         "text": {
             "documents": subject.windows.documents,

@@ -1,0 +1,87 @@
+"""The noise floor of a model's dtype: how far its predictions are from the same model computed more precisely.
+
+A half-precision model is compared with float32, a float32 model with float64, on a few tokens. One block at a time is copied
+and converted, so that a model of any size fits. Modules that fix a precision of their own (RMSNorms compute in float32)
+keep it, so against float64 the floor is a lower bound.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthscope.models.model import Model
+from depthscope.models.stack import Arguments, residual_of
+from depthscope.shapes import Hidden, TokenIds
+
+TOKENS = 128
+FINER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """Mean KL, in nats, of the model's predictions from those of the finer dtype, over `tokens` tokens of one window."""
+
+    kl: float
+    dtype: str
+    finer: str
+    tokens: int
+
+
+@torch.inference_mode()
+def noise_floor(model: Model, ids: TokenIds) -> NoiseFloor | None:
+    """The floor on the first TOKENS tokens of the first window of `ids`; None where the model's code mixes dtypes, or for
+    a dtype than which none is finer.
+    """
+    dtype = model.head.weight.dtype
+    if dtype not in FINER:
+        return None
+    ids = ids[:1, :TOKENS].to(model.device)
+    try:
+        own, exact = _log_probabilities(model, ids, None), _log_probabilities(model, ids, FINER[dtype])
+    except RuntimeError:  # a block that converts to a fixed dtype in its middle cannot be run in another
+        return None
+    kl = (exact.exp() * (exact - own)).sum(-1).clamp(min=0).mean()
+    names = (str(kind).removeprefix("torch.") for kind in (dtype, FINER[dtype]))
+    return NoiseFloor(float(kl), *names, ids.numel())
+
+
+def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -> Tensor:
+    entry = model.stack.enter(ids)
+    residual = entry.residual if dtype is None else entry.residual.to(dtype)
+    for block, own in zip(model.stack.blocks, entry.arguments, strict=True):
+        residual = _call(block, residual, own, dtype)
+    for module in model.head.modules:
+        residual = (module if dtype is None else copy.deepcopy(module).to(dtype))(residual)
+    hidden = model.head.scale(residual).flatten(0, 1)
+    return _logits(model, hidden, dtype).double().log_softmax(-1)
+
+
+def _call(block: nn.Module, residual: Tensor, own: Arguments, dtype: torch.dtype | None) -> Tensor:
+    if dtype is not None:
+        block = copy.deepcopy(block).to(dtype)
+        own = Arguments(_converted(own.positional, dtype), _converted(own.keyword, dtype), own.residual_keyword)
+    if own.residual_keyword:
+        return residual_of(block(*own.positional, hidden_states=residual, **own.keyword))
+    return residual_of(block(residual, *own.positional, **own.keyword))
+
+
+def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None:
+        return model.head.logits(hidden)
+    bias = model.head.unembedding.bias
+    weight = model.head.weight.to(dtype)
+    return model.head.map(nn.functional.linear(hidden, weight, None if bias is None else bias.to(dtype)))
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in another dtype, wherever they are in what a block is given."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return type(value)(_converted(one, dtype) for one in value)
+    if isinstance(value, dict):
+        return {key: _converted(one, dtype) for key, one in value.items()}
+    return value
