@@ -44,8 +44,8 @@ def noise_floor(model: Model, ids: TokenIds) -> NoiseFloor | None:
     except RuntimeError:  # a block that converts to a fixed dtype in its middle cannot be run in another
         return None
     kl = (exact.exp() * (exact - own)).sum(-1).clamp(min=0).mean()
-    names = (str(kind).removeprefix("torch.") for kind in (dtype, FINER[dtype]))
-    return NoiseFloor(float(kl), *names, ids.numel())
+    own_name, finer_name = (str(kind).removeprefix("torch.") for kind in (dtype, FINER[dtype]))
+    return NoiseFloor(float(kl), own_name, finer_name, ids.numel())
 
 
 def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -> Tensor:

@@ -18,6 +18,7 @@ from depthscope.report.sections import (
     lens,
     neurons,
     norms,
+    overview,
     probes,
     similarity,
     stages,
@@ -28,6 +29,7 @@ from depthscope.run.store import RunDirectory
 FIGURES: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        overview.KIND,
         stages.KIND,
         *sweep.KINDS,
         lens.KIND,

@@ -143,10 +143,10 @@ def lines(
         name=name,
         title=title,
         unit=("%" if is_share(metric) else metric.unit) if unit is None else unit,
-        traces=[_line(curve, metric, x) for curve in curves],
+        traces=[line(curve, metric, x) for curve in curves],
         xaxis=x.axis(),
         relative=x.relative_axis(),
-        yaxis=_y_axis(metric, log, share_of_all),
+        yaxis=y_axis(metric, log, share_of_all),
         log=log,
         layout={"shapes": shapes, "annotations": notes} if levels else {},
     )
@@ -166,7 +166,7 @@ def layer_step(depth: int) -> int:
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if depth <= 9 * step or step == 1000)
 
 
-def _line(curve: Curve, metric: Metric, x: XAxis) -> go.Scatter:
+def line(curve: Curve, metric: Metric, x: XAxis) -> go.Scatter:
     """A curve with 95% error bars; no bars where the table has no intervals."""
     look, places, values = curve.look, list(curve.values), list(curve.values.values())
     crowded = x.last >= CROWDED
@@ -218,7 +218,8 @@ def _x_axis(title: str, span: tuple[float, float], place: str, ticks: dict[str, 
     }
 
 
-def _y_axis(metric: Metric, log: bool, share_of_all: bool) -> dict[str, Any]:
+def y_axis(metric: Metric, log: bool, share_of_all: bool) -> dict[str, Any]:
+    """The y axis of a metric: shares in per cent, of the whole range where `share_of_all`; others from 0 where they begin there."""
     if is_share(metric) and share_of_all and (metric.lowest or 0) >= 0:
         return {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25, "zeroline": False}
     if log:

@@ -47,6 +47,10 @@ class Kind:
     """Which figure it is of which paper."""
     experiment: str
     file: str
-    """Where the run keeps its numbers."""
+    """Where the run keeps its numbers; empty where they are several other figures'."""
     build: Callable[[RunDirectory], Section]
     """Raises RunError where the run has nothing for it."""
+    look_for: str = ""
+    """What to look for in the figure, as it goes on after "Look for "."""
+    more_tables: tuple[str, ...] = ()
+    """Tables it shows beside that of `file`."""
