@@ -85,4 +85,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="a peak in the early layers, where neighbouring tokens are joined into words, and attention that moves to the "
+    "first token after them.",
+    more_tables=(HEADS,),
 )

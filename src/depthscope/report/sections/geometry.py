@@ -78,4 +78,5 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="blocks along the diagonal: runs of depths that are alike, divided where the representation changes.",
 )

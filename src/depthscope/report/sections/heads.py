@@ -131,4 +131,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="a few heads that stand apart from all others, and lie in the early layers; in the positions, weight on the "
+    "word’s own first tokens that other words do not get.",
+    more_tables=(POSITIONS,),
 )

@@ -95,4 +95,5 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="whether the points rise together: only then does cheap influence say which layer can be spared.",
 )

@@ -106,4 +106,6 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="when KL begins to fall steadily, and whether entropy falls with it: a long shoulder and a late fall mean "
+    "that predictions are made late; entropy that rises at the very end, that the last layers soften them.",
 )

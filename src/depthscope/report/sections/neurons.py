@@ -131,4 +131,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{COUNTS}.parquet",
     build=build,
+    look_for="prediction neurons that appear past the middle and peak near 85% of the depth, and suppression neurons that "
+    "overtake them in the last layers.",
+    more_tables=(TOKENS,),
 )

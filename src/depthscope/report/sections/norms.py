@@ -75,4 +75,6 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="a ratio that falls below 1 with depth, where the MLP takes over from attention, and an MLP norm that peaks "
+    "in the last layers.",
 )

@@ -140,4 +140,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="how fast accuracy rises with more neurons: neurons that work as an ensemble do better together than the best "
+    "one alone, and better than as many random neurons.",
+    more_tables=(NEURONS,),
 )

@@ -75,4 +75,6 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
+    look_for="self near 1 where a layer writes the same wherever it stands, and self above index: it keeps its own work "
+    "rather than taking on that of its place.",
 )

@@ -91,4 +91,6 @@ KIND = Kind(
     experiment=NAME,
     file=FILE,
     build=build,
+    look_for="strips that turn together at a boundary; boundaries with a short bar, which most signals would place alike; "
+    "and verdicts, which say which parts of the hypothesis this model bears out.",
 )

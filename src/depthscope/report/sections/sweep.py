@@ -63,6 +63,8 @@ KINDS = (
         experiment=SWEEP,
         file=f"tables/{SWEEP}.parquet",
         build=partial(build, WHOLE),
+        look_for="a first layer that stands far above all others, a flat middle where most predictions survive, swaps that "
+        "cost less than drops, and a rise at the end.",
     ),
     Kind(
         name=PARTS,
@@ -71,5 +73,7 @@ KINDS = (
         experiment=SWEEP,
         file=f"tables/{SWEEP}.parquet",
         build=partial(build, PARTS),
+        look_for="which half of a layer carries its cost: layers where attention’s curve lies above the MLP’s, and where "
+        "the drop of both costs more than the two drops together.",
     ),
 )
