@@ -192,6 +192,13 @@ def test_names_of_experiments():
         experiment_names(["melt"])
 
 
+def test_the_command_line_names_all_experiments():
+    from typer.main import get_command
+
+    (option,) = [p for p in get_command(app).commands["study"].params if p.name == "experiments"]
+    assert ", ".join(NAMES) in option.help
+
+
 def test_lens_of_a_prompt_is_the_models_own_prediction_at_the_end(gpt2):
     text = "It was the best of times, it was the"
     found = ds.lens(gpt2, text, top=3)
@@ -205,6 +212,8 @@ def test_lens_of_a_prompt_is_the_models_own_prediction_at_the_end(gpt2):
     assert found["layer"].n_unique() == gpt2.depth + 1
     with pytest.raises(DepthscopeError, match="top of 1 to 4096"):
         ds.lens(gpt2, text, top=0)
+    with pytest.raises(DepthscopeError, match="the text is empty"):
+        ds.lens(gpt2, "")
 
 
 def shown(*arguments: object) -> str:

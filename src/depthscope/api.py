@@ -157,6 +157,8 @@ def lens(model: Model, text: str | Sequence[int] | Tensor, top: int = 5) -> pl.D
 def _ids(model: Model, text: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(text, str):
         found = model.tokenize(text)
+        if not found:
+            raise DataError("the text is empty: expected at least one token")
         if model.context is not None and len(found) > model.context:
             warnings.warn(
                 f"the text has {len(found)} tokens; the first {model.context}, the context of {model.name}, are used",

@@ -39,7 +39,11 @@ Protocol = Annotated[
 ]
 Experiments = Annotated[
     str,
-    typer.Option(help="Which experiments, separated by commas.", show_default="all"),
+    typer.Option(
+        help="Which experiments, separated by commas: sweep, lens, norms, attention, similarity, influence, geometry, "
+        "neurons, heads, probes, stages.",
+        show_default="all",
+    ),
 ]
 Suffix = Annotated[str, typer.Option(help="What the probed next token ends in.")]
 PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token's numbers of the sweep in its shards.")]
