@@ -14,7 +14,9 @@ from report_runs import EDITS, HOSTILE, all_tables, made_up_stages, make_run, sw
 
 from depthscope.errors import RunError
 from depthscope.report.figures import FIGURES
-from depthscope.report.page import render, script_json, write_page
+from depthscope.report.html import script_json
+from depthscope.report.page import render, write_page
+from depthscope.schema.sweep import SWEEP_TABLE
 
 SECTION = re.compile(r'<section id="(\w+)">')
 
@@ -43,7 +45,8 @@ def figures_in(page):
 
 def test_every_experiment_has_its_section_with_its_plots_in_order(full):
     page = render(full)
-    assert SECTION.findall(page) == [*FIGURES, "table", "method"]
+    first, *others = FIGURES
+    assert SECTION.findall(page) == [first, *others, "table", "trust", "method"]
     drawn = {name.split("-")[0] for name in figures_in(page)}
     assert drawn == set(FIGURES)
     assert "could not be done" not in page
@@ -74,7 +77,18 @@ def test_what_was_not_done_what_is_not_there_yet_and_what_was_not_asked_for(tmp_
         in shown
     )
     assert "There is no table of this yet: the run has not come so far." in shown
-    assert SECTION.findall(page) == ["stages", "sweep", "components", "lens", "norms", "attention", "table", "method"]
+    assert SECTION.findall(page) == [
+        "overview",
+        "stages",
+        "sweep",
+        "components",
+        "lens",
+        "norms",
+        "attention",
+        "table",
+        "trust",
+        "method",
+    ]
     closing = re.search(r"Not part of this run: (.*?)\.", shown)
     assert closing
     left = {"neurons", "probes", "heads", "similarity", "influence", "geometry"}
@@ -103,15 +117,15 @@ def test_the_page_is_one_small_file_that_asks_for_nothing(full, tmp_path):
     assert "default-src 'none'" in page
     assert "displaylogo: false" in page
     assert 'plotlyServerURL: ""' in page
-    assert 'modeBarButtons: [["toImage"]]' in page
+    assert "displayModeBar: false" in page
     assert sorted(entry.name for entry in out.parent.iterdir()) == ["report.html"]
 
 
 def test_a_deep_model_with_many_heads_gives_a_page_of_bearable_size(tmp_path):
     run = make_run(tmp_path / "deep", 48, tables=all_tables(48, heads_per_layer=25), stages=made_up_stages(48))
     page = render(run)
-    library = max(re.findall(r"<script>.*?</script>", page, flags=re.DOTALL), key=len)
-    assert len(page.encode()) - len(library.encode()) < 1_000_000
+    assert len(page.encode()) < 6_000_000
+    assert "Too large for this file: tables/heads.parquet , tables/head_positions.parquet" in text_of(page)
 
 
 def test_a_page_that_cannot_be_written_is_a_run_error(run, tmp_path):
@@ -235,6 +249,15 @@ def test_all_plots_are_drawn_and_the_toggles_work_in_a_browser_without_errors_or
         heat = "(() => { const p = document.getElementById('plot-geometry-cka'); return p.calcdata[0][0].z[6][5]; })()"
         cka = full.table("geometry").filter(metric="cka", layer=5, other=6)["mean"].item()
         assert page.evaluate(heat) == pytest.approx(cka)
+        with page.expect_download() as saved:
+            page.click("#sweep >> [data-csv=sweep]")
+        assert saved.value.suggested_filename == "sweep.csv"
+        assert pl.read_csv(saved.value.path(), schema=SWEEP_TABLE).equals(full.table("sweep"), null_equal=True)
+        for kind, start in (("svg", b"<svg"), ("png", b"\x89PNG")):
+            with page.expect_download() as saved:
+                page.click(f"#lens >> [data-picture={kind}][data-of=lens-kl]")
+            assert saved.value.suggested_filename == f"lens-kl.{kind}"
+            assert Path(saved.value.path()).read_bytes().startswith(start)
         browser.close()
     assert troubles == []
     assert Path(out).exists()

@@ -177,7 +177,7 @@ def test_every_figure_is_there_for_notebooks_with_all_that_its_panels_draw(run):
 
 
 def test_figures_refuse_other_names_and_axes_and_say_what_was_expected(run, tmp_path):
-    with pytest.raises(DepthscopeError, match="'sweeps': expected one of stages, sweep, components, lens"):
+    with pytest.raises(DepthscopeError, match="'sweeps': expected one of overview, stages, sweep, components, lens"):
         figure(run, "sweeps")
     with pytest.raises(DepthscopeError, match="'depth': expected one of layer, relative depth"):
         figure(run, "sweep", "depth")

@@ -6,7 +6,6 @@ A manifest of another version may lack an entry: what is not there is not said.
 from typing import Any
 
 from depthscope.report.measured import Measured, spoken
-from depthscope.report.palette import SHOWN
 from depthscope.schema.sweep import ENTROPY, LOSS
 
 Entries = list[tuple[str, str]]
@@ -71,24 +70,18 @@ def facts(manifest: dict[str, Any], measured: Measured | None) -> list[tuple[str
 
 
 def method(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How it was measured: text, estimator, what was not done, and what tells this run from another."""
+    """How it was measured: text, estimator, and what tells this run from another."""
     settings = manifest.get("settings", {})
     return {
         "replay": REPLAY,
         "text": _text(manifest),
         "estimator": ESTIMATOR,
-        "not_done": _not_done(manifest.get("not_done", {})),
         "identity": _there(
             ("Model", settings.get("model")),
             ("Revision", settings.get("revision")),
             ("Weights, SHA-256", settings.get("weights")),
             ("Tokens, SHA-256", settings.get("token_hash")),
             ("Attention backend", settings.get("attention_backend")),
-            *((name, version) for name, version in manifest.get("versions", {}).items()),
-            *(
-                ("Begun with", ", ".join(f"{name} {version}" for name, version in versions.items()))
-                for versions in manifest.get("earlier_versions", [])
-            ),
         ),
     }
 
@@ -112,10 +105,6 @@ def _text(manifest: dict[str, Any]) -> str:
             else "No document was too short for a window."
         )
     return " ".join(said)
-
-
-def _not_done(reasons: dict[str, str]) -> Entries:
-    return [(SHOWN[edit].title if edit in SHOWN else edit, reason) for edit, reason in reasons.items()]
 
 
 def _there(*entries: tuple[str, Any]) -> Entries:

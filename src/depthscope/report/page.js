@@ -1,18 +1,19 @@
 "use strict";
-// Draws the panels from the JSON beside this script, in the page's own colours, when they come near the screen, and keeps
-// all sections' choices the same.
+// Draws the panels from the JSON beside this script, in the page's own colours, when they come near the screen, keeps all
+// sections' choices the same, and makes files of tables and figures.
 (() => {
   const specifications = JSON.parse(document.getElementById("figures").textContent);
+  const tables = JSON.parse(document.getElementById("tables").textContent);
   const plots = [...document.querySelectorAll(".plot")];
   const chosen = { x: "layer", y: "log" };
   const near = new Set();
   // Within the style sheet's margins on the narrower of A4 and Letter, by panels in a row: print layout cannot be measured.
   const paper = { 1: 690, 2: 338, 3: 220 };
   let printing = false;
-  // No logo, no cloud button, no place to send anything to: only saving a panel as a picture.
+  // No logo, no mode bar, no place to send anything to.
   const config = {
-    responsive: true, displaylogo: false, plotlyServerURL: "", topojsonURL: "about:blank", showTips: false,
-    modeBarButtons: [["toImage"]], scrollZoom: false, doubleClick: false,
+    responsive: true, displaylogo: false, displayModeBar: false, plotlyServerURL: "", topojsonURL: "about:blank",
+    showTips: false, scrollZoom: false, doubleClick: false,
   };
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -51,24 +52,68 @@
     return drawn;
   }
 
-  function draw(plot) {
-    const specification = specifications[plot.dataset.panel];
+  // The panel as plotly wants it, in the colours the page has at this moment.
+  function drawing(panel) {
+    const specification = specifications[panel];
     const { data, layout, relative } = specification;
     const ink = colour("ink");
-    const size = { width: paper[plot.dataset.across], height: layout.height > 330 ? layout.height : 200, autosize: false };
-    return Plotly.react(plot, data.map((trace) => coloured(trace, relative)), {
-      ...layout,
-      ...axes(specification),
-      shapes: (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("soft") } })),
-      font: { ...layout.font, color: ink, size: printing ? 9 : layout.font.size },
-      margin: printing ? { ...layout.margin, t: 4, b: 32, l: Math.max(layout.margin.l - 12, 4) } : layout.margin,
-      ...(printing ? size : { autosize: true, width: undefined, height: undefined }),
-      paper_bgcolor: colour("paper"),
-      plot_bgcolor: colour("paper"),
-      hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("rule"), font: { color: ink, size: 11 } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: ink },
-    }, { ...config, toImageButtonOptions: { format: "svg", filename: plot.dataset.panel } });
+    return {
+      data: data.map((trace) => coloured(trace, relative)),
+      layout: {
+        ...layout,
+        ...axes(specification),
+        shapes: (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("soft") } })),
+        font: { ...layout.font, color: ink, size: printing ? 9 : layout.font.size },
+        margin: printing ? { ...layout.margin, t: 4, b: 32, l: Math.max(layout.margin.l - 12, 4) } : layout.margin,
+        paper_bgcolor: colour("paper"),
+        plot_bgcolor: colour("paper"),
+        hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("rule"), font: { color: ink, size: 11 } },
+      },
+    };
   }
+
+  function draw(plot) {
+    const { data, layout } = drawing(plot.dataset.panel);
+    const size = { width: paper[plot.dataset.across], height: layout.height > 330 ? layout.height : 200, autosize: false };
+    const room = printing ? size : { autosize: true, width: undefined, height: undefined };
+    return Plotly.react(plot, data, { ...layout, ...room }, config);
+  }
+
+  // As a picture a panel stands alone: on white, with its title and legend.
+  function picture(panel, format) {
+    const { called } = specifications[panel];
+    const root = document.documentElement;
+    root.classList.add("paper");
+    const { data, layout } = drawing(panel);
+    root.classList.remove("paper");
+    const wide = document.getElementById(`plot-${panel}`).dataset.across === "1";
+    const size = { width: wide ? 900 : 640, height: layout.height + 100 };
+    const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    const standing = {
+      ...layout, ...size,
+      title: { text: `${plain(document.body.dataset.title)}<br>${plain(called)}`, x: 0.02, xanchor: "left", y: 0.98, yanchor: "top", font: { size: 14 } },
+      margin: { ...layout.margin, l: layout.margin.l + 8, r: 16, t: 86 },
+      showlegend: data.length > 1 && data.every((trace) => trace.type === "scatter"),
+      legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", font: { size: 11 } },
+    };
+    return Plotly.downloadImage({ data, layout: standing, config }, { format, ...size, scale: format === "png" ? 2 : 1, filename: panel });
+  }
+
+  // Tables are packed in the page: unpacked and saved without leaving it.
+  async function saveTable(name) {
+    const bytes = Uint8Array.from(atob(tables[name]), (character) => character.charCodeAt(0));
+    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([await new Response(unpacked).arrayBuffer()], { type: "text/csv" }));
+    link.download = `${name}.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  document.addEventListener("click", ({ target }) => {
+    if (target.dataset.csv) saveTable(target.dataset.csv);
+    if (target.dataset.picture) picture(target.dataset.of, target.dataset.picture);
+  });
 
   function drawNear() {
     near.forEach(draw);

@@ -1,26 +1,22 @@
 """The page of a run: one HTML file that says what was found, shows it, and how it was measured; it opens offline.
 
-Everything it needs stands in it, plotly.js too (4.8 MB of the file), and its content security policy forbids any request.
+First the answer, five numbers and the model at a glance; then a section per experiment; then how far to trust it.
 """
 
-import json
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
-
 from depthscope.errors import RunError
-from depthscope.report import findings, method
+from depthscope.report import downloads, findings, method
 from depthscope.report.figures import FIGURES
+from depthscope.report.html import fill
+from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import Measured, decimals_for, interval, number, read_sweep
-from depthscope.report.palette import FONT, LOOKS, SHOWN
-from depthscope.report.panels import Panel
+from depthscope.report.palette import LOOKS, SHOWN
 from depthscope.report.section import Kind, Section
-from depthscope.report.sections import stages
+from depthscope.report.sections import overview, stages
+from depthscope.report.trust import trust
 from depthscope.run.store import RunDirectory, atomic_file
 from depthscope.schema.sweep import AGREEMENT, KL
 
@@ -36,55 +32,29 @@ def write_page(run: RunDirectory, out: Path) -> Path:
 def render(run: RunDirectory) -> str:
     """The page as HTML: what is there is shown, what is missing or damaged is said."""
     measured = _measured(run)
-    sections = _sections(run)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    figures = {panel.name: _specification(panel) for section in sections for panel in section["panels"]}
-    return environment.from_string(_part("page.html")).render(
-        css=_part("page.css"),
-        js=_part("page.js"),
-        plotly=get_plotlyjs() if figures else "",
-        figures=script_json(figures),
-        has_figures=bool(figures),
-        has_intervals=measured is not None and any(value.has_interval for value in measured.values.values()),
+    tables, sections = _with_downloads(run, _sections(run))
+    names = [one["name"] for one in sections]
+    table = _table(measured)
+    others = [("table", "Every layer in numbers")] if table else []
+    return fill(
+        "page.html",
+        title=str(run.settings.get("model", "a model")),
         looks=LOOKS,
-        model=str(run.settings.get("model", "a model")),
+        panels=[panel for section in sections for panel in section["panels"]],
+        tables=tables,
+        has_intervals=measured is not None and any(value.has_interval for value in measured.values.values()),
         facts=method.facts(run.manifest, measured),
         method=method.method(run.manifest),
+        trust=trust(run.manifest, measured),
         incomplete=_incomplete(run),
         answer=_answer(run, measured, sections),
-        sections=sections,
-        not_asked=[kind.title for name, kind in FIGURES.items() if name not in {one["name"] for one in sections}],
-        table=_table(measured),
+        numbers=key_numbers(run),
+        overview=next((section for section in sections if section["name"] == overview.NAME), None),
+        sections=[section for section in sections if section["name"] != overview.NAME],
+        not_asked=[kind.title for name, kind in FIGURES.items() if name not in names and kind.file],
+        table=table,
+        contents=[*others, ("trust", "How far to trust this"), ("method", "How this was measured")],
     )
-
-
-def script_json(data: Any) -> str:
-    """JSON that can stand in a script element: no text in it can close the element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _specification(panel: Panel) -> dict[str, Any]:
-    """A panel as the page's script draws it, without title and legend: the page has its own."""
-    shown = go.Figure(panel.traces, panel.layout)
-    shown.update_layout(xaxis=panel.xaxis, yaxis=panel.yaxis)
-    shown.update_layout(
-        # The default template would put some 7 kB of styles for other kinds of charts into each panel.
-        template="none",
-        font={"family": FONT, "size": 12},
-        margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
-        height=panel.height,
-        showlegend=False,
-        dragmode=False,
-        hovermode=panel.layout.get("hovermode", "x unified"),
-    )
-    return {**json.loads(shown.to_json() or "{}"), "relative": panel.relative, "log": panel.log}
-
-
-def _part(name: str) -> str:
-    return resources.files("depthscope.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _measured(run: RunDirectory) -> Measured | None:
@@ -138,7 +108,7 @@ def _units(settings: dict[str, Any]) -> int | None:
     return math.ceil(tokens / window / per_unit) if tokens and window and per_unit else None
 
 
-def _sections(run: RunDirectory) -> list[dict[str, Any]]:
+def _sections(run: RunDirectory) -> list[tuple[Kind, Section]]:
     """The sections of the page: those with something to show, and those that were asked for and have nothing."""
     sections = []
     for kind in FIGURES.values():
@@ -148,18 +118,51 @@ def _sections(run: RunDirectory) -> list[dict[str, Any]]:
             reason = _gap(kind, run, error)
             section = Section(panels=(), missing=[reason]) if reason else None
         if section:
-            sections.append(_shown(kind, section))
+            sections.append((kind, section))
     return sections
 
 
-def _shown(kind: Kind, section: Section) -> dict[str, Any]:
-    """A section as the page's template reads it."""
+def _with_downloads(
+    run: RunDirectory, sections: list[tuple[Kind, Section]]
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The packed tables of all sections by name, and the sections as the template reads them, with their tables' names."""
+    tables: dict[str, str] = {}
+    shown = []
+    for kind, section in sections:
+        if kind.file.endswith(".parquet"):
+            room = downloads.ROOM - sum(map(len, tables.values()))
+            names = (Path(kind.file).stem, *kind.more_tables)
+            packed = {name: tables[name] for name in names if name in tables}  # two sections share the sweep
+            fitting, too_large = downloads.packed_tables(run, [name for name in names if name not in tables], room)
+            fitting = packed | fitting
+        else:
+            fitting, too_large = _own_tables(kind, section, run), []
+        tables |= fitting
+        shown.append(section_shown(kind, section, list(fitting), too_large))
+    return tables, shown
+
+
+def _own_tables(kind: Kind, section: Section, run: RunDirectory) -> dict[str, str]:
+    """The packed tables of a section whose numbers are in no table of the run."""
+    if not section.panels:
+        return {}
+    frames = (
+        downloads.of_stages(stages.read_stages(run))
+        if kind.name == stages.NAME
+        else {kind.name: downloads.drawn(section.panels)}
+    )
+    return {name: downloads.packed(downloads.csv(frame)) for name, frame in frames.items()}
+
+
+def section_shown(kind: Kind, section: Section, saved: list[str], too_large: list[str]) -> dict[str, Any]:
+    """A section as the pages' templates read it. `saved` and `too_large`: tables the page offers, and those it cannot."""
     return {
         "name": kind.name,
         "title": kind.title,
         "source": kind.source,
         "sentences": [sentence for sentence in section.sentences if sentence],
         "missing": section.missing,
+        "look_for": kind.look_for,
         "panels": section.panels,
         "across": section.across,
         "legend": section.legend,
@@ -168,6 +171,8 @@ def _shown(kind: Kind, section: Section) -> dict[str, Any]:
         "notes": section.notes,
         "log_note": section.log_note,
         "tables": section.tables,
+        "downloads": saved,
+        "too_large": too_large,
         "definitions": section.definitions,
     }
 
@@ -175,6 +180,8 @@ def _shown(kind: Kind, section: Section) -> dict[str, Any]:
 def _gap(kind: Kind, run: RunDirectory, error: RunError) -> str | None:
     """Why an experiment that was asked for has nothing to show; None where it was not asked for."""
     not_done = run.manifest.get("not_done", {})
+    if not kind.file:
+        return None
     if kind.experiment in not_done:
         return f"This could not be done: {not_done[kind.experiment]}."
     if (run.path / kind.file).exists():

@@ -219,7 +219,7 @@ def _x_axis(title: str, span: tuple[float, float], place: str, ticks: dict[str, 
 
 
 def y_axis(metric: Metric, log: bool, share_of_all: bool) -> dict[str, Any]:
-    """The y axis of a metric: shares in per cent, of the whole range where `share_of_all`; others from 0 where they begin there."""
+    """The y axis of a metric: shares in per cent, of the whole range where `share_of_all`."""
     if is_share(metric) and share_of_all and (metric.lowest or 0) >= 0:
         return {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25, "zeroline": False}
     if log:

@@ -28,6 +28,8 @@ SHADES = (0.17, 0.05)
 """How dark the bands of neighbouring stages are: grey, so that no colour of a quantity is taken."""
 STEPS = 12
 """Slices in which one shade becomes the next across a boundary's interval."""
+LEAST = 0.001
+"""The axis of densities reaches at least as far: a neuron in a thousand."""
 ROW, NAME_LINE, GAP, BELOW = 128, 17, 26, 48
 """Pixels of a row of curves, of a stage's name, between rows, and of the x axis with its title."""
 
@@ -89,7 +91,7 @@ def _local(run: RunDirectory) -> Row:
     for metric in (PREVIOUS[attention.PAPER], BANDS[attention.PAPER]):
         if values := series(table, metric):
             curve = Curve(look=REACHES[attention.PAPER], values=values, call="attention of layer {}")
-            return Row(title=f"{metric.title}, mean over heads", metric=metric, curves=[curve])
+            return Row(title=metric.title, metric=metric, curves=[curve])
     raise RunError(f"{run.path} has no attention to the {attention.PAPER} tokens before")
 
 
@@ -99,7 +101,7 @@ def _density(run: RunDirectory) -> Row:
         Curve(look=NEURONS[kind], values=_shares(table, kind), call=f"layer {{}}, {kind}")
         for kind in ("prediction", "suppression")
     ]
-    return Row(title="Prediction and suppression neurons, of the layer’s neurons", metric=DENSITY, curves=curves)
+    return Row(title="Neurons of the two kinds, of the layer’s", metric=DENSITY, curves=curves)
 
 
 def _shares(table: pl.DataFrame, kind: str) -> Series:
@@ -124,7 +126,8 @@ def _none_of_a_kind(rows: Sequence[Row]) -> list[str]:
         for curve in row.curves
         if not any(value.mean for value in curve.values.values())
     ]
-    return [f"The model has no {' and no '.join(none)}: their curves lie on the axis, at 0."] if none else []
+    lie = "their curve lies" if len(none) == 1 else "their curves lie"
+    return [f"The model has no {' and no '.join(none)}: {lie} on the axis, at 0."] if none else []
 
 
 def _stages(run: RunDirectory) -> tuple[dict[str, Any] | None, str]:
@@ -150,9 +153,9 @@ def _panel(rows: Sequence[Row], depth: int, found: dict[str, Any] | None) -> Pan
         number = "" if place == 0 else str(place + 1)
         top = 1 - (head + place * (ROW + GAP) + GAP) / inner
         domain = [max(0.0, top - ROW / inner), top]
-        axes[f"yaxis{number}"] = {**y_axis(row.metric, row.log, False), "domain": domain, "nticks": 5}
+        axes[f"yaxis{number}"] = {**y_axis(row.metric, row.log, False), "nticks": 5, **_shown(row), "domain": domain}
         traces += [line(curve, row.metric, x).update(yaxis=f"y{number}") for curve in row.curves]
-        notes.append({**_LEFT, "x": 0, "xref": "x domain", "y": top, "text": f"<b>{row.title}</b>"})
+        notes.append({**_LEFT, "x": 0, "xref": "x domain", "y": top, "xshift": 5, "text": f"<b>{row.title}</b>"})
     lowest = f"y{len(rows) if len(rows) > 1 else ''}"
     own = axes.pop("yaxis")
     return Panel(
@@ -170,6 +173,14 @@ def _panel(rows: Sequence[Row], depth: int, found: dict[str, Any] | None) -> Pan
             "hoversubplots": "axis",
         },
     )
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    """Densities are often below a per cent, and where all are 0 an axis up to 100% would say nothing."""
+    if row.metric is not DENSITY:
+        return {}
+    most = max((value.mean for curve in row.curves for value in curve.values.values()), default=0)
+    return {"range": [-0.05 * max(most, LEAST), 1.08 * max(most, LEAST)], "tickformat": ".2~%"}
 
 
 _LEFT = {"yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
@@ -195,7 +206,8 @@ def _headings(names: Sequence[tuple[int, int, str]], depth: int, inner: int) -> 
                 "xanchor": "right" if deep else "left",
                 "align": "right" if deep else "left",
                 "y": 1 - down / inner,
-                "text": f" {name} ",
+                "xshift": -5 if deep else 5,
+                "text": name,
             }
         )
     return notes

@@ -1,0 +1,79 @@
+"""The machinery of pages: templates, plots and tables as data in the file, and what keeps the file from asking for more.
+
+Everything a page needs stands in it, plotly.js too (4.8 MB), and its content security policy forbids any request.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from depthscope.report.palette import FONT, Look
+from depthscope.report.panels import Panel
+
+TEMPLATES = ("base.html", "parts.html", "page.html")
+
+
+def fill(
+    template: str,
+    *,
+    title: str,
+    looks: Mapping[str, Look],
+    panels: Sequence[Panel],
+    tables: Mapping[str, str],
+    **content: Any,
+) -> str:
+    """A template as a page. `looks` are its colours by name, `tables` packed CSV files by name (downloads.py)."""
+    figures = {panel.name: specification(panel) for panel in panels}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({name: _part(name) for name in TEMPLATES}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(
+        title=title,
+        looks=looks,
+        css=_part("page.css"),
+        js=_part("page.js"),
+        plotly=get_plotlyjs() if figures else "",
+        figures=figures,
+        figures_json=script_json(figures),
+        tables=tables,
+        tables_json=script_json(tables),
+        **content,
+    )
+
+
+def script_json(data: Any) -> str:
+    """JSON that can stand in a script element: no text in it can close the element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def specification(panel: Panel) -> dict[str, Any]:
+    """A panel as the page's script draws it, without title and legend: the page has its own."""
+    shown = go.Figure(panel.traces, panel.layout)
+    shown.update_layout(xaxis=panel.xaxis, yaxis=panel.yaxis)
+    shown.update_layout(
+        # The default template would put some 7 kB of styles for other kinds of charts into each panel.
+        template="none",
+        font={"family": FONT, "size": 12},
+        margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
+        height=panel.height,
+        showlegend=False,
+        dragmode=False,
+        hovermode=panel.layout.get("hovermode", "x unified"),
+    )
+    drawn = json.loads(shown.to_json() or "{}")
+    called = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
+    return {**drawn, "relative": panel.relative, "log": panel.log, "called": called}
+
+
+def _part(name: str) -> str:
+    return resources.files("depthscope.report").joinpath(name).read_text(encoding="utf-8")
