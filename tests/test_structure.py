@@ -12,6 +12,7 @@ import depthscope
 SOURCE = Path(depthscope.__file__).parent
 LAYERS = [
     {"cli"},
+    {"explore"},
     {"api"},
     {"progress"},
     {"report"},

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from depthscope.cli import (
     attention,
+    explore,
     heads,
     info,
     lens,
@@ -42,6 +43,7 @@ app.command("heads", short_help="Heads that merge sub-words; previous-token, dup
 app.command("neurons", short_help="Prediction, suppression, entropy and partition neurons.")(neurons.command)
 app.command("similarity", short_help="What layers write under swaps; how alike depths are.")(similarity.command)
 app.command("probes", short_help="Which neurons tell that the next token ends in a suffix.")(probes.command)
+app.command("explore", short_help="A page to explore a model and its runs in the browser.")(explore.command)
 app.command("report", short_help="Write the page of a run again.")(report.command)
 app.command("info", short_help="Layers, widths, layout, norm, context, parameters.")(info.command)
 app.command("verify", short_help="Is replay the model itself? Compare logits bit for bit.")(verify.command)

@@ -1,0 +1,167 @@
+"""What the page asks and what it is told: every answer is HTML or a figure, and a mistake is a sentence, never a failure."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import plotly.graph_objects as go
+from jaxtyping import Float64
+from torch import Tensor
+
+from depthscope.errors import DepthscopeError, RouteError
+from depthscope.explore import attention, comparison, lens, markup, neurons, surgery
+from depthscope.explore.prompt import TOP, Prompt, Session
+from depthscope.routes import Route
+from depthscope.studies.neurons import parse_neuron
+
+
+@dataclass(frozen=True, slots=True)
+class PromptHeads:
+    """What the room of heads shows when a prompt is read: (layer, head) to begin with, the lists, and the pattern."""
+
+    layer: int
+    head: int
+    lists: str
+    figure: go.Figure | None
+
+
+class Answers:
+    """Answers about one model. Each takes what the page has, as it was typed or chosen."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.depth = session.model.depth
+
+    def lens(self, text: str, colour: str) -> tuple[str, str]:
+        """(note on the prompt, the lens table)."""
+        try:
+            with self.session.reading(text) as prompt:
+                table = lens.lens_table(prompt.lens, self.session.model.head.vocabulary, colour)
+                return markup.message(prompt.note, "problem" if prompt.cut else "note"), table
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem"), ""
+
+    def compare(self, text: str, one: str, other: str, write: bool) -> str:
+        """Two routes beside each other; with `write` what each continues to write, which takes longer."""
+        try:
+            with self.session.reading(text) as prompt:
+                return markup.columns([self._route(prompt, typed, write) for typed in (one, other)])
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+
+    def surgery(self, text: str, averaged: str) -> str:
+        """The table of all edits on the prompt."""
+        try:
+            with self.session.reading(text) as prompt:
+                found = prompt.surgery
+                shown = [self.session.vocabulary.shown(best) for best in found.top_ids[:, 0].tolist()]
+                return surgery.surgery_table(found, shown, averaged)
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+
+    def edited(self, text: str, cell: str) -> str:
+        """The distribution behind a chosen cell of the surgery, beside the model's own."""
+        try:
+            with self.session.reading(text) as prompt:
+                chosen = surgery.read_cell(cell, prompt.surgery)
+                if chosen is None:
+                    return ""
+                name, place = chosen
+                kl = prompt.surgery.kl[place]
+                under = (
+                    f"KL {float(kl[-1]):.4g} nats at the last token, {float(kl.double().mean()):.4g} mean over tokens"
+                )
+                own = comparison.card("the model's own", "KL 0", self._top(prompt, 0))
+                return markup.columns([own, comparison.card(name, under, self._top(prompt, place))])
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+
+    def heads(self, text: str) -> PromptHeads:
+        """The strongest heads on a prompt and the pattern of the first of them."""
+        try:
+            with self.session.reading(text) as prompt:
+                scores = prompt.head_scores
+                best = (scores.previous or [attention.HeadScore(0, 0, 0.0)])[0]
+                return PromptHeads(
+                    best.layer,
+                    best.head,
+                    attention.strongest_heads(scores),
+                    self._pattern(prompt, best.layer, best.head),
+                )
+        except DepthscopeError as error:
+            return PromptHeads(0, 0, markup.message(str(error), "problem"), None)
+
+    def pattern(self, text: str, layer: int, head: int) -> tuple[go.Figure | None, str]:
+        """(the pattern of a head, why there is none)."""
+        try:
+            with self.session.reading(text) as prompt:
+                return self._pattern(prompt, layer, head), ""
+        except DepthscopeError as error:
+            return None, markup.message(str(error), "problem")
+
+    def layers(self, layer: int) -> tuple[str, str]:
+        """(counts of prediction and suppression neurons by layer, the sharpest neurons of one layer)."""
+        try:
+            with self.session.using():
+                layer = min(layer, self.depth - 1)
+                sharpest = neurons.sharpest_table(self._neuron_layers, layer)
+                return neurons.layers_table(self._neuron_layers), sharpest
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem"), ""
+
+    def sharpest(self) -> str:
+        """The neuron to begin with, LAYER.NEURON: the sharpest prediction neuron of the layers looked at."""
+        try:
+            with self.session.using():
+                return neurons.sharpest(self._neuron_layers)
+        except DepthscopeError:
+            return f"{self.depth - 1}.0"
+
+    def neuron(self, text: str, typed: str) -> str:
+        """A neuron by LAYER.NEURON: its tokens, and its activation on the prompt where there is one."""
+        try:
+            layer, neuron = parse_neuron(typed.strip())
+            with self.session.using():
+                card = neurons.neuron_card(self.session.neurons.neuron(layer, neuron))
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+        try:
+            with self.session.reading(text) as prompt:
+                values = neurons.activations(self.session.model, prompt.ids, layer, neuron)
+                return card + neurons.activations_text(prompt.tokens, values)
+        except DepthscopeError as error:
+            return card + markup.message(str(error))
+
+    @cached_property
+    def _neuron_layers(self) -> neurons.NeuronLayers:
+        return neurons.NeuronLayers(self.session.model, self.session.neurons)
+
+    def _route(self, prompt: Prompt, typed: str, write: bool) -> str:
+        """A route's card; a mistake in what was typed takes its place."""
+        model = self.session.model
+        try:
+            route = comparison.read_route(typed, self.depth)
+            q = comparison.last_probabilities(model, prompt.ids, route)
+        except RouteError as error:
+            return f"<h4>{markup.escaped(typed.strip())}</h4>{markup.message(str(error), 'problem')}"
+        own = Route.own(self.depth)
+        p = comparison.last_probabilities(model, prompt.ids, own)
+        title = "the model's own" if route == own else typed.strip()
+        under = f"{route.name}, KL to the model's own {comparison.divergence(p, q):.4g} nats"
+        below = comparison.written(model, comparison.continuation(model, prompt.ids, route)) if write else WRITING
+        return comparison.card(title, under, self._best(q), below)
+
+    def _best(self, probabilities: Float64[Tensor, " vocab"]) -> list[tuple[str, float]]:
+        best = probabilities.topk(min(TOP, len(probabilities)))
+        shown = map(self.session.vocabulary.shown, best.indices.tolist())
+        return list(zip(shown, best.values.tolist(), strict=True))
+
+    def _top(self, prompt: Prompt, place: int) -> list[tuple[str, float]]:
+        ids, values = prompt.surgery.top_ids[place].tolist(), prompt.surgery.top_probabilities[place].tolist()
+        return list(zip(map(self.session.vocabulary.shown, ids), values, strict=True))
+
+    def _pattern(self, prompt: Prompt, layer: int, head: int) -> go.Figure:
+        pattern = attention.pattern_of(prompt.baseline, layer, head)
+        return attention.pattern_figure(pattern, prompt.tokens, f"Attention of head {layer}.{head}")
+
+
+WRITING = "<p class='written under'>writing …</p>"

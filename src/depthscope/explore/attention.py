@@ -1,0 +1,110 @@
+"""Attention on a prompt: one head's pattern, and which heads look most at the previous or at the first token."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from depthscope.engine.baseline import Baseline
+from depthscope.errors import UnsupportedError
+from depthscope.explore import markup
+from depthscope.explore.figures import dressed
+from depthscope.models.patterns import attention_patterns
+from depthscope.report.palette import GREEN
+
+STRONGEST = 5
+LABELLED = 48
+"""Tokens of a prompt up to which the axes name each."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScore:
+    """A head's mean attention to a kind of key, over the queries that have one."""
+
+    layer: int
+    head: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """Every head's attention on one prompt to the token before each, and to the first token (not from itself)."""
+
+    heads: list[int]
+    """Heads of each block whose patterns can be read."""
+    previous: list[HeadScore]
+    first: list[HeadScore]
+
+
+def head_scores(baseline: Baseline) -> HeadScores:
+    """The scores of all heads, strongest first. Raises UnsupportedError where no block has attention patterns."""
+    heads, previous, first = [], [], []
+    for layer, pattern in enumerate(baseline.patterns()):
+        heads.append(0 if pattern is None else pattern.shape[1])
+        if pattern is None or pattern.shape[2] < 2:
+            continue
+        on_previous = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
+        on_first = pattern[0, :, 1:, 0].double().mean(-1)
+        previous += [HeadScore(layer, head, score) for head, score in enumerate(on_previous.tolist())]
+        first += [HeadScore(layer, head, score) for head, score in enumerate(on_first.tolist())]
+    if not any(heads):
+        raise UnsupportedError(f"{baseline.model.name} ({baseline.model.family}) has no attention patterns to show")
+    return HeadScores(heads, *(sorted(scores, key=lambda one: -one.score) for scores in (previous, first)))
+
+
+def pattern_of(baseline: Baseline, layer: int, head: int) -> Float[Tensor, "seq seq"]:
+    """One head's attention of each query (rows) to each key. Raises UnsupportedError for a head there is not."""
+    patterns: Any = attention_patterns(baseline.model, baseline.ids, baseline.residuals)
+    with closing(patterns):  # the model is on eager attention until then
+        pattern = next((found for block, found in enumerate(patterns) if block == layer), None)
+    if pattern is None or not 0 <= head < pattern.shape[1]:
+        raise UnsupportedError(f"{baseline.model.name} has no attention pattern of head {head} in layer {layer}")
+    return pattern[0, head].float().cpu()
+
+
+def pattern_figure(pattern: Float[Tensor, "seq seq"], tokens: Sequence[str], name: str) -> go.Figure:
+    """A heat map: the query's token downwards, the tokens it attends to across. Keys after the query are left empty."""
+    length = len(tokens)
+    labels = [f"{position} {markup.escaped(one)}" for position, one in enumerate(tokens)]
+    seen = torch.where(torch.ones(length, length).tril() > 0, pattern, torch.nan).numpy()
+    trace = go.Heatmap(
+        z=seen,
+        x=list(range(length)),
+        y=list(range(length)),
+        text=[[f"{query} → {key}" for key in labels] for query in labels] if length <= LABELLED else None,
+        hovertemplate=("%{text}" if length <= LABELLED else "%{y} → %{x}") + ": <b>%{z:.1%}</b><extra></extra>",
+        hoverongaps=False,
+        colorscale=[[0, "rgba(0,158,115,0.04)"], [1, GREEN]],
+        zmin=0,
+        zmax=1,
+        colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
+    )
+    shown = dressed(go.Figure(trace), name, height=min(760, max(360, 150 + 18 * length)))
+    ticks = {"tickvals": list(range(length)), "ticktext": labels} if length <= LABELLED else {}
+    shown.update_xaxes(ticks, title="attended to", showgrid=False, zeroline=False, tickangle=-60)
+    shown.update_yaxes(ticks, title="from", autorange="reversed", showgrid=False, zeroline=False)
+    return shown
+
+
+def strongest_heads(scores: HeadScores) -> str:
+    """The strongest previous-token and first-token heads on this prompt as HTML; each can be chosen."""
+    return markup.columns(
+        markup.table(
+            ["layer.head", "mean attention"],
+            [
+                [
+                    markup.choice(f"{one.layer},{one.head}", f"{one.layer}.{one.head}", "show this head"),
+                    f"<td class='cell' style='{markup.shade(one.score)}'>{markup.percent(one.score)}</td>",
+                ]
+                for one in found[:STRONGEST]
+            ],
+            f"Most attention to {what}",
+            "heads",
+        )
+        for what, found in (("the previous token", scores.previous), ("the first token", scores.first))
+    )

@@ -1,0 +1,100 @@
+"""Two routes through the model beside each other: what each expects next, and how it goes on writing."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from depthscope.edits import Edit, parse_edit
+from depthscope.engine.execute import execute
+from depthscope.engine.plan import make_plan
+from depthscope.errors import RouteError
+from depthscope.explore import markup
+from depthscope.models.model import Model
+from depthscope.routes import Route, parse_route
+from depthscope.shapes import TokenIds
+
+CONTINUED = 20
+"""Tokens a route goes on for."""
+MOST_VISITS = 8
+"""A route may visit so many times as many blocks as the model has: beyond that answers take too long."""
+_AN_EDIT = re.compile(r"[a-z_-]+\s*\(", re.IGNORECASE)
+
+
+def read_route(text: str, depth: int) -> Route:
+    """A route as it is typed: `0 1 3 2 4-11`, an edit of the model's own such as `swap(3) | drop_mlp(7)`, or nothing for
+    the model's own. Raises RouteError, also for a route that is too long to be run while someone waits."""
+    text = text.strip()
+    if len(text) > 1000 or re.search(r"\d{6}", text):
+        raise RouteError("expected a route of at most 1,000 characters with numbers below 1,000,000")
+    own = Route.own(depth)
+    if not text or text == "none":
+        return own
+    if not _AN_EDIT.search(text):
+        return _of_bearable_length(parse_route(text, depth))
+    route = own
+    for action in parse_edit(text.lower()).actions:
+        kind, numbers = action
+        if kind == "repeat" and len(numbers) > 2 and numbers[2] > MOST_VISITS * depth:
+            raise RouteError(f"repeat {numbers[2]} times is too often: expected at most {MOST_VISITS * depth}")
+        route = _of_bearable_length(Edit((action,))(route))
+    return route
+
+
+def _of_bearable_length(route: Route) -> Route:
+    visits, most = sum(1 for _ in route.steps()), MOST_VISITS * route.depth
+    if visits > most:
+        raise RouteError(
+            f"the route visits {visits} blocks: expected at most {most}, {MOST_VISITS} times the model's own"
+        )
+    return route
+
+
+def last_probabilities(model: Model, ids: TokenIds, route: Route) -> Float64[Tensor, " vocab"]:
+    """The next-token distribution after the last token, on a route."""
+    model.check_route(route)
+    ((_, residual),) = execute(model, make_plan([route]), ids)
+    return model.head.logits(model.head.hidden(residual[:, -1:]))[0].double().softmax(-1).cpu()
+
+
+def divergence(p: Float64[Tensor, " vocab"], q: Float64[Tensor, " vocab"]) -> float:
+    """KL(p‖q) in nats."""
+    return max(0.0, float(torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens written one after the other, each the likeliest."""
+
+    ids: list[int]
+    stopped: str
+    """Why there are fewer than asked for; empty where there are not."""
+
+
+def continuation(model: Model, ids: TokenIds, route: Route, count: int = CONTINUED) -> Continuation:
+    """Up to `count` tokens that follow `ids`, shaped [1, seq], on a route: greedy, the whole text replayed for each."""
+    ends = set(getattr(model.tokenizer, "all_special_ids", ()))
+    found: list[int] = []
+    for _ in range(count):
+        if model.context is not None and ids.shape[1] >= model.context:
+            return Continuation(found, f"the context of {model.context} tokens is full")
+        best = int(last_probabilities(model, ids, route).argmax())
+        if best in ends:
+            return Continuation(found, "the text ends here")
+        found.append(best)
+        ids = torch.cat([ids, ids.new_tensor([[best]])], 1)
+    return Continuation(found, "")
+
+
+def written(model: Model, continued: Continuation) -> str:
+    """A continuation as HTML."""
+    text = str(model.tokenizer.decode(continued.ids)) if model.tokenizer is not None and continued.ids else ""
+    stop = f" <small>[{markup.escaped(continued.stopped)}]</small>" if continued.stopped else ""
+    return f"<p class='written' dir='auto'>… {markup.escaped(text)}{stop}</p>"
+
+
+def card(title: str, under: str, items: list[tuple[str, float]], below: str = "") -> str:
+    """One route's card: its name, a line under it, its likeliest tokens, and what it writes."""
+    return f"<h4>{markup.escaped(title)}</h4><p class='under'>{markup.escaped(under)}</p>{markup.bars(items)}{below}"

@@ -1,0 +1,52 @@
+"""The logit lens on a prompt as a table: tokens downwards, depth across, the likeliest next token in each cell."""
+
+import math
+from collections.abc import Sequence
+
+import polars as pl
+
+from depthscope.explore import markup
+
+PROBABILITY, ENTROPY, KL = "probability", "entropy", "KL to the last layer"
+COLOURS = (PROBABILITY, ENTROPY, KL)
+FULL_KL = 10.0
+"""KL in nats at which a cell is at its fullest."""
+
+
+def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str) -> str:
+    """PROMPT_LENS as HTML. `colour` is one of COLOURS; `vocabulary` entries give the most entropy there can be."""
+    if colour not in COLOURS:
+        colour = PROBABILITY
+    rows = []
+    for (position,), of_token in lens.group_by("position", maintain_order=True):
+        row = [f"<th scope='row'><small>{position}</small> {markup.token(of_token['token'][0])}</th>"]
+        row += [
+            _cell(cells.rows(named=True), vocabulary, colour)
+            for _, cells in of_token.group_by("layer", maintain_order=True)
+        ]
+        rows.append(row)
+    depths = [str(layer) for layer in lens["layer"].unique().sort().to_list()]
+    most = math.log(vocabulary)
+    scale = {
+        PROBABILITY: "the bluer, the likelier the token",
+        ENTROPY: f"the bluer, the less decided: full at {most:.2f} nats, all tokens alike",
+        KL: f"the bluer, the further from the model's own prediction: full at {FULL_KL:g} nats",
+    }[colour]
+    caption = (
+        f"What each depth expects after each token ({scale}). Column l is before block l, {depths[-1]} after the last. "
+        "Point at a cell for its five likeliest tokens."
+    )
+    return markup.table(["token", *depths], rows, caption, "lens")
+
+
+def _cell(best: Sequence[dict], vocabulary: int, colour: str) -> str:
+    first = best[0]
+    strength = {
+        PROBABILITY: first["probability"],
+        ENTROPY: first["entropy"] / math.log(vocabulary),
+        KL: first["kl"] / FULL_KL,
+    }[colour]
+    lines = [f"{one['predicted']}  {one['probability']:.1%}" for one in best]
+    lines.append(f"entropy {first['entropy']:.2f}, KL {first['kl']:.3g} nats")
+    title = markup.escaped("\n".join(lines)).replace("\n", "&#10;")
+    return f"<td class='cell' style='{markup.shade(strength)}' title='{title}'>{markup.token(first['predicted'])}</td>"

@@ -1,0 +1,208 @@
+"""The page: gradio components, and which answer each of them shows. Nothing is computed here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from depthscope.explore import comparison, lens, markup, surgery
+from depthscope.explore.answers import Answers
+from depthscope.explore.runs import Runs
+from depthscope.report.figures import FIGURES
+
+FIRST_PROMPT = "It was the best of times, it was the worst of times, it was the age of"
+RUNS = "Runs"
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at the runs while their room is open."""
+CHOOSE = """element.addEventListener('click', (event) => {
+    const cell = event.target.closest('[data-cell]');
+    if (cell) trigger('click', {cell: cell.dataset.cell});
+});"""
+"""A click on a cell made by markup.choice tells the page which."""
+QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """What a room does when another prompt is read."""
+
+    answer: Callable[..., Any]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks:
+    """The page of a model. `facts` and `note` are text that stands at its head."""
+    with gr.Blocks(title="depthscope", analytics_enabled=False) as page:
+        gr.HTML(f"<header><h1>depthscope</h1><p>{markup.escaped(facts)}</p></header>{markup.message(note, 'problem')}")
+        with gr.Row(equal_height=True, elem_id="asked"):
+            text = gr.Textbox(FIRST_PROMPT, label="Prompt", lines=1, max_lines=5, scale=6, elem_id="prompt")
+            read = gr.Button("Read", variant="primary", scale=0, min_width=96, elem_id="read")
+        said = gr.HTML(elem_id="said")
+        with gr.Tabs(elem_id="rooms") as tabs:
+            with gr.Tab("Prompt"):
+                first = _prompt_room(answers, text, said)
+            with gr.Tab("Surgery"):
+                second = _surgery_room(answers, text)
+            with gr.Tab("Heads"):
+                third = _heads_room(answers, text)
+            with gr.Tab("Neurons"):
+                fourth = _neurons_room(answers, text)
+            with gr.Tab(RUNS):
+                clock = _runs_room(runs)
+        tabs.select(_clock_of, None, clock, **QUIETLY)
+        rooms = [*first, *second, *third, *fourth]
+        for event in (page.load, text.submit, read.click):
+            step = event(rooms[0].answer, rooms[0].inputs, rooms[0].outputs, **QUIETLY)
+            for room in rooms[1:]:
+                step = step.then(room.answer, room.inputs, room.outputs, **QUIETLY)
+    return page
+
+
+def _prompt_room(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refresh]:
+    colour = gr.Radio(list(lens.COLOURS), value=lens.PROBABILITY, label="Coloured by", elem_id="colour")
+    table = gr.HTML(elem_id="lens")
+    gr.HTML("<h3>Two routes through the model</h3>" + ROUTES_HELP)
+    with gr.Row():
+        one = gr.Textbox("", label="Route", placeholder="the model's own", elem_id="route-one")
+        other = gr.Textbox(
+            f"swap({min(3, answers.depth - 2)})" if answers.depth > 1 else "drop(0)", label="Other route"
+        )
+    compare = gr.Button("Compare", elem_id="compare", size="sm")
+    cards = gr.HTML(elem_id="routes")
+    inputs = [text, one, other]
+    colour.change(answers.lens, [text, colour], [said, table], **QUIETLY)
+    for event in (one.submit, other.submit, compare.click):
+        event(partial(answers.compare, write=False), inputs, cards, **QUIETLY).then(
+            partial(answers.compare, write=True), inputs, cards, **QUIETLY
+        )
+    return [
+        Refresh(answers.lens, [text, colour], [said, table]),
+        Refresh(partial(answers.compare, write=False), inputs, [cards]),
+        Refresh(partial(answers.compare, write=True), inputs, [cards]),
+    ]
+
+
+def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+    averaged = gr.Radio(list(surgery.AVERAGED), value=surgery.LAST, label="KL at", elem_id="averaged")
+    table = gr.HTML(elem_id="surgery", js_on_load=CHOOSE)
+    chosen = gr.HTML(elem_id="edited")
+    gr.HTML("<h3>An edit or route of your own</h3>" + ROUTES_HELP)
+    typed = gr.Textbox("drop_mlp(0)", label="Edit or route", elem_id="own-route")
+    card = gr.HTML(elem_id="own")
+    averaged.change(answers.surgery, [text, averaged], table, **QUIETLY)
+
+    def choose(asked: str, event: gr.EventData) -> str:
+        return answers.edited(asked, _cell(event))
+
+    def own(asked: str, route: str) -> str:
+        return answers.compare(asked, "", route, write=True)
+
+    table.click(choose, text, chosen, **QUIETLY)
+    typed.submit(own, [text, typed], card, **QUIETLY)
+
+    def again(asked: str, where: str) -> tuple[str, str]:
+        return answers.surgery(asked, where), ""  # the cell chosen before was of another prompt
+
+    return [Refresh(again, [text, averaged], [table, chosen])]
+
+
+def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+    with gr.Row():
+        layer = gr.Number(0, label="Layer", precision=0, minimum=0, maximum=answers.depth - 1, elem_id="head-layer")
+        head = gr.Number(0, label="Head", precision=0, minimum=0, elem_id="head-head")
+    problem = gr.HTML()
+    plot = gr.Plot(show_label=False, elem_id="pattern")
+    lists = gr.HTML(elem_id="strongest", js_on_load=CHOOSE)
+
+    def pattern(asked: str, of_layer: float | None, of_head: float | None) -> tuple[Any, str]:
+        return answers.pattern(asked, int(of_layer or 0), int(of_head or 0))
+
+    def choose(event: gr.EventData) -> tuple[int, int]:
+        numbers = _cell(event).split(",")
+        return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
+
+    def again(asked: str) -> tuple[int, int, str, Any, str]:
+        found = answers.heads(asked)
+        return found.layer, found.head, found.lists, found.figure, ""
+
+    for number in (layer, head):
+        number.input(pattern, [text, layer, head], [plot, problem], **QUIETLY)
+    lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, [text, layer, head], [plot, problem], **QUIETLY)
+    return [Refresh(again, [text], [layer, head, lists, plot, problem])]
+
+
+def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+    counts = gr.HTML(elem_id="layers", js_on_load=CHOOSE)
+    sharpest = gr.HTML(elem_id="sharpest", js_on_load=CHOOSE)
+    typed = gr.Textbox("", label="Neuron (LAYER.NEURON)", elem_id="neuron-name")
+    card = gr.HTML(elem_id="neuron")
+
+    def of_layer(event: gr.EventData) -> tuple[str, str]:
+        cell = _cell(event)
+        return answers.layers(int(cell) if cell.isdecimal() else answers.depth - 1)
+
+    def choose(event: gr.EventData) -> str:
+        return _cell(event)
+
+    counts.click(of_layer, None, [counts, sharpest], **QUIETLY)
+    sharpest.click(choose, None, typed, **QUIETLY).then(answers.neuron, [text, typed], card, **QUIETLY)
+    typed.submit(answers.neuron, [text, typed], card, **QUIETLY)
+
+    def again(asked: str, neuron: str) -> tuple[str, str, str, str]:
+        neuron = neuron or answers.sharpest()
+        layer = neuron.partition(".")[0]
+        tables = answers.layers(int(layer) if layer.isdecimal() else answers.depth - 1)
+        return neuron, *tables, answers.neuron(asked, neuron)
+
+    return [Refresh(again, [text, typed], [typed, counts, sharpest, card])]
+
+
+def _runs_room(runs: Runs) -> gr.Timer:
+    names = runs.names()
+    now = gr.State(names[0] if names else None)
+    overview = gr.HTML(runs.overview, elem_id="runs", js_on_load=CHOOSE)
+    status = gr.HTML(partial(runs.status, names[0]) if names else "", elem_id="status")
+    titles = [(kind.title, kind.name) for kind in FIGURES.values()]
+    which = gr.Dropdown(titles, value=titles[0][1], label="Figure", elem_id="figure")
+    problem = gr.HTML(elem_id="no-figure")
+    plot = gr.Plot(show_label=False, elem_id="run-plot")
+    clock = gr.Timer(LOOK_AGAIN, active=False)
+
+    def choose(event: gr.EventData) -> tuple[str, str, Any]:
+        name = _cell(event)
+        there = [figure for _, figure in runs.figures(name)]
+        return name, runs.status(name), gr.Dropdown(value=there[0]) if there else gr.skip()
+
+    def look(name: str | None) -> tuple[str, str]:
+        return runs.overview(), runs.status(name) if name else ""
+
+    overview.click(choose, None, [now, status, which], **QUIETLY).then(
+        runs.figure, [now, which], [plot, problem], **QUIETLY
+    )
+    which.input(runs.figure, [now, which], [plot, problem], **QUIETLY)
+    clock.tick(look, now, [overview, status], **QUIETLY)
+    return clock
+
+
+def _clock_of(event: gr.SelectData) -> gr.Timer:
+    """The clock runs while the room of runs is open."""
+    return gr.Timer(LOOK_AGAIN, active=event.value == RUNS)
+
+
+def _cell(event: gr.EventData) -> str:
+    """What a click was on, as the browser says it."""
+    try:
+        return str(event.cell)[:300]
+    except (AttributeError, TypeError):
+        return ""
+
+
+ROUTES_HELP = (
+    "<p class='under'>Blocks in the order they are visited (<code>0 1 3 2 4-11</code>, <code>5~mlp</code> with its MLP "
+    "silenced, <code>(3+4)</code> side by side) or edits of the model's own route "
+    "(<code>swap(3) | drop_mlp(7)</code>, also drop, drop_attn, repeat, reverse, shuffle, parallel). "
+    f"Each writes up to {comparison.CONTINUED} tokens on, always the likeliest. Enter to run.</p>"
+)

@@ -1,0 +1,117 @@
+"""A prompt as the rooms read it: token ids, tokens as text, and the model's own run, each computed once."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import polars as pl
+import torch
+
+from depthscope.data.token_classes import vocabulary_of
+from depthscope.engine.baseline import Baseline
+from depthscope.errors import DataError
+from depthscope.explore.attention import HeadScores, head_scores
+from depthscope.explore.surgery import Surgery, operate
+from depthscope.models.model import Model
+from depthscope.shapes import TokenIds
+from depthscope.studies.neurons import Neurons
+from depthscope.studies.prompt_lens import prompt_lens
+
+LONGEST = 512
+"""Tokens of a prompt at most, however long the model's context is: what is shown stays readable and quick."""
+KEPT = 4
+"""Prompts whose runs are kept."""
+TOP = 10
+"""Tokens of a distribution that are shown."""
+
+
+class Prompt:
+    """A prompt and what has been computed of it. To be used within Session.reading."""
+
+    def __init__(self, model: Model, ids: TokenIds, tokens: list[str], cut: bool) -> None:
+        self.model = model
+        self.ids = ids
+        self.tokens = tokens
+        """As a reader should see them."""
+        self.cut = cut
+        """Whether the text goes on after these tokens."""
+
+    @property
+    def note(self) -> str:
+        """How many tokens there are, and whether some were left out."""
+        length = len(self.tokens)
+        if not self.cut:
+            return f"{length} token{'' if length == 1 else 's'}; no special tokens are added."
+        whose = f"the context of {self.model.name}" if length == self.model.context else "the most that is shown here"
+        return f"The text is too long: its first {length} tokens, {whose}, are read and the rest is left out."
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The model's own run. Targets, which only the loss needs, are the prompt itself."""
+        return Baseline(self.model, self.ids, self.ids)
+
+    @cached_property
+    def lens(self) -> pl.DataFrame:
+        """The logit lens: PROMPT_LENS with five tokens a cell."""
+        return prompt_lens(self.model, self.ids, top=5)
+
+    @cached_property
+    def head_scores(self) -> HeadScores:
+        """Every head's attention to the previous and to the first token."""
+        return head_scores(self.baseline)
+
+    @cached_property
+    def surgery(self) -> Surgery:
+        """Every swap and drop at once."""
+        return operate(self.model, self.baseline, TOP)
+
+
+class Session:
+    """A model that several readers' questions are put to, one at a time: hooks and attention switches are the model's."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.vocabulary = vocabulary_of(model)
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._turn = threading.RLock()
+
+    @cached_property
+    def neurons(self) -> Neurons:
+        """The model's MLP neurons. Raises UnsupportedError where they cannot be read."""
+        return Neurons(self.model)
+
+    @contextmanager
+    def using(self) -> Iterator[Model]:
+        """The model, for as long as the context lasts this caller's alone."""
+        with self._turn, torch.inference_mode():
+            yield self.model
+
+    @contextmanager
+    def reading(self, text: str) -> Iterator[Prompt]:
+        """A prompt by its text. Raises DataError, in words for the page, where there is nothing to read."""
+        with self.using():
+            yield self._prompt(text)
+
+    def _prompt(self, text: str) -> Prompt:
+        if text not in self._prompts:
+            self._prompts[text] = self._tokenized(text)
+        self._prompts.move_to_end(text)
+        while len(self._prompts) > KEPT:
+            self._prompts.popitem(last=False)
+        return self._prompts[text]
+
+    def _tokenized(self, text: str) -> Prompt:
+        if not text:
+            raise DataError("Type a text and the model reads it, token by token.")
+        most = min(self.model.context or LONGEST, LONGEST)
+        # A browser may send halves of surrogate pairs, which no tokenizer takes. Tokens of 64 characters are rare.
+        taken = text.encode("utf-8", "replace").decode()[: 64 * most]
+        found = self.model.tokenize(taken)
+        if not found:
+            raise DataError("The tokenizer makes no token of this text. Type another.")
+        ids = torch.tensor([found[:most]], dtype=torch.int64)
+        self.model.check_ids(ids)
+        tokens = [self.vocabulary.shown(one) for one in found[:most]]
+        return Prompt(self.model, ids.to(self.model.device), tokens, len(found) > most or len(taken) < len(text))

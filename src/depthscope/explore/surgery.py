@@ -1,0 +1,106 @@
+"""Surgery: every swap and drop on one prompt at once, and what the model says then."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from depthscope.engine.baseline import Baseline, require_finite
+from depthscope.engine.execute import execute
+from depthscope.engine.plan import make_plan
+from depthscope.explore import markup
+from depthscope.measure.divergence import compare
+from depthscope.models.model import Model
+from depthscope.routes import Route
+from depthscope.schema import sweep as schema
+from depthscope.studies.sweep import EDITS, LayerEdit, layer_edits, possible_edits
+
+LAST, MEAN = "last token", "mean over tokens"
+AVERAGED = (LAST, MEAN)
+"""Where KL is taken."""
+TOGETHER = 1024
+"""Tokens in one call of a block: several routes go in together on a short prompt."""
+FAINT, STRONG = 1e-3, 10.0
+"""KL in nats at which a cell begins to be coloured, and at which it is at its fullest; logarithmic between."""
+TITLES = {kind.name: kind.title for kind in (schema.SWAP, schema.DROP, schema.DROP_ATTN, schema.DROP_MLP)}
+
+
+@dataclass(frozen=True, slots=True)
+class Surgery:
+    """Route 0 is the model's own, route i + 1 is `edits[i]`. KL of the model to each in nats; `top` tokens at the end."""
+
+    depth: int
+    edits: list[LayerEdit]
+    not_done: dict[str, str]
+    kl: Float32[Tensor, "routes seq"]
+    top_ids: Int64[Tensor, "routes top"]
+    top_probabilities: Float64[Tensor, "routes top"]
+
+    def place(self, kind: str, layer: int) -> int | None:
+        """The route of an edit; None where it was not done."""
+        found = [i for i, edit in enumerate(self.edits) if (edit.kind, edit.layer) == (kind, layer)]
+        return found[0] + 1 if found else None
+
+
+def operate(model: Model, baseline: Baseline, top: int) -> Surgery:
+    """Every swap, drop, drop_attn and drop_mlp the model can do, in one plan that shares what routes have in common."""
+    kinds, not_done = possible_edits(list(EDITS), model)
+    edits = layer_edits(kinds, model.depth)
+    own = Route.own(model.depth)
+    plan = make_plan([own, *(edit.route for edit in edits)], max(1, TOGETHER // baseline.ids.numel()))
+    length, count = baseline.ids.shape[1], min(top, model.head.vocabulary)
+    kl = torch.zeros(len(edits) + 1, length)
+    ids = torch.zeros(len(edits) + 1, count, dtype=torch.int64)
+    probabilities = torch.zeros(len(edits) + 1, count, dtype=torch.float64)
+    for routes, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals):
+        for indices, stream in zip(routes, residual.split(1), strict=True):
+            hidden = model.head.hidden(stream)
+            best = model.head.logits(hidden[-1:])[0].double().softmax(-1).topk(count)
+            measured = compare(model.head, baseline.reference, hidden, baseline.flat_targets)
+            require_finite(measured, baseline, f"the route {(own, *(e.route for e in edits))[indices[0]].name!r}")
+            for index in indices:
+                kl[index] = measured.kl.cpu()
+                ids[index], probabilities[index] = best.indices.cpu(), best.values.cpu()
+    kl[0] = 0
+    return Surgery(model.depth, edits, not_done, kl, ids, probabilities)
+
+
+def surgery_table(surgery: Surgery, shown: list[str], averaged: str) -> str:
+    """Layers × edits: what the model now says after the prompt, coloured by KL. `shown[i]` is route i's likeliest token."""
+    values = (surgery.kl[:, -1] if averaged == LAST else surgery.kl.double().mean(1)).tolist()
+    kinds = [kind for kind in EDITS if any(edit.kind == kind for edit in surgery.edits)]
+    rows = []
+    for layer in range(surgery.depth):
+        row = [f"<th scope='row'>{layer}</th>"]
+        for kind in kinds:
+            place = surgery.place(kind, layer)
+            row.append("<td></td>" if place is None else _cell(kind, layer, values[place], shown[place], shown[0]))
+        rows.append(row)
+    caption = (
+        f"What follows the prompt after each edit, and KL to the model's own prediction in nats ({averaged}). "
+        f"The model itself says {markup.token(shown[0])}; framed where the edit changes that. Choose a cell."
+    )
+    reasons = "".join(markup.message(f"{TITLES[kind]}: {why}.") for kind, why in surgery.not_done.items())
+    return markup.table(["layer", *(TITLES[kind] for kind in kinds)], rows, caption, "surgery") + reasons
+
+
+def _cell(kind: str, layer: int, kl: float, says: str, own: str) -> str:
+    inside = f"{markup.token(says)}<small>{kl:.3g}</small>"
+    title = f"{kind}({layer}): KL {kl:.4g} nats, then {says}"
+    return markup.choice(f"{kind},{layer}", inside, title, strength(kl), "" if says == own else "changed")
+
+
+def strength(kl: float) -> str:
+    """The colour of a KL: logarithmic between FAINT and STRONG."""
+    if kl <= FAINT:
+        return markup.shade(0)
+    return markup.shade(math.log(kl / FAINT) / math.log(STRONG / FAINT))
+
+
+def read_cell(cell: str, surgery: Surgery) -> tuple[str, int] | None:
+    """(edit's name, route) of a chosen cell, None for one that is not there."""
+    kind, _, layer = cell.partition(",")
+    place = surgery.place(kind, int(layer)) if layer.isdecimal() else None
+    return None if place is None else (f"{kind}({layer})", place)
