@@ -6,7 +6,7 @@ Everything a page needs stands in it, plotly.js too (4.8 MB), and its content se
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jinja2
 import plotly.graph_objects as go
@@ -14,8 +14,23 @@ from plotly.offline import get_plotlyjs
 
 from depthscope.report.palette import FONT, Look
 from depthscope.report.panels import Panel
+from depthscope.report.section import Section
 
-TEMPLATES = ("base.html", "parts.html", "page.html")
+TEMPLATES = ("base.html", "parts.html", "page.html", "comparison.html")
+
+
+@runtime_checkable
+class Titled(Protocol):
+    """What a section of a page is called, where its idea is from, and what to look for in it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def look_for(self) -> str: ...  # noqa: D102
 
 
 def fill(
@@ -48,6 +63,29 @@ def fill(
         tables_json=script_json(tables),
         **content,
     )
+
+
+def section_shown(kind: Titled, section: Section, saved: list[str], too_large: list[str]) -> dict[str, Any]:
+    """A section as the pages' templates read it. `saved` and `too_large`: tables the page offers, and those it cannot."""
+    return {
+        "name": kind.name,
+        "title": kind.title,
+        "source": kind.source,
+        "sentences": [sentence for sentence in section.sentences if sentence],
+        "missing": section.missing,
+        "look_for": kind.look_for,
+        "panels": section.panels,
+        "across": section.across,
+        "legend": section.legend,
+        "by_layer": any(panel.relative for panel in section.panels),
+        "log": any(panel.log for panel in section.panels),
+        "notes": section.notes,
+        "log_note": section.log_note,
+        "tables": section.tables,
+        "downloads": saved,
+        "too_large": too_large,
+        "definitions": section.definitions,
+    }
 
 
 def script_json(data: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from depthscope.errors import RunError
 from depthscope.report import downloads, findings, method
 from depthscope.report.figures import FIGURES
-from depthscope.report.html import fill
+from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import Measured, decimals_for, interval, number, read_sweep
 from depthscope.report.palette import LOOKS, SHOWN
@@ -152,29 +152,6 @@ def _own_tables(kind: Kind, section: Section, run: RunDirectory) -> dict[str, st
         else {kind.name: downloads.drawn(section.panels)}
     )
     return {name: downloads.packed(downloads.csv(frame)) for name, frame in frames.items()}
-
-
-def section_shown(kind: Kind, section: Section, saved: list[str], too_large: list[str]) -> dict[str, Any]:
-    """A section as the pages' templates read it. `saved` and `too_large`: tables the page offers, and those it cannot."""
-    return {
-        "name": kind.name,
-        "title": kind.title,
-        "source": kind.source,
-        "sentences": [sentence for sentence in section.sentences if sentence],
-        "missing": section.missing,
-        "look_for": kind.look_for,
-        "panels": section.panels,
-        "across": section.across,
-        "legend": section.legend,
-        "by_layer": any(panel.relative for panel in section.panels),
-        "log": any(panel.log for panel in section.panels),
-        "notes": section.notes,
-        "log_note": section.log_note,
-        "tables": section.tables,
-        "downloads": saved,
-        "too_large": too_large,
-        "definitions": section.definitions,
-    }
 
 
 def _gap(kind: Kind, run: RunDirectory, error: RunError) -> str | None:

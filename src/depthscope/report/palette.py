@@ -107,6 +107,28 @@ LOOKS = {
 }
 """All looks by name: the page's colours."""
 
+_COLOURS = (
+    ("#0072B2", "#56B4E9"),
+    ("#D55E00", "#D55E00"),
+    (GREEN, GREEN),
+    (PURPLE, PURPLE),
+    (ORANGE, ORANGE),
+    ("#56B4E9", "#F0E442"),
+    INK,
+)
+_MARKERS = ("circle ●", "square ■", "triangle-up ▲", "diamond ◆", "triangle-down ▼", "star ★", "pentagon ⬟")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+MOST_RUNS = 2 * len(_COLOURS)
+"""Runs that can be told apart in one figure."""
+
+
+def run_look(place: int, title: str) -> Look:
+    """How a run is drawn among others: a colour, a marker and a dash; in the second round of colours other markers."""
+    light, dark = _COLOURS[place % len(_COLOURS)]
+    marker, glyph = _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)].split()
+    return Look(f"run-{place}", title, "", light, dark, marker, glyph, _DASHES[place % len(_DASHES)])
+
+
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-
 from depthscope.errors import RunError
 from depthscope.report.measured import Series, Value, depth_of, read_sweep, read_table, series
 from depthscope.report.palette import DROP, NEURONS, REACHES, Look
@@ -96,15 +94,16 @@ def _local(run: RunDirectory) -> Row:
 
 
 def _density(run: RunDirectory) -> Row:
-    table = read_table(run, neurons.COUNTS, NEURON_COUNTS_TABLE)
     curves = [
-        Curve(look=NEURONS[kind], values=_shares(table, kind), call=f"layer {{}}, {kind}")
+        Curve(look=NEURONS[kind], values=density(kind, run), call=f"layer {{}}, {kind}")
         for kind in ("prediction", "suppression")
     ]
     return Row(title="Neurons of the two kinds, of the layer’s", metric=DENSITY, curves=curves)
 
 
-def _shares(table: pl.DataFrame, kind: str) -> Series:
+def density(kind: str, run: RunDirectory) -> Series:
+    """Neurons of a kind as a share of their layer's, by layer. Raises RunError where they were not counted."""
+    table = read_table(run, neurons.COUNTS, NEURON_COUNTS_TABLE)
     rows = table.filter(kind=kind).sort("layer").select("layer", "share").iter_rows()
     return {layer: Value(share) for layer, share in rows if share is not None}
 
@@ -176,11 +175,15 @@ def _panel(rows: Sequence[Row], depth: int, found: dict[str, Any] | None) -> Pan
 
 
 def _shown(row: Row) -> dict[str, Any]:
-    """Densities are often below a per cent, and where all are 0 an axis up to 100% would say nothing."""
     if row.metric is not DENSITY:
         return {}
-    most = max((value.mean for curve in row.curves for value in curve.values.values()), default=0)
-    return {"range": [-0.05 * max(most, LEAST), 1.08 * max(most, LEAST)], "tickformat": ".2~%"}
+    return density_axis([value for curve in row.curves for value in curve.values.values()])
+
+
+def density_axis(values: Sequence[Value]) -> dict[str, Any]:
+    """Densities are often below a per cent, and where all are 0 an axis up to 100% would say nothing."""
+    most = max([LEAST, *(value.mean for value in values)])
+    return {"range": [-0.05 * most, 1.08 * most], "tickformat": ".2~%"}
 
 
 _LEFT = {"yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}

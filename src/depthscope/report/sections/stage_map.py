@@ -185,7 +185,11 @@ def _votes(one: dict[str, Any]) -> str:
 
 
 def _named(signal: str) -> str:
-    title = SIGNALS[signal].title if signal in SIGNALS else signal
+    return in_sentence(SIGNALS[signal].title if signal in SIGNALS else signal)
+
+
+def in_sentence(title: str) -> str:
+    """A title as it stands within a sentence: a small letter first, but for abbreviations."""
     return title if title[:2].isupper() else f"{title[0].lower()}{title[1:]}"
 
 

@@ -1,0 +1,230 @@
+"""Several runs in one figure per quantity, each a curve over relative depth (the paper's figures 3 to 8)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from depthscope.errors import RunError
+from depthscope.report.measured import Series, Value, depth_of, read_sweep, read_table, series
+from depthscope.report.palette import Look
+from depthscope.report.panels import RELATIVE_DEPTH, Curve, Panel, XAxis, line, y_axis
+from depthscope.report.section import Section
+from depthscope.report.sections.overview import DENSITY, density, density_axis
+from depthscope.report.wording import joined
+from depthscope.run.store import RunDirectory
+from depthscope.schema import attention, lens, norms
+from depthscope.schema.metric import Metric
+from depthscope.schema.neurons import KINDS
+from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, ENTROPY_CHANGE, KL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A run among others: how it is called and drawn."""
+
+    run: RunDirectory
+    look: Look
+
+    @property
+    def depth(self) -> int:
+        """Layers of the model; 1 where the manifest is silent."""
+        return depth_of(self.run.manifest, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantity:
+    """What one figure shows of every run."""
+
+    name: str
+    title: str
+    metric: Metric
+    read: Callable[[RunDirectory], Series]
+    """Values by layer. Raises RunError where the run has none."""
+    call: str
+    """How a point is called, with `{}` for the layer."""
+    log: bool = False
+    after_last: bool = False
+    """Whether there is a value after the last layer too, as of the lens."""
+    ends_at_nought: bool = False
+    """Whether that value is 0 by definition, and is not drawn."""
+    level: float | None = None
+    """Where a dotted line is drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """A section of the comparison."""
+
+    name: str
+    title: str
+    source: str
+    look_for: str
+    quantities: Sequence[Quantity]
+
+
+def overlay(kind: Overlay, compared: Sequence[Compared]) -> Section:
+    """A section's figures, each with the runs that have the quantity; who lacks what is said."""
+    panels, missing, definitions = [], [], []
+    for quantity in kind.quantities:
+        curves, without = _curves(quantity, compared)
+        if without:
+            missing.append(f"Without {quantity.title[0].lower()}{quantity.title[1:]}: {joined(without)}.")
+        if curves:
+            panels.append(_panel(kind, quantity, curves))
+            definitions.append(quantity.metric)
+    return Section(
+        panels=panels,
+        missing=missing,
+        legend=[one.look for one in compared],
+        definitions=[*dict.fromkeys(definitions)],
+        notes=["After the last layer the lens’s KL is 0 by definition, so its curves end before it."]
+        if any(quantity.ends_at_nought for quantity in kind.quantities) and panels
+        else [],
+        log_note="Values of 0 are not on a logarithmic axis." if any(map(_hides, panels)) else None,
+        across=3 if len(kind.quantities) % 3 == 0 else 2,
+    )
+
+
+def _hides(panel: Panel) -> bool:
+    """Whether a logarithmic axis leaves points out."""
+    return panel.log and any(y <= 0 for trace in panel.traces for y in trace.y)
+
+
+def _curves(quantity: Quantity, compared: Sequence[Compared]) -> tuple[list[tuple[Curve, XAxis]], list[str]]:
+    curves, without = [], []
+    for one in compared:
+        try:
+            values = quantity.read(one.run)
+        except RunError:
+            values = {}
+        if not values:
+            without.append(one.look.title)
+            continue
+        last = max(one.depth, max(values) + (0 if quantity.after_last else 1)) - (0 if quantity.after_last else 1)
+        called = f"{one.look.title.replace('{', '(').replace('}', ')')}, {quantity.call}"
+        if quantity.ends_at_nought:
+            values = {depth: value for depth, value in values.items() if depth < last}
+        curves.append((Curve(look=one.look, values=values, call=called), XAxis(title=RELATIVE_DEPTH, last=last)))
+    return curves, without
+
+
+def _panel(kind: Overlay, quantity: Quantity, curves: Sequence[tuple[Curve, XAxis]]) -> Panel:
+    metric = quantity.metric
+    traces = [line(curve, metric, x) for curve, x in curves]
+    for trace in traces:
+        trace.update(x=[row[1] for row in trace.customdata or ()])
+    dotted = [
+        {"type": "line", "xref": "x domain", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y}
+        | {"line": {"width": 1, "dash": "dot"}}
+        for y in (quantity.level,)
+        if y is not None
+    ]
+    room = 0.5 / max(min(x.last for _, x in curves), 1)
+    axis = XAxis(title=RELATIVE_DEPTH, last=1).relative_axis() or {}
+    return Panel(
+        name=f"{kind.name}-{quantity.name}",
+        title=quantity.title,
+        unit="%" if metric.unit == "share" else metric.unit,
+        traces=traces,
+        xaxis={**axis, "range": [-min(room, 0.05), 1 + min(room, 0.05)]},
+        yaxis=_y_axis(quantity, [value for curve, _ in curves for value in curve.values.values()]),
+        log=quantity.log,
+        layout={"shapes": dotted, "hovermode": "closest"},
+    )
+
+
+def _y_axis(quantity: Quantity, values: Sequence[Value]) -> dict:
+    if quantity.metric is DENSITY:
+        return {**y_axis(DENSITY, False, False), **density_axis(values)}
+    return y_axis(quantity.metric, quantity.log, quantity.metric is AGREEMENT)
+
+
+def _swept(edit: str, metric: Metric, run: RunDirectory) -> Series:
+    return read_sweep(run).series(edit, metric)
+
+
+def _estimated(table: str, columns: dict, metric: Metric, run: RunDirectory) -> Series:
+    return series(read_table(run, table, columns), metric)
+
+
+def _edit(edit: str, metric: Metric, log: bool = False) -> Quantity:
+    return Quantity(
+        name=metric.name,
+        title=f"{EDIT_KINDS[edit].title}: {metric.title if metric is not KL else 'KL divergence'}",
+        metric=metric,
+        read=partial(_swept, edit, metric),
+        call=f"{edit}({{}})",
+        log=log,
+    )
+
+
+def _by_layer(table: str, columns: dict, metric: Metric, log: bool = False, level: float | None = None) -> Quantity:
+    return Quantity(
+        name=metric.name,
+        title=metric.title,
+        metric=metric,
+        read=partial(_estimated, table, columns, metric),
+        call="layer {}",
+        log=log,
+        level=level,
+    )
+
+
+def _lens(metric: Metric, log: bool = False) -> Quantity:
+    return replace(_by_layer("lens", lens.LENS_TABLE, metric, log), call="x_{}", after_last=True, ends_at_nought=log)
+
+
+def _density(kind: str) -> Quantity:
+    return Quantity(
+        name=kind,
+        title=f"{KINDS[kind].title} neurons",
+        metric=DENSITY,
+        read=partial(density, kind),
+        call=f"layer {{}}, {kind}",
+    )
+
+
+_EDITED = ((KL, True), (AGREEMENT, False), (ENTROPY_CHANGE, False))
+OVERLAYS = (
+    Overlay(
+        name="drop",
+        title="Layer drops",
+        source="Lad et al. 2024, figure 3 bottom",
+        look_for="curves of one shape: a costly first layer, a robust middle, a rise at the end, at the same relative depth "
+        "whatever the number of layers.",
+        quantities=[_edit("drop", metric, log) for metric, log in _EDITED],
+    ),
+    Overlay(
+        name="swap",
+        title="Layer swaps",
+        source="Lad et al. 2024, figure 3 top",
+        look_for="deeper models whose swaps cost less: with more layers, neighbours do more alike.",
+        quantities=[_edit("swap", metric, log) for metric, log in _EDITED],
+    ),
+    Overlay(
+        name="reads",
+        title="Attention and what is written",
+        source="Lad et al. 2024, figures 4, 5 and 7",
+        look_for="local attention that falls after the early layers in every model, a ratio that falls below 1 with depth, "
+        "and MLP norms that peak at the end; absolute norms depend on how a model was trained, shapes can be compared.",
+        quantities=[
+            _by_layer("attention", attention.ATTENTION_TABLE, attention.PREVIOUS[5]),
+            _by_layer("norms", norms.NORMS_TABLE, norms.NORM_RATIO, log=True, level=1.0),
+            _by_layer("norms", norms.NORMS_TABLE, norms.MLP_NORM, log=True),
+        ],
+    ),
+    Overlay(
+        name="predictions",
+        title="How predictions form",
+        source="Lad et al. 2024, figures 6 and 8",
+        look_for="KL that falls from about the same relative depth on, where prediction neurons appear, and suppression "
+        "neurons that overtake them at the end.",
+        quantities=[
+            _lens(lens.KL, log=True),
+            _lens(lens.ENTROPY),
+            _density("prediction"),
+            _density("suppression"),
+        ],
+    ),
+)
+"""The sections of a comparison, after that of the stages."""
