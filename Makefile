@@ -1,5 +1,6 @@
 # make study   set up and study the embedded model on the embedded text
 # make test    set up and run linters, type checker and all tests
+# make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
 # make setup   only set up (.venv); make format mends style; make clean removes what was made
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 OUT ?= runs/first
 
-.PHONY: study test lint setup format clean
+.PHONY: study test lint docs tutorials setup format clean
 
 study: .venv/.installed
 	$(BIN)/depthscope study --out $(OUT)
@@ -19,6 +20,12 @@ lint: .venv/.tested
 	$(BIN)/ruff check src tests training benchmarks
 	$(BIN)/ruff format --check src tests training benchmarks
 	$(BIN)/pyright
+
+docs: .venv/.tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tutorials: .venv/.tested
+	$(BIN)/python docs/notebooks.py
 
 setup: .venv/.tested
 
