@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from depthscope.cli import (
     attention,
+    compare,
     explore,
     heads,
     info,
@@ -44,7 +45,8 @@ app.command("neurons", short_help="Prediction, suppression, entropy and partitio
 app.command("similarity", short_help="What layers write under swaps; how alike depths are.")(similarity.command)
 app.command("probes", short_help="Which neurons tell that the next token ends in a suffix.")(probes.command)
 app.command("explore", short_help="A page to explore a model and its runs in the browser.")(explore.command)
-app.command("report", short_help="Write the page of a run again.")(report.command)
+app.command("report", short_help="Write the page of a run again, or of several, and figures as files.")(report.command)
+app.command("compare", short_help="One page that compares runs over relative depth.")(compare.command)
 app.command("info", short_help="Layers, widths, layout, norm, context, parameters.")(info.command)
 app.command("verify", short_help="Is replay the model itself? Compare logits bit for bit.")(verify.command)
 

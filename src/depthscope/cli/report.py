@@ -7,14 +7,56 @@ import typer
 
 from depthscope.cli.console import console
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Page = Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="RUN/report.html")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN ...", help="A run directory, or several to compare.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(help="Where to write the page.", show_default="RUN/report.html; of several runs comparison.html"),
+]
+Figures = Annotated[
+    Path | None,
+    typer.Option(help="Also write every figure into this directory, as SVG, PDF and PNG (needs depthscope[figures])."),
+]
 
 
-def command(run: Run, out: Page = None) -> None:
-    """Write the page of a run: one HTML file that opens offline. Needs no torch."""
+def command(runs: Runs, out: Page = None, figures: Figures = None) -> None:
+    """Write the page of a run, or one page that compares several: one HTML file that opens offline. Needs no torch."""
+    if len(runs) == 1:
+        write_one(runs[0], out, figures)
+    else:
+        write_several(runs, out, figures)
+
+
+def write_one(path: Path, out: Path | None, figures: Path | None) -> None:
+    """The page of one run, and its figures where they are asked for."""
     from depthscope.report.page import write_page
     from depthscope.run.store import RunDirectory
 
-    page = write_page(RunDirectory.reading(run), out or run / "report.html")
-    console.print(f"page   {page}", highlight=False, soft_wrap=True)
+    run = RunDirectory.reading(path)
+    say_page(write_page(run, out or path / "report.html"))
+    if figures:
+        from depthscope.report.publish import publish_run
+
+        say_figures(publish_run(run, figures), figures)
+
+
+def write_several(paths: list[Path], out: Path | None, figures: Path | None) -> None:
+    """The page that compares some runs, and its figures where they are asked for."""
+    from depthscope.report.comparison import write_comparison
+    from depthscope.run.store import RunDirectory
+
+    runs = [RunDirectory.reading(path) for path in paths]
+    say_page(write_comparison(runs, out or Path("comparison.html")))
+    if figures:
+        from depthscope.report.publish import publish_comparison
+
+        say_figures(publish_comparison(runs, figures), figures)
+
+
+def say_page(page: Path) -> None:
+    """Where the page is."""
+    console.print(f"page    {page}", highlight=False, soft_wrap=True)
+
+
+def say_figures(files: list[Path], folder: Path) -> None:
+    """Where the figures are, and how many files."""
+    console.print(f"figures {folder} ({len(files)} files)", highlight=False, soft_wrap=True)

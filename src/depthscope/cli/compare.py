@@ -1,0 +1,16 @@
+"""`depthscope compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depthscope.cli.report import Figures, write_several
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, two at least.")]
+Page = Annotated[Path, typer.Option(help="Where to write the page.")]
+
+
+def command(runs: Runs, out: Page = Path("comparison.html"), figures: Figures = None) -> None:
+    """Compare runs: one page with all models' curves over relative depth, stages and signatures side by side."""
+    write_several(runs, out, figures)

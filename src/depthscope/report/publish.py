@@ -1,0 +1,94 @@
+"""Every figure as SVG, PDF and PNG for a paper, drawn by matplotlib from the panels the page is made of.
+
+matplotlib rather than plotly's own export, which needs a browser. It is an optional dependency: `depthscope[figures]`.
+The files are the same, byte for byte, whenever they are made from the same numbers by the same matplotlib.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depthscope.errors import DepthscopeError, RunError
+from depthscope.report.comparison import comparison_sections, side_by_side
+from depthscope.report.figures import FIGURES
+from depthscope.report.section import Section
+from depthscope.run.store import RunDirectory, atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "pdf", "png")
+STYLE: Any = {
+    "font.size": 7.5,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#586069",
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "grid.color": "#E2E2DC",
+    "grid.linewidth": 0.5,
+    "xtick.color": "#586069",
+    "ytick.color": "#586069",
+    "xtick.labelcolor": "#1C2024",
+    "ytick.labelcolor": "#1C2024",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "text.parse_math": False,  # a model may be called anything, $ and all
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "svg.fonttype": "path",
+    "svg.hashsalt": "depthscope",
+}
+UNDATED: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+"""What keeps the time out of the files."""
+
+
+def publish_run(run: RunDirectory, folder: Path) -> list[Path]:
+    """Write each figure that a run has to `folder`/NAME.svg, .pdf and .png, and return the files.
+
+    Figures without numbers are left out. Raises DepthscopeError where matplotlib is missing, RunError where a file cannot be
+    written.
+    """
+    return _publish(_figures_of(run), str(run.settings.get("model", "")), folder)
+
+
+def publish_comparison(runs: Sequence[RunDirectory], folder: Path) -> list[Path]:
+    """Write each figure that compares some runs; files and errors as of `publish_run`."""
+    sections = comparison_sections(side_by_side(runs))
+    return _publish(((kind.name, kind.title, section) for kind, section, _ in sections), "", folder)
+
+
+def _figures_of(run: RunDirectory) -> Iterable[tuple[str, str, Section]]:
+    for name, kind in FIGURES.items():
+        try:
+            yield name, kind.title, kind.build(run)
+        except RunError:  # the page says what is missing
+            continue
+
+
+def _publish(sections: Iterable[tuple[str, str, Section]], model: str, folder: Path) -> list[Path]:
+    try:
+        import matplotlib as mpl
+
+        from depthscope.report.canvas import drawn
+    except ImportError as error:
+        raise DepthscopeError(
+            "figures as files need matplotlib, which is not installed: pip install 'depthscope[figures]'"
+        ) from error
+    files = []
+    with mpl.rc_context(STYLE):
+        for name, title, section in sections:
+            if section.panels:
+                heading = f"{model}: {title[0].lower()}{title[1:]}" if model else title
+                files += _saved(drawn(section.panels, section.across, heading), folder, name)
+    return files
+
+
+def _saved(figure: "Figure", folder: Path, name: str) -> list[Path]:
+    files = [folder / f"{name}.{kind}" for kind in FORMATS]
+    for file, kind in zip(files, FORMATS, strict=True):
+        with atomic_file(file) as stream:
+            figure.savefig(stream, format=kind, dpi=300, metadata=UNDATED[kind])
+    return files
