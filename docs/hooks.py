@@ -3,8 +3,9 @@
 In a page, a line `{columns: sweep.SWEEP_TABLE}` becomes the columns of that table and what its module says of it,
 `{metrics: sweep}` the quantities a schema module defines, `{definitions: sweep.EDIT_KINDS}` named things and their
 sentences, `{commands}` the whole command line, `{families}` the names of components per model family, `{tables}` the columns
-of every table and shard, `{errors}` the tree of exceptions. Pages of the Python modules and of the tutorials are made here,
-and diagrams are put into their pages, so that they take the page's colours.
+of every table and shard, `{errors}` the tree of exceptions, `{others}` the experiments that the page says nothing of. Pages of
+the Python modules and of the tutorials are made here, and diagrams are put into their pages, so that they take the page's
+colours.
 """
 
 import ast
@@ -72,7 +73,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what comes from the code, and diagrams."""
-    markdown = MARKER.sub(lambda found: FILLED[found[1]](*filter(None, found.groups()[1:])), markdown)
+    written = markdown
+
+    def fill(found: re.Match[str]) -> str:
+        return others(written) if found[1] == "others" else FILLED[found[1]](*filter(None, found.groups()[1:]))
+
+    markdown = MARKER.sub(fill, markdown)
     folder = (DOCS / page.file.src_uri).parent
     return DIAGRAM.sub(lambda found: _diagram(folder / found[2], found[1]), markdown)
 
@@ -129,6 +135,21 @@ def tables() -> str:
             parts += [f"## {module}", (_schema(module).__doc__ or "").strip(), "### Quantities", metrics(module)]
             parts += [part for name in names for part in (f"### {name}", columns(f"{module}.{name}"))]
     return "\n\n".join(parts)
+
+
+def others(page: str) -> str:
+    """The experiments of a study that a page does not name, each with its module's first sentence."""
+    from depthscope.studies import registry  # the one import that brings torch
+
+    said = []
+    for name in registry.NAMES:
+        if f"[`{name}`]" not in page:
+            module = sys.modules.get(f"depthscope.studies.{name}")
+            first = ((module and module.__doc__) or "").strip().partition("\n")[0]
+            said.append(
+                f"- `{name}`: {first} [Its module](../{MODULES}/studies.md), [its tables](../reference/tables.md)."
+            )
+    return "\n".join(["Not on a page of their own yet:", "", *said]) if said else ""
 
 
 def _said(module: str, name: str) -> str:
