@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
 from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
+from typer.testing import CliRunner
 
+from depthscope.cli import app
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.comparison import render_comparison, side_by_side, warnings, write_comparison
 from depthscope.report.overlays import OVERLAYS, overlay
@@ -191,3 +193,21 @@ def test_the_comparison_is_drawn_in_a_browser_without_errors_or_requests(runs, t
         assert saved.value.suggested_filename == "signatures.csv"
         browser.close()
     assert troubles == []
+
+
+def test_report_of_several_runs_and_compare_write_the_same_page(runs, tmp_path):
+    command = CliRunner()
+    paths = [str(run.path) for run in runs]
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    for name, page in zip(("report", "compare"), pages, strict=True):
+        done = command.invoke(app, [name, *paths, "--out", str(page)])
+        assert done.exit_code == 0, done.output
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    alone = command.invoke(app, ["compare", paths[0], "--out", str(tmp_path / "c.html")])
+    assert isinstance(alone.exception, DepthscopeError)
+    assert str(alone.exception) == f"expected 2 to {MOST_RUNS} runs to compare, got 1"
+    bare = make_run(tmp_path / "bare", 3, frame=sweep_table(3, ("drop",)))
+    done = command.invoke(app, ["report", str(bare.path), "--figures", str(tmp_path / "figures")])
+    assert done.exit_code == 0, done.output
+    assert "(6 files)" in done.output
+    assert {file.suffix for file in (tmp_path / "figures").iterdir()} == {".svg", ".pdf", ".png"}

@@ -9,8 +9,9 @@ import zlib
 
 import polars as pl
 import pytest
-from report_runs import all_tables, made_up_stages, make_run, sweep_table
+from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
 
+from depthscope.api import Study
 from depthscope.errors import RunError
 from depthscope.report import downloads, trust
 from depthscope.report.figures import FIGURES
@@ -200,3 +201,23 @@ def test_every_figure_says_what_to_look_for(run):
     page = render(run)
     assert page.count("What to look for:") == len(FIGURES)
     assert all(kind.look_for.endswith(".") for kind in FIGURES.values())
+
+
+def test_a_notebook_shows_a_study_by_its_numbers_stages_and_tables(run, tmp_path):
+    shown = Study(run.path)._repr_html_()
+    text = plain(re.sub(r"<[^>]+>", " ", shown))
+    assert "tiny" in text
+    assert "1,024 tokens of 7 documents (bookshelf)" in text
+    assert "5.00 nats 4.50 to 5.50" in re.sub(r"\s+", " ", text)
+    assert "Feature engineering: layers 2–3, 1 of 2 signatures supported" in text
+    assert [int(width) for width in re.findall(r"flex: (\d+) 1 0", shown)] == [2, 2, 2]
+    assert f"tables: {', '.join(run.tables())}" in text
+    assert "<script" not in shown
+    hostile = make_run(
+        tmp_path / "hostile", model=HOSTILE, complete=False, stages=made_up_stages(stages=[], summary=HOSTILE)
+    )
+    shown = Study(hostile.path)._repr_html_()
+    assert HOSTILE not in shown
+    assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    assert "unfinished" in shown
+    assert "tables: none yet" in shown

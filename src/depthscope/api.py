@@ -82,6 +82,12 @@ class Study:
         state = "complete" if self.run.complete else "unfinished"
         return f"Study({str(self.path)!r}: {settings['model']}, {settings['tokens']} tokens of {settings['data']}, {state})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: model, text, five numbers, the stages as a bar, and the tables there are."""
+        from depthscope.report.card import card
+
+        return card(self.run)
+
 
 def study(
     model: Model | str,
