@@ -1,6 +1,5 @@
 """What the page asks and what it is told: every answer is HTML or a figure, and a mistake is a sentence, never a failure."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import plotly.graph_objects as go
@@ -10,18 +9,9 @@ from torch import Tensor
 from depthscope.errors import DepthscopeError, RouteError
 from depthscope.explore import attention, comparison, lens, markup, neurons, surgery
 from depthscope.explore.prompt import TOP, Prompt, Session
+from depthscope.explore.surgery import Surgery
 from depthscope.routes import Route
 from depthscope.studies.neurons import parse_neuron
-
-
-@dataclass(frozen=True, slots=True)
-class PromptHeads:
-    """What the room of heads shows when a prompt is read: (layer, head) to begin with, the lists, and the pattern."""
-
-    layer: int
-    head: int
-    lists: str
-    figure: go.Figure | None
 
 
 class Answers:
@@ -52,43 +42,43 @@ class Answers:
         """The table of all edits on the prompt."""
         try:
             with self.session.reading(text) as prompt:
-                found = prompt.surgery
+                found = prompt.surgery(averaged)
                 shown = [self.session.vocabulary.shown(best) for best in found.top_ids[:, 0].tolist()]
                 return surgery.surgery_table(found, shown, averaged)
         except DepthscopeError as error:
             return markup.message(str(error), "problem")
 
-    def edited(self, text: str, cell: str) -> str:
+    def edited(self, text: str, averaged: str, cell: str) -> str:
         """The distribution behind a chosen cell of the surgery, beside the model's own."""
         try:
             with self.session.reading(text) as prompt:
-                chosen = surgery.read_cell(cell, prompt.surgery)
-                if chosen is None:
-                    return ""
-                name, place = chosen
-                kl = prompt.surgery.kl[place]
-                under = (
-                    f"KL {float(kl[-1]):.4g} nats at the last token, {float(kl.double().mean()):.4g} mean over tokens"
-                )
-                own = comparison.card("the model's own", "KL 0", self._top(prompt, 0))
-                return markup.columns([own, comparison.card(name, under, self._top(prompt, place))])
+                found = prompt.surgery(averaged)
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+        chosen = surgery.read_cell(cell, found)
+        if chosen is None:
+            return ""
+        name, place = chosen
+        under = f"KL {float(found.kl[place].double().mean()):.4g} nats ({averaged})"
+        own = comparison.card("the model's own", "KL 0 nats", self._top(found, 0))
+        return markup.columns([own, comparison.card(name, under, self._top(found, place))])
+
+    def heads(self, text: str) -> str:
+        """The strongest heads on a prompt."""
+        try:
+            with self.session.reading(text) as prompt:
+                return attention.strongest_heads(prompt.head_scores)
         except DepthscopeError as error:
             return markup.message(str(error), "problem")
 
-    def heads(self, text: str) -> PromptHeads:
-        """The strongest heads on a prompt and the pattern of the first of them."""
+    def strongest(self, text: str) -> tuple[int, int]:
+        """(layer, head) that attends most to the previous token; the first head where there is none."""
         try:
             with self.session.reading(text) as prompt:
-                scores = prompt.head_scores
-                best = (scores.previous or [attention.HeadScore(0, 0, 0.0)])[0]
-                return PromptHeads(
-                    best.layer,
-                    best.head,
-                    attention.strongest_heads(scores),
-                    self._pattern(prompt, best.layer, best.head),
-                )
-        except DepthscopeError as error:
-            return PromptHeads(0, 0, markup.message(str(error), "problem"), None)
+                best = prompt.head_scores.previous[0]
+                return best.layer, best.head
+        except (DepthscopeError, IndexError):  # a prompt of one token has no previous ones
+            return 0, 0
 
     def pattern(self, text: str, layer: int, head: int) -> tuple[go.Figure | None, str]:
         """(the pattern of a head, why there is none)."""
@@ -155,8 +145,8 @@ class Answers:
         shown = map(self.session.vocabulary.shown, best.indices.tolist())
         return list(zip(shown, best.values.tolist(), strict=True))
 
-    def _top(self, prompt: Prompt, place: int) -> list[tuple[str, float]]:
-        ids, values = prompt.surgery.top_ids[place].tolist(), prompt.surgery.top_probabilities[place].tolist()
+    def _top(self, found: Surgery, place: int) -> list[tuple[str, float]]:
+        ids, values = found.top_ids[place].tolist(), found.top_probabilities[place].tolist()
         return list(zip(map(self.session.vocabulary.shown, ids), values, strict=True))
 
     def _pattern(self, prompt: Prompt, layer: int, head: int) -> go.Figure:

@@ -19,7 +19,7 @@ from depthscope.report.palette import GREEN
 
 STRONGEST = 5
 LABELLED = 48
-"""Tokens of a prompt up to which the axes name each."""
+"""Tokens that the axes name at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,9 @@ def pattern_figure(pattern: Float[Tensor, "seq seq"], tokens: Sequence[str], nam
     seen = torch.where(torch.ones(length, length).tril() > 0, pattern, torch.nan).numpy()
     trace = go.Heatmap(
         z=seen,
-        x=list(range(length)),
-        y=list(range(length)),
-        text=[[f"{query} → {key}" for key in labels] for query in labels] if length <= LABELLED else None,
-        hovertemplate=("%{text}" if length <= LABELLED else "%{y} → %{x}") + ": <b>%{z:.1%}</b><extra></extra>",
+        x=labels,
+        y=labels,
+        hovertemplate="%{y} → %{x}: <b>%{z:.1%}</b><extra></extra>",
         hoverongaps=False,
         colorscale=[[0, "rgba(0,158,115,0.04)"], [1, GREEN]],
         zmin=0,
@@ -85,9 +84,9 @@ def pattern_figure(pattern: Float[Tensor, "seq seq"], tokens: Sequence[str], nam
         colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
     )
     shown = dressed(go.Figure(trace), name, height=min(760, max(360, 150 + 18 * length)))
-    ticks = {"tickvals": list(range(length)), "ticktext": labels} if length <= LABELLED else {}
-    shown.update_xaxes(ticks, title="attended to", showgrid=False, zeroline=False, tickangle=-60)
-    shown.update_yaxes(ticks, title="from", autorange="reversed", showgrid=False, zeroline=False)
+    axis = {"type": "category", "showgrid": False, "zeroline": False, "nticks": min(length, LABELLED)}
+    shown.update_xaxes(axis, title="attended to", tickangle=-60)
+    shown.update_yaxes(axis, title="from", autorange="reversed")
     return shown
 
 

@@ -38,17 +38,17 @@ def bars(items: Iterable[tuple[str, float]], share: bool = True, most: float = 1
 
 
 def percent(value: float) -> str:
-    """A share as per cent: `12.3%`, and `<0.1%` for what is less."""
-    return "<0.1%".replace("<", "&lt;") if 0 < value < 0.001 else f"{value:.1%}"
+    """A share as per cent: `12.3%`, and less than 0.1% said as that."""
+    return "&lt;0.1%" if 0 < value < 0.001 else f"{value:.1%}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "") -> str:
-    """A table of cells that are HTML already: `<td>` and `<th>` elements."""
+    """A table of cells that are HTML already: `<td>` and `<th>` elements. `caption` is HTML too."""
     titles = "".join(f"<th scope='col'>{title}</th>" for title in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
-        f"<div class='scroll {kind}' tabindex='0'><table><caption>{caption}</caption>"
-        f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<figure class='grid {kind}'><figcaption>{caption}</figcaption><div class='scroll' tabindex='0'><table>"
+        f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div></figure>"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from depthscope.explore import markup
 from depthscope.models.activations import ActivationReader
 from depthscope.models.model import Model
-from depthscope.schema.neurons import PREDICTION, SUPPRESSION
+from depthscope.schema.neurons import OTHER, PREDICTION, SUPPRESSION
 from depthscope.shapes import TokenIds
 from depthscope.studies.neuron_tokens import NeuronReport
 from depthscope.studies.neurons import Neurons
@@ -17,6 +17,7 @@ from depthscope.studies.neurons import Neurons
 ALL_AT_ONCE = 1e11
 """Multiplications up to which all layers are looked at together: about a second. Larger models are read layer by layer."""
 LISTED = 8
+KIND = {OTHER.name: "of no kind of its own"}
 
 
 class NeuronLayers:
@@ -123,7 +124,7 @@ def neuron_card(report: NeuronReport) -> str:
         items = [(one.text, one.cosine) for one in found]
         under = "<p class='under'>cosine of its output with the token's unembedding</p>"
         sides.append(f"<h4>{title}</h4>{under}{markup.bars(items, share=False, most=most)}")
-    title = f"<h3>Neuron {report.layer}.{report.neuron}: {markup.escaped(report.kind)}</h3>"
+    title = f"<h3>Neuron {report.layer}.{report.neuron}: {markup.escaped(KIND.get(report.kind, report.kind))}</h3>"
     return f"{title}<p class='under'>{markup.escaped(said)}</p>{markup.columns(sides)}"
 
 

@@ -31,6 +31,10 @@ class Refresh:
     answer: Callable[..., Any]
     inputs: Sequence[Any]
     outputs: Sequence[Any]
+    once: bool = False
+    """Whether it depends on the model alone, and is done when the page opens."""
+    slow: bool = False
+    """Whether the other rooms come before it."""
 
 
 def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks:
@@ -53,11 +57,12 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
             with gr.Tab(RUNS):
                 clock = _runs_room(runs)
         tabs.select(_clock_of, None, clock, **QUIETLY)
-        rooms = [*first, *second, *third, *fourth]
-        for event in (page.load, text.submit, read.click):
+        rooms = sorted([*first, *second, *third, *fourth], key=lambda room: room.slow)
+        for event, opening in ((page.load, True), (text.submit, False), (read.click, False)):
             step = event(rooms[0].answer, rooms[0].inputs, rooms[0].outputs, **QUIETLY)
             for room in rooms[1:]:
-                step = step.then(room.answer, room.inputs, room.outputs, **QUIETLY)
+                if opening or not room.once:
+                    step = step.then(room.answer, room.inputs, room.outputs, **QUIETLY)
     return page
 
 
@@ -81,7 +86,7 @@ def _prompt_room(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refr
     return [
         Refresh(answers.lens, [text, colour], [said, table]),
         Refresh(partial(answers.compare, write=False), inputs, [cards]),
-        Refresh(partial(answers.compare, write=True), inputs, [cards]),
+        Refresh(partial(answers.compare, write=True), inputs, [cards], slow=True),
     ]
 
 
@@ -94,25 +99,24 @@ def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     card = gr.HTML(elem_id="own")
     averaged.change(answers.surgery, [text, averaged], table, **QUIETLY)
 
-    def choose(asked: str, event: gr.EventData) -> str:
-        return answers.edited(asked, _cell(event))
+    cell = gr.State("")
 
     def own(asked: str, route: str) -> str:
         return answers.compare(asked, "", route, write=True)
 
-    table.click(choose, text, chosen, **QUIETLY)
+    # The chosen edit stays chosen when the table becomes another prompt's.
+    look = {"fn": answers.edited, "inputs": [text, averaged, cell], "outputs": chosen, **QUIETLY}
+    table.click(_cell, None, cell, **QUIETLY).then(**look)
+    table.change(**look)
     typed.submit(own, [text, typed], card, **QUIETLY)
 
-    def again(asked: str, where: str) -> tuple[str, str]:
-        return answers.surgery(asked, where), ""  # the cell chosen before was of another prompt
-
-    return [Refresh(again, [text, averaged], [table, chosen])]
+    return [Refresh(answers.surgery, [text, averaged], [table])]
 
 
 def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     with gr.Row():
-        layer = gr.Number(0, label="Layer", precision=0, minimum=0, maximum=answers.depth - 1, elem_id="head-layer")
-        head = gr.Number(0, label="Head", precision=0, minimum=0, elem_id="head-head")
+        layer = gr.Number(None, label="Layer", precision=0, minimum=0, maximum=answers.depth - 1, elem_id="head-layer")
+        head = gr.Number(None, label="Head", precision=0, minimum=0, elem_id="head-head")
     problem = gr.HTML()
     plot = gr.Plot(show_label=False, elem_id="pattern")
     lists = gr.HTML(elem_id="strongest", js_on_load=CHOOSE)
@@ -124,14 +128,17 @@ def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
         numbers = _cell(event).split(",")
         return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
-    def again(asked: str) -> tuple[int, int, str, Any, str]:
-        found = answers.heads(asked)
-        return found.layer, found.head, found.lists, found.figure, ""
+    def first(asked: str) -> tuple[int, int]:
+        return answers.strongest(asked)
 
     for number in (layer, head):
         number.input(pattern, [text, layer, head], [plot, problem], **QUIETLY)
     lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, [text, layer, head], [plot, problem], **QUIETLY)
-    return [Refresh(again, [text], [layer, head, lists, plot, problem])]
+    return [
+        Refresh(first, [text], [layer, head], once=True),
+        Refresh(answers.heads, [text], [lists]),
+        Refresh(pattern, [text, layer, head], [plot, problem]),
+    ]
 
 
 def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
@@ -144,20 +151,17 @@ def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
         cell = _cell(event)
         return answers.layers(int(cell) if cell.isdecimal() else answers.depth - 1)
 
-    def choose(event: gr.EventData) -> str:
-        return _cell(event)
+    def first() -> tuple[str, str, str]:
+        neuron = answers.sharpest()
+        return neuron, *answers.layers(int(neuron.partition(".")[0]))
 
     counts.click(of_layer, None, [counts, sharpest], **QUIETLY)
-    sharpest.click(choose, None, typed, **QUIETLY).then(answers.neuron, [text, typed], card, **QUIETLY)
+    sharpest.click(_cell, None, typed, **QUIETLY).then(answers.neuron, [text, typed], card, **QUIETLY)
     typed.submit(answers.neuron, [text, typed], card, **QUIETLY)
-
-    def again(asked: str, neuron: str) -> tuple[str, str, str, str]:
-        neuron = neuron or answers.sharpest()
-        layer = neuron.partition(".")[0]
-        tables = answers.layers(int(layer) if layer.isdecimal() else answers.depth - 1)
-        return neuron, *tables, answers.neuron(asked, neuron)
-
-    return [Refresh(again, [text, typed], [typed, counts, sharpest, card])]
+    return [
+        Refresh(first, [], [typed, counts, sharpest], once=True),
+        Refresh(answers.neuron, [text, typed], [card]),
+    ]
 
 
 def _runs_room(runs: Runs) -> gr.Timer:
@@ -168,7 +172,7 @@ def _runs_room(runs: Runs) -> gr.Timer:
     titles = [(kind.title, kind.name) for kind in FIGURES.values()]
     which = gr.Dropdown(titles, value=titles[0][1], label="Figure", elem_id="figure")
     problem = gr.HTML(elem_id="no-figure")
-    plot = gr.Plot(show_label=False, elem_id="run-plot")
+    plot = gr.Plot(show_label=False, elem_id="run-plot", visible=False)
     clock = gr.Timer(LOOK_AGAIN, active=False)
 
     def choose(event: gr.EventData) -> tuple[str, str, Any]:
@@ -179,10 +183,12 @@ def _runs_room(runs: Runs) -> gr.Timer:
     def look(name: str | None) -> tuple[str, str]:
         return runs.overview(), runs.status(name) if name else ""
 
-    overview.click(choose, None, [now, status, which], **QUIETLY).then(
-        runs.figure, [now, which], [plot, problem], **QUIETLY
-    )
-    which.input(runs.figure, [now, which], [plot, problem], **QUIETLY)
+    def draw(name: str | None, of: str | None) -> tuple[Any, str]:
+        drawn, why = runs.figure(name, of)
+        return gr.Plot(drawn, visible=drawn is not None), why
+
+    overview.click(choose, None, [now, status, which], **QUIETLY).then(draw, [now, which], [plot, problem], **QUIETLY)
+    which.input(draw, [now, which], [plot, problem], **QUIETLY)
     clock.tick(look, now, [overview, status], **QUIETLY)
     return clock
 

@@ -13,7 +13,7 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
 from depthscope.explore.attention import HeadScores, head_scores
-from depthscope.explore.surgery import Surgery, operate
+from depthscope.explore.surgery import LAST, MEAN, Surgery, operate
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
 from depthscope.studies.neurons import Neurons
@@ -37,6 +37,7 @@ class Prompt:
         """As a reader should see them."""
         self.cut = cut
         """Whether the text goes on after these tokens."""
+        self._surgeries: dict[str, Surgery] = {}
 
     @property
     def note(self) -> str:
@@ -62,10 +63,12 @@ class Prompt:
         """Every head's attention to the previous and to the first token."""
         return head_scores(self.baseline)
 
-    @cached_property
-    def surgery(self) -> Surgery:
-        """Every swap and drop at once."""
-        return operate(self.model, self.baseline, TOP)
+    def surgery(self, averaged: str) -> Surgery:
+        """Every swap and drop at once, KL taken as one of surgery.AVERAGED says."""
+        averaged = MEAN if averaged == MEAN else LAST
+        if averaged not in self._surgeries:
+            self._surgeries[averaged] = operate(self.model, self.baseline, TOP, averaged)
+        return self._surgeries[averaged]
 
 
 class Session:

@@ -101,12 +101,13 @@ class Runs:
         return [(kind.title, kind.name) for kind in FIGURES.values() if (run.path / kind.file).exists()]
 
     def figure(self, name: str | None, of: str | None) -> tuple[go.Figure | None, str]:
-        """A figure of a run, or None and why there is none, as HTML."""
+        """A figure of a run, or None and why there is none, as HTML; without a word where the run cannot be read."""
         try:
             run = self.open(name)
-            if not of:
-                return None, markup.message("There are no tables yet, so there is no figure to show.")
-            return dressed(figure(run, of)), ""
+        except BROKEN:
+            return None, ""  # its status says why
+        try:
+            return dressed(figure(run, of or next(iter(FIGURES)))), ""
         except BROKEN as error:
             return None, markup.message(_why(error), "problem")
 

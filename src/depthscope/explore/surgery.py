@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from depthscope.engine.baseline import Baseline, require_finite
+from depthscope.engine.baseline import Baseline
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
+from depthscope.errors import NumericError
 from depthscope.explore import markup
-from depthscope.measure.divergence import compare
+from depthscope.measure.divergence import compare, reference
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema import sweep as schema
@@ -29,12 +30,14 @@ TITLES = {kind.name: kind.title for kind in (schema.SWAP, schema.DROP, schema.DR
 
 @dataclass(frozen=True, slots=True)
 class Surgery:
-    """Route 0 is the model's own, route i + 1 is `edits[i]`. KL of the model to each in nats; `top` tokens at the end."""
+    """Route 0 is the model's own, route i + 1 is `edits[i]`. KL of the model to each is in nats; `top` tokens are the likeliest
+    after the last."""
 
     depth: int
     edits: list[LayerEdit]
     not_done: dict[str, str]
-    kl: Float32[Tensor, "routes seq"]
+    kl: Float32[Tensor, "routes measured"]
+    """Of the last token alone, or of every token."""
     top_ids: Int64[Tensor, "routes top"]
     top_probabilities: Float64[Tensor, "routes top"]
 
@@ -44,32 +47,38 @@ class Surgery:
         return found[0] + 1 if found else None
 
 
-def operate(model: Model, baseline: Baseline, top: int) -> Surgery:
-    """Every swap, drop, drop_attn and drop_mlp the model can do, in one plan that shares what routes have in common."""
+def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) -> Surgery:
+    """Every swap, drop, drop_attn and drop_mlp the model can do, in one plan that shares what routes have in common.
+
+    KL is taken at the last token alone or, which is more work, at all. Raises NumericError, naming the route, for NaN or
+    infinity.
+    """
     kinds, not_done = possible_edits(list(EDITS), model)
     edits = layer_edits(kinds, model.depth)
-    own = Route.own(model.depth)
-    plan = make_plan([own, *(edit.route for edit in edits)], max(1, TOGETHER // baseline.ids.numel()))
-    length, count = baseline.ids.shape[1], min(top, model.head.vocabulary)
-    kl = torch.zeros(len(edits) + 1, length)
-    ids = torch.zeros(len(edits) + 1, count, dtype=torch.int64)
-    probabilities = torch.zeros(len(edits) + 1, count, dtype=torch.float64)
-    for routes, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals):
-        for indices, stream in zip(routes, residual.split(1), strict=True):
-            hidden = model.head.hidden(stream)
+    routes = [Route.own(model.depth), *(edit.route for edit in edits)]
+    first = baseline.ids.shape[1] - 1 if averaged == LAST else 0
+    base = reference(model.head, model.head.hidden(baseline.residuals[-1][:, first:]))
+    targets, count = baseline.ids[0, first:].long(), min(top, model.head.vocabulary)
+    kl = torch.zeros(len(routes), len(targets))
+    ids = torch.zeros(len(routes), count, dtype=torch.int64)
+    probabilities = torch.zeros(len(routes), count, dtype=torch.float64)
+    plan = make_plan(routes, max(1, TOGETHER // baseline.ids.numel()))
+    for ended, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals):
+        for indices, stream in zip(ended, residual.split(1), strict=True):
+            hidden = model.head.hidden(stream[:, first:])
             best = model.head.logits(hidden[-1:])[0].double().softmax(-1).topk(count)
-            measured = compare(model.head, baseline.reference, hidden, baseline.flat_targets)
-            require_finite(measured, baseline, f"the route {(own, *(e.route for e in edits))[indices[0]].name!r}")
+            measured = compare(model.head, base, hidden, targets)
+            if not bool(torch.isfinite(measured.kl).all()):
+                raise NumericError(f"NaN or infinity on the route {routes[indices[0]].name!r} of {model.name}")
             for index in indices:
-                kl[index] = measured.kl.cpu()
+                kl[index] = measured.kl.cpu() if index else 0.0
                 ids[index], probabilities[index] = best.indices.cpu(), best.values.cpu()
-    kl[0] = 0
     return Surgery(model.depth, edits, not_done, kl, ids, probabilities)
 
 
 def surgery_table(surgery: Surgery, shown: list[str], averaged: str) -> str:
     """Layers × edits: what the model now says after the prompt, coloured by KL. `shown[i]` is route i's likeliest token."""
-    values = (surgery.kl[:, -1] if averaged == LAST else surgery.kl.double().mean(1)).tolist()
+    values = surgery.kl.double().mean(1).tolist()
     kinds = [kind for kind in EDITS if any(edit.kind == kind for edit in surgery.edits)]
     rows = []
     for layer in range(surgery.depth):
@@ -95,7 +104,7 @@ def _cell(kind: str, layer: int, kl: float, says: str, own: str) -> str:
 def strength(kl: float) -> str:
     """The colour of a KL: logarithmic between FAINT and STRONG."""
     if kl <= FAINT:
-        return markup.shade(0)
+        return markup.shade(0.0)
     return markup.shade(math.log(kl / FAINT) / math.log(STRONG / FAINT))
 
 

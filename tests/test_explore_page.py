@@ -1,0 +1,189 @@
+"""The explorer in a browser: it answers, it breaks on nothing that is typed, and it asks nothing of any other host."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from report_runs import all_tables, make_run
+
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+
+WATCHED = """
+import sys
+
+def watch(event, arguments):
+    if event == "socket.connect" and arguments[1][0] not in ("127.0.0.1", "::1") or event == "socket.getaddrinfo":
+        if arguments[0] not in ("127.0.0.1", "localhost"):
+            print("ASKED", event, arguments, flush=True)
+
+sys.addaudithook(watch)
+sys.argv = ["depthscope", "explore", *sys.argv[1:]]
+from depthscope.cli import main
+main()
+"""
+"""The command, telling when it would connect to another host or look one up."""
+SLOWEST = 60
+"""Seconds that anything is waited for; a loaded machine is slow."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The address of a running explorer, started on a folder of runs; its output is checked when it is ended."""
+    folder = tmp_path_factory.mktemp("explored")
+    make_run(folder / "runs" / "full", tables=all_tables())
+    make_run(folder / "runs" / "half", complete=False, experiments=("sweep",))
+    (folder / "runs" / "broken").mkdir()
+    (folder / "runs" / "broken" / "run.json").write_text("{")
+    log = folder / "log"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WATCHED, "runs", "--port", "7961"],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until = time.monotonic() + SLOWEST
+        while "http://127.0.0.1:" not in log.read_text() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        text = log.read_text()
+        assert "http://127.0.0.1:" in text, text
+        yield "http://127.0.0.1:" + text.split("http://127.0.0.1:")[1].split("/")[0]
+    finally:
+        process.terminate()
+        process.wait(SLOWEST)
+    assert "ASKED" not in log.read_text(), log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def troubles():
+    """What went wrong in the browser: console errors, and requests to other hosts."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+@pytest.fixture(scope="module")
+def page(served, troubles):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(SLOWEST * 1000)
+        expect.set_options(timeout=SLOWEST * 1000)
+        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
+        own = (served, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(own) else troubles.append(request.url))
+        page.goto(served)
+        expect(page.locator("#lens td.cell").first).to_be_visible(timeout=SLOWEST * 1000)
+        yield page
+        browser.close()
+
+
+def read(page: Page, text: str) -> None:
+    page.locator("#prompt textarea").fill(text)
+    page.locator("#read").click()
+
+
+def open_room(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def test_a_prompt_is_read_at_every_depth_and_coloured(page):
+    read(page, "Call me Ishmael")
+    expect(page.locator("#said")).to_contain_text("tokens; no special tokens are added")
+    expect(page.locator("#lens tbody tr").first).to_contain_text("C")
+    shades = page.locator("#lens td.cell").evaluate_all(
+        "cells => cells.map(cell => getComputedStyle(cell).backgroundColor)"
+    )
+    assert len(set(shades)) > 10
+    page.get_by_label("entropy").check()
+    expect(page.locator("#lens figcaption")).to_contain_text("the less decided")
+
+
+def test_a_changed_route_changes_what_follows(page):
+    read(page, "It was the best of times, it was the")
+    expect(page.locator("#routes .written").first).not_to_contain_text("writing")
+    other = page.get_by_label("Other route")
+    other.fill("0 1 3 2 4-11")
+    other.press("Enter")
+    expect(page.locator("#routes section").nth(1)).to_contain_text("0-1 3 2 4-11, KL to the model's own")
+    other.fill("drop(0")
+    page.locator("#compare").click()
+    expect(page.locator("#routes .problem")).to_contain_text("cannot read the edit 'drop(0'")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "Type a text"),
+        ("It was so. " * 909, "its first 256 tokens, the context of bookshelf-gpt2, are read"),
+        ("🙂🏽 and 👩‍🚀", "tokens; no special tokens"),
+        ("שלום עולם مرحبا", "tokens; no special tokens"),
+        ("<script>alert(1)</script><img src=x onerror=alert(2)> {{value}} ${alert(3)}", "tokens; no special tokens"),
+    ],
+)
+def test_whatever_is_typed_has_an_answer(page, text, says):
+    read(page, text)
+    expect(page.locator("#said")).to_contain_text(says)
+    if text:
+        tokens = "".join(page.locator("#lens tbody th .token").all_inner_texts()).replace("␣", " ")
+        assert "�" in tokens or text.startswith(tokens)
+        assert page.locator("#lens tbody tr").count() <= 256
+    assert page.locator("#lens img, #lens script").count() == 0
+
+
+def test_surgery_shows_every_edit_and_what_is_behind_a_cell(page):
+    read(page, "It was the best of times, it was the")
+    open_room(page, "Surgery")
+    expect(page.locator("#surgery td.cell")).to_have_count(47)
+    page.locator("[data-cell='drop_mlp,3']").click()
+    expect(page.locator("#edited")).to_contain_text("drop_mlp(3)")
+    page.get_by_label("mean over tokens").check()
+    expect(page.locator("#surgery figcaption")).to_contain_text("mean over tokens")
+    own = page.locator("#own-route input, #own-route textarea").first
+    own.fill("swap(77)")
+    own.press("Enter")
+    expect(page.locator("#own .problem")).to_contain_text("swap layer 77 is out of range")
+
+
+def test_heads_and_neurons_can_be_chosen(page):
+    read(page, "It was the best of times, it was the")
+    open_room(page, "Heads")
+    page.locator("#strongest button").nth(3).click()
+    name = page.locator("#strongest button").nth(3).inner_text()
+    expect(page.locator("#pattern .gtitle")).to_contain_text(f"Attention of head {name}")
+    open_room(page, "Neurons")
+    page.locator("#layers button").nth(4).click()
+    expect(page.locator("#sharpest")).to_contain_text("in layer 4")
+    page.locator("#sharpest button").first.click()
+    expect(page.locator("#neuron h3")).to_contain_text("Neuron 4.")
+    expect(page.locator("#neuron .tokens .lit").first).to_be_visible()
+
+
+def test_runs_are_listed_drawn_and_followed(page, served, tmp_path):
+    open_room(page, "Runs")
+    expect(page.locator("#runs")).to_contain_text("cannot be read")
+    page.locator("[data-cell='half']").click()
+    expect(page.locator("#status")).to_contain_text("Work units stored")
+    page.locator("[data-cell='full']").click()
+    expect(page.locator("#status")).to_contain_text("complete")
+    expect(page.locator("#run-plot .main-svg").first).to_be_visible()
+
+
+def test_a_narrow_dark_window_scrolls_only_its_tables(page, served, troubles):
+    narrow = page.context.browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    narrow.on("pageerror", lambda error: troubles.append(str(error)))
+    narrow.goto(served)
+    expect(narrow.locator("#lens td.cell").first).to_be_visible(timeout=SLOWEST * 1000)
+    assert narrow.evaluate("document.documentElement.scrollWidth") == 390
+    assert "dark" in narrow.evaluate("document.body.className")
+    narrow.close()
