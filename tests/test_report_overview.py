@@ -142,6 +142,8 @@ def test_the_noise_floor_is_said_where_it_was_measured_and_nothing_is_guessed(tm
     assert said == "Not measured in this run. It is that of float32 rounding."
     run.manifest["settings"]["dtype"] = "bfloat16"
     assert trust.noise_floor(run.manifest, measured) == "Not measured in this run."
+    run.manifest["noise_floor"] = None
+    assert trust.noise_floor(run.manifest, measured).startswith("It could not be measured")
     run.manifest["noise_floor"] = 4e-5
     run.manifest["noise_floor_of"] = {"kl": 4e-5, "dtype": "bfloat16", "finer": "float32", "tokens": 128}
     said = plain(trust.noise_floor(run.manifest, measured))

@@ -38,6 +38,8 @@ def noise_floor(manifest: dict[str, Any], measured: Measured | None) -> str:
     floor, of = manifest.get("noise_floor"), manifest.get("noise_floor_of") or {}
     if not isinstance(floor, int | float):
         own = f" It is that of {dtype} rounding." if dtype == "float32" else ""
+        if "noise_floor" in manifest:
+            return f"It could not be measured: the model’s code fixes a dtype of its own, or none is finer.{own}"
         return f"Not measured in this run.{own}"
     finer = of.get("finer") or FINER.get(str(dtype), "a finer dtype")
     tokens = f", mean over {of['tokens']:,} tokens" if of.get("tokens") else ""
