@@ -91,7 +91,7 @@
     const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
     const standing = {
       ...layout, ...size,
-      title: { text: `${plain(document.body.dataset.title)}<br>${plain(called)}`, x: 0, xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 12, l: 12 }, font: { size: 14 } },
+      title: { text: `${plain(document.body.dataset.title)}<br>${plain(called)}`, x: 0, xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 20, l: 12 }, font: { size: 14 } },
       margin: { ...layout.margin, l: layout.margin.l + 8, r: 16, t: 86 },
       showlegend: data.length > 1 && data.every((trace) => trace.type === "scatter"),
       legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", font: { size: 11 } },
