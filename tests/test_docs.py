@@ -120,7 +120,7 @@ def test_the_site_says_what_the_code_says(site):
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_and_shows_what_is_stored(name):
     done = python(DOCS / "notebooks.py", "--check", name)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.returncode == 0, f"{done.stdout}{done.stderr[-2000:]}\nIf what is new is right: make tutorials"
 
 
 def test_tutorials_are_small_and_a_changed_word_or_number_would_be_seen():
