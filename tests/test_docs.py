@@ -47,6 +47,15 @@ def site(tmp_path_factory) -> Path:
     return out
 
 
+def script(name: str):
+    """A module of docs/, which is no package."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
 class Loaded(HTMLParser):
     """What a page loads (not what it links to), and the text of its paragraphs and cells."""
 
@@ -117,6 +126,15 @@ def test_the_site_says_what_the_code_says(site):
     assert all(name in experiments for name in NAMES)
 
 
+def test_experiments_without_a_page_are_named_with_their_first_sentence():
+    others = script("hooks").others
+    nothing_said = others("")
+    assert all(f"- `{name}`: " in nothing_said for name in NAMES)
+    assert "- `sweep`: The sweep (E1, E2, E3 of the paper)" in nothing_said
+    assert "`sweep`" not in others("[`sweep`](sweep.md)")
+    assert others(" ".join(f"[`{name}`]" for name in NAMES)) == ""
+
+
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_and_shows_what_is_stored(name):
     done = python(DOCS / "notebooks.py", "--check", name)
@@ -124,12 +142,9 @@ def test_a_tutorial_runs_and_shows_what_is_stored(name):
 
 
 def test_tutorials_are_small_and_a_changed_word_or_number_would_be_seen():
-    sys.path.insert(0, str(DOCS))
-    try:
-        import nbformat
-        import notebooks
-    finally:
-        sys.path.remove(str(DOCS))
+    import nbformat
+
+    notebooks = script("notebooks")
     assert len(TUTORIALS) == 3
     for name in TUTORIALS:
         path = DOCS / "tutorials" / f"{name}.ipynb"
