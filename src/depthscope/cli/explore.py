@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str,
     typer.Argument(
-        metavar="[RUN | MODEL]",
+        metavar="RUN | MODEL",
         help="A run directory or a folder of runs (its model is explored, or else the embedded one), or a model as elsewhere.",
     ),
 ]

@@ -16,6 +16,7 @@ def dressed(shown: go.Figure, title: str | None = None, height: int | None = Non
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": FONT, "size": 12, "color": INK},
         dragmode=False,
+        title_pad={"t": 14},
     )
     shown.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
     shown.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
