@@ -1,5 +1,6 @@
 """Serving the page on this machine only: a port of the loopback address, and nothing that asks another host."""
 
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -89,6 +90,8 @@ def serve(page: gr.Blocks, port: int, tell: Callable[[str], None]) -> None:
             ]
         },
     )
+    # Whatever a shell or a library left there: Ctrl+C ends the server.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tell(address)
     try:
         threading.Event().wait()
