@@ -17,8 +17,8 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/.tested
-	$(BIN)/ruff check src tests training benchmarks
-	$(BIN)/ruff format --check src tests training benchmarks
+	$(BIN)/ruff check src tests training benchmarks docs
+	$(BIN)/ruff format --check src tests training benchmarks docs
 	$(BIN)/pyright
 
 docs: .venv/.tested
@@ -30,8 +30,8 @@ tutorials: .venv/.tested
 setup: .venv/.tested
 
 format: .venv/.tested
-	$(BIN)/ruff check --fix src tests training benchmarks
-	$(BIN)/ruff format src tests training benchmarks
+	$(BIN)/ruff check --fix src tests training benchmarks docs
+	$(BIN)/ruff format src tests training benchmarks docs
 
 .venv/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
 	$(PYTHON) -m venv .venv

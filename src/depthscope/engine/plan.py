@@ -1,7 +1,7 @@
 """Plans: many routes become one tree of visits, and the tree becomes a list of instructions.
 
 Routes that begin alike share their beginnings, so a sweep over all swaps and drops computes the model's own blocks once
-and each edited route only from its edit on: a drop sweep of L blocks takes L(L+1)/2 block calls instead of L·L + L.
+and each edited route only from its edit on: a drop sweep of L blocks takes L(L+1)/2 block calls instead of L·L.
 
 Nodes of the tree are residual streams, numbered; node 0 is the embedding, nodes 1, 2, … are those of the first route.
 The tree's leaves are worked off in cohorts of `width` routes. Within a cohort, streams about to enter the same block
