@@ -1,5 +1,6 @@
 # make study   set up and study the embedded model on the embedded text
 # make test    set up and run linters, type checker and all tests
+# make bench   compare the speed of sweeps with the alternatives (40 minutes) and write docs/performance.md
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
 # make setup   only set up (.venv); make format mends style; make clean removes what was made
 
@@ -8,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 OUT ?= runs/first
 
-.PHONY: study test lint docs tutorials setup format clean
+.PHONY: study test lint bench docs tutorials setup format clean
 
 study: .venv/.installed
 	$(BIN)/depthscope study --out $(OUT)
@@ -20,6 +21,9 @@ lint: .venv/.tested
 	$(BIN)/ruff check src tests training benchmarks docs
 	$(BIN)/ruff format --check src tests training benchmarks docs
 	$(BIN)/pyright
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.speed --write
 
 docs: .venv/.tested
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

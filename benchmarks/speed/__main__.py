@@ -1,0 +1,94 @@
+"""`python -m benchmarks.speed`: see the package's first lines for how to run one model."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from benchmarks.speed import parts
+from benchmarks.speed.routes import SWEEPS
+from benchmarks.speed.shapes import MODELS, SHAPES
+from benchmarks.speed.sweeps import ALTERNATIVES, compare
+from benchmarks.speed.table import PAGE, Comparison, Fact, results, written_into
+from benchmarks.speed.workers import ENVIRONMENTS
+from depthscope.models.load import DTYPES
+
+QUICK = {"shapes": "gpt2-small", "alternatives": "hooks,floor", "parts": "sweeps,short", "rounds": 1, "windows": 1}
+RAW = ENVIRONMENTS.parent / "speed.json"
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, lists taken apart."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="How fast is a sweep?")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="gpt2-small, one window, one round, hooks and floor; 2 to 3 minutes")
+    add("--shapes", default=",".join(MODELS), help=f"some of {', '.join(SHAPES)}")
+    add("--dtypes", default="float32,bfloat16")
+    add("--sweeps", default=",".join(SWEEPS), help=f"some of {', '.join(SWEEPS)}")
+    add("--alternatives", default=",".join(ALTERNATIVES), help=f"some of {', '.join(ALTERNATIVES)}, or none")
+    add("--parts", default=",".join(parts.NAMES), help=f"some of {', '.join(parts.NAMES)}")
+    add("--rounds", type=int, default=3)
+    add("--windows", type=int, help="windows of one repetition (by default what the shape says)")
+    add("--write", action="store_true", help=f"put the results into docs/{PAGE.name}")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        for name, value in QUICK.items():
+            if getattr(options, name) == parser.get_default(name):
+                setattr(options, name, value)
+    known = {
+        "shapes": SHAPES, "dtypes": DTYPES, "sweeps": SWEEPS, "alternatives": ALTERNATIVES, "parts": parts.NAMES,
+    }  # fmt: skip
+    for name, values in known.items():
+        chosen = [one.strip() for one in getattr(options, name).split(",") if one.strip() not in ("", "none")]
+        if unknown := [one for one in chosen if one not in values]:
+            parser.error(f"unknown {name}: {', '.join(unknown)}; expected some of {', '.join(values)}")
+        setattr(options, name, chosen)
+    return options
+
+
+def how(options: argparse.Namespace, minutes: float) -> str:
+    """What was run, in a sentence."""
+    return (
+        f"Medians of {options.rounds} rounds (range in brackets), {minutes:.0f} minutes in all. Ours is timed whole. Of the "
+        "alternatives, one edit of each kind at a layer drawn anew is timed in every round and multiplied by the number of "
+        "layers (a full forward costs the same at each), plus the baseline where it is computed once."
+    )
+
+
+def main() -> None:
+    """Measure, print, and write if asked to."""
+    options = parsed()
+    start = time.perf_counter()
+    comparisons: list[Comparison] = []
+    facts: list[Fact] = []
+    if "sweeps" in options.parts:
+        sweeps = {name: SWEEPS[name] for name in options.sweeps}
+        for shape in (SHAPES[name] for name in options.shapes):
+            timed = replace(shape, windows=options.windows or shape.windows)
+            for dtype in options.dtypes:
+                tell(f"{shape.name}, {dtype}")
+                comparisons += compare(timed, dtype, sweeps, options.alternatives, options.rounds, tell)
+                _keep(comparisons, facts)
+    for part in (part for part in options.parts if part in parts.PARTS):
+        tell(part)
+        facts += parts.PARTS[part](options.rounds, tell)
+        _keep(comparisons, facts)
+    block = results(comparisons, facts, how(options, (time.perf_counter() - start) / 60))
+    print("\n" + block)
+    if options.write:
+        PAGE.write_text(written_into(PAGE.read_text(), block))
+
+
+def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact]) -> None:
+    RAW.parent.mkdir(exist_ok=True)
+    RAW.write_text(json.dumps({"comparisons": [*map(asdict, comparisons)], "facts": [*map(asdict, facts)]}, indent=1))
+
+
+def tell(line: str) -> None:
+    """Print at once."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

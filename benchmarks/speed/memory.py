@@ -1,0 +1,52 @@
+"""Peak memory of a sweep beyond the weights, libraries included, in this process: `python -m benchmarks.speed.memory`.
+
+    python -m benchmarks.speed.memory gpt2-small float32 2048
+
+Prints GB (10⁹ bytes): the largest resident set from when the model was loaded on, less the bytes of its weights. Text goes
+in by 1,024 tokens, as in a study.
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+from benchmarks.speed.routes import KINDS, sweep_routes
+from benchmarks.speed.shapes import SHAPES, loaded, windows
+from depthscope.engine.measure_routes import RouteMeter
+
+UNIT = 1024
+
+
+def peak() -> float:
+    """Bytes of the largest resident set since it was last forgotten."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def forget_peak() -> None:
+    """Let the peak begin at what is resident now; where the system has no such thing, making the model counts too."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def main(name: str, dtype: str, tokens: int) -> None:
+    """Sweep and print."""
+    shape = SHAPES[name]
+    model = loaded(shape, dtype)
+    weights = sum(parameter.nbytes for parameter in model.hf.parameters())
+    meter = RouteMeter(model, sweep_routes(tuple(KINDS), model.depth))
+    at_once = max(1, UNIT // shape.length)
+    forget_peak()
+    texts = (part.split(at_once) for part in windows(shape, tokens // shape.length))
+    for ids, targets in zip(*texts, strict=True):
+        meter.measure(ids, targets)
+    print((peak() - weights) / 1e9)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

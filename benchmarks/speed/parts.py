@@ -1,0 +1,142 @@
+"""What is measured besides sweeps against others: short prompts, growth with tokens and with layers, peak memory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.speed.floor import Floor
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.rounds import median, ratios, seconds, take_turns
+from benchmarks.speed.routes import KINDS, sweep_routes
+from benchmarks.speed.shapes import SHAPES, deepened, loaded, windows
+from benchmarks.speed.table import Fact
+from depthscope.engine.measure_routes import RouteMeter
+
+Tell = Callable[[str], None]
+
+PROMPT = 12
+PROMPT_TARGETS = {"bookshelf-gpt2": 0.3, "bookshelf-neox": 0.3, "gpt2-small": 3.0}
+"""Seconds, float32."""
+PROMPT_REPEATS = 5
+DEPTHS = (6, 12, 18)
+DEPTH_TOLERANCE = 0.10
+LENGTHS = (1024, 2048)
+TOKEN_TOLERANCE = 0.05
+MEMORY_TARGET = 1.2
+"""GB (10⁹ bytes) beyond the weights, libraries included."""
+MODEL = "gpt2-small"
+
+
+def short(rounds: int, tell: Tell) -> list[Fact]:
+    """All four kinds of edit at every layer on a prompt of 12 tokens, preparation of the routes included."""
+    facts = []
+    for name, target in PROMPT_TARGETS.items():
+        model = loaded(SHAPES[name], "float32")
+        ids, targets = (part[:1, :PROMPT] for part in windows(SHAPES[name], 1))
+
+        def once(model=model, ids=ids, targets=targets) -> None:
+            RouteMeter(model, sweep_routes(tuple(KINDS), model.depth)).measure(ids, targets)
+
+        once()
+        spent = [seconds(once) for _ in range(PROMPT_REPEATS)]
+        tell(f"  {name}: {median(spent):.2f} s")
+        facts.append(
+            Fact(
+                what=f"{name}, float32, all four edits on {PROMPT} tokens",
+                seen=f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})",
+                target=f"< {target:g} s",
+                met=median(spent) < target,
+            )
+        )
+    return facts
+
+
+def tokens(rounds: int, tell: Tell) -> list[Fact]:
+    """Seconds per token of a drop sweep over two lengths of text."""
+    shape = SHAPES[MODEL]
+    model = loaded(shape, "float32")
+    contenders = []
+    for length in LENGTHS:
+        one = Ours(model, *windows(shape, length // shape.length), {"drop": ("drop",)})
+        one.name = f"{length} tokens"
+        contenders.append(one)
+    taken = take_turns(contenders, rounds, tell)
+    small, large = (taken[one.name]["drop"] for one in contenders)
+    growth = [ratio * LENGTHS[0] / LENGTHS[1] for ratio in ratios(large, small)]
+    return [
+        Fact(
+            what=f"{MODEL}, float32, drop: seconds per token over {LENGTHS[1]:,} tokens against over {LENGTHS[0]:,}",
+            seen=_spread(growth),
+            target=f"1 ± {TOKEN_TOLERANCE:g}",
+            met=abs(median(growth) - 1) <= TOKEN_TOLERANCE,
+        )
+    ]
+
+
+def depth(rounds: int, tell: Tell) -> list[Fact]:
+    """A drop sweep with 6, 12 and 18 layers, against L(L+1)/2 · B + (L+1) · U with B and U timed in the same round."""
+    contenders, floors = [], []
+    for layers in DEPTHS:
+        shape = deepened(SHAPES[MODEL], layers)
+        model, text = loaded(shape, "float32"), windows(shape, 1)
+        one, floor = (
+            Ours(model, *text, {"drop": ("drop",)}),
+            Floor(model, text[0].numel(), shape.length, {"drop": ("drop",)}),
+        )
+        one.name, floor.name = f"{layers} layers", f"formula for {layers} layers"
+        contenders += [one, floor]
+        floors.append(floor)
+    taken = take_turns(contenders, rounds, tell)
+    over = {
+        layers: ratios(taken[f"{layers} layers"]["drop"], taken[f"formula for {layers} layers"]["drop"])
+        for layers in DEPTHS
+    }
+    middle = DEPTHS[1]
+    return [
+        Fact(
+            what=f"{MODEL} with {layers} layers, float32, drop: measured / formula, against the same with {middle} layers",
+            seen=_spread(relative),
+            target=f"1 ± {DEPTH_TOLERANCE:g}",
+            met=abs(median(relative) - 1) <= DEPTH_TOLERANCE,
+        )
+        for layers in DEPTHS
+        if layers != middle
+        for relative in [ratios(over[layers], over[middle])]
+    ]
+
+
+def memory(rounds: int, tell: Tell) -> list[Fact]:
+    """Peak memory of all four edits over two lengths of text, each in a process of its own."""
+    facts = []
+    for length in LENGTHS:
+        command = [sys.executable, "-m", "benchmarks.speed.memory", MODEL, "float32", str(length)]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True, check=True
+        )
+        beyond = float(done.stdout.split()[-1])
+        tell(f"  {length} tokens: {beyond:.2f} GB")
+        facts.append(
+            Fact(
+                what=f"{MODEL}, float32, all four edits over {length:,} tokens: peak memory beyond the weights",
+                seen=f"{beyond:.2f} GB",
+                target=f"≤ {MEMORY_TARGET:g} GB",
+                met=beyond <= MEMORY_TARGET,
+            )
+        )
+    return facts
+
+
+def _spread(values: list[float]) -> str:
+    around = f" ({min(values):.3f} – {max(values):.3f})" if len(values) > 1 else ""
+    return f"{median(values):.3f}{around}"
+
+
+PARTS: Mapping[str, Callable[[int, Tell], list[Fact]]] = {
+    "short": short,
+    "tokens": tokens,
+    "depth": depth,
+    "memory": memory,
+}
+NAMES = ("sweeps", *PARTS)

@@ -1,0 +1,113 @@
+"""The main part: sweeps of one model in one dtype, ours and the others taking turns."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from benchmarks.speed.floor import Floor
+from benchmarks.speed.hooks import Hooks
+from benchmarks.speed.ours import Ours, drawn_pairs
+from benchmarks.speed.rounds import Contender, Taken, median, ratios, take_turns
+from benchmarks.speed.shapes import Shape, loaded, windows
+from benchmarks.speed.table import Comparison
+from benchmarks.speed.workers import SCRIPTS, Unavailable, Worker, python_of
+
+ALTERNATIVES = (*SCRIPTS, Hooks.name, Floor.name)
+TARGETS = {
+    ("gpt2-small", "float32", "all four", "authors' loop"): 6.0,
+    ("gpt2-small", "bfloat16", "all four", "authors' loop"): 22.0,
+    ("pythia-410m", "float32", "all four", "authors' loop"): 6.5,
+    ("pythia-410m", "bfloat16", "all four", "authors' loop"): 22.0,
+    ("gpt2-small", "float32", "all four", Hooks.name): 1.5,
+    ("pythia-410m", "float32", "all four", Hooks.name): 1.8,
+}
+FLOOR_TARGETS = {"float32": 0.85, "bfloat16": 0.65}
+NARROW = 512
+"""Under this width the floor is no target: norms, activations and calls then cost as much as the products."""
+TOLERANCE = {"float32": (1e-3, 1e-5), "bfloat16": (0.1, 1e-3)}
+"""Relative and absolute, for the mean KL of one edit: in bfloat16 the logits themselves are rounded to 8 bits."""
+
+Sweeps = Mapping[str, Sequence[str]]
+
+
+class Disagreement(Exception):  # noqa: N818 - what was measured cannot be compared
+    """Ours and an alternative found different KLs, so that comparing their speed would mean nothing."""
+
+
+def compare(
+    shape: Shape, dtype: str, sweeps: Sweeps, alternatives: Sequence[str], rounds: int, tell: Callable[[str], None]
+) -> list[Comparison]:
+    """Lines of one model and dtype. Raises Disagreement where an alternative measures something else."""
+    model = loaded(shape, dtype)
+    text = windows(shape)
+    ours = Ours(model, *text, sweeps)
+    contenders: list[Contender] = [ours]
+    missing: dict[str, str] = {}
+    floor = Floor(model, shape.tokens, shape.length, sweeps) if Floor.name in alternatives else None
+    hooks = Hooks(model, *text, sweeps) if Hooks.name in alternatives else None
+    with ExitStack() as workers:
+        for name in (name for name in alternatives if name in SCRIPTS):
+            try:
+                python = python_of(SCRIPTS[name].environment, tell)
+                worker = Worker(name, shape, dtype, sweeps, python)
+                workers.callback(worker.close)
+                contenders.append(worker)
+            except Unavailable as error:
+                missing[name] = str(error)
+        contenders += [one for one in (hooks, floor) if one is not None]
+        taken = take_turns(contenders, rounds, tell)
+        _check(ours, contenders, shape, dtype, sweeps, tell)
+    del model, ours, contenders, hooks
+    gc.collect()
+    rates = {sweep: f"{median(seen):,.0f} GFLOP/s" for sweep, seen in floor.gflops.items()} if floor else {}
+    return [line for sweep in sweeps for line in _lines(shape, dtype, sweep, taken, missing, rates.get(sweep, ""))]
+
+
+def _lines(
+    shape: Shape, dtype: str, sweep: str, taken: Taken, missing: Mapping[str, str], rate: str
+) -> list[Comparison]:
+    own = taken[Ours.name][sweep]
+    lines = []
+    for name in (name for name in ALTERNATIVES if name in taken or name in missing):
+        is_floor = name == Floor.name
+        others = taken[name][sweep] if name in taken else []
+        target = TARGETS.get((shape.name, dtype, sweep, name))
+        lines.append(
+            Comparison(
+                model=shape.name,
+                dtype=dtype,
+                edits=sweep,
+                tokens=shape.tokens,
+                against=name,
+                ours=shape.tokens / median(own),
+                theirs=shape.tokens / median(others) if others else 0.0,
+                ratios=tuple(ratios(others, own)) if others else (),
+                target=FLOOR_TARGETS[dtype] if is_floor and shape.width >= NARROW else target,
+                share=is_floor,
+                note=rate if is_floor else missing.get(name, ""),
+            )
+        )
+    return lines
+
+
+def _check(
+    ours: Ours, contenders: Sequence[Contender], shape: Shape, dtype: str, sweeps: Sweeps, tell: Callable[[str], None]
+) -> None:
+    """Mean KL of the first round's pairs: the hooks on the same weights, nnsight where weights are drawn alike."""
+    kinds = list(dict.fromkeys(kind for kinds in sweeps.values() for kind in kinds))
+    chosen = drawn_pairs(kinds, shape.layers, 0)
+    found = {one.name: one.mean_kl(chosen) for one in contenders if isinstance(one, Hooks)}
+    if not shape.embedded:
+        found |= {one.name: one.kl for one in contenders if isinstance(one, Worker) and one.name == "nnsight"}
+    if not found:
+        return
+    own = ours.mean_kl(chosen)
+    relative, absolute = TOLERANCE[dtype]
+    for name, values in found.items():
+        for (kind, layer), kl in own.items():
+            if abs(values[kind, layer] - kl) > absolute + relative * kl:
+                raise Disagreement(
+                    f"{shape.name}, {dtype}, {kind}({layer}): mean KL {kl:.6g} here, {values[kind, layer]:.6g} by {name}"
+                )
+        pairs = ", ".join(f"{kind}({layer}) {own[kind, layer]:.4g}/{values[kind, layer]:.4g}" for kind, layer in chosen)
+        tell(f"  same KL as {name}: {pairs}")

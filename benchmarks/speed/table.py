@@ -1,0 +1,139 @@
+"""The lines of the benchmark, their targets, and the page they are written to."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.speed.rounds import median
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Ours against one other on one model: tokens through the whole sweep per second, and the ratio round by round."""
+
+    model: str
+    dtype: str
+    edits: str
+    tokens: int
+    against: str
+    ours: float
+    theirs: float
+    """0 where it could not run; `note` says why."""
+    ratios: tuple[float, ...]
+    target: float | None = None
+    share: bool = False
+    """Whether the ratio is a share of the floor, to be read in per cent."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something measured that has no opponent: `seen` in words, and whether it meets the target if there is one."""
+
+    what: str
+    seen: str
+    target: str = ""
+    met: bool | None = None
+
+
+def comparison_table(lines: Sequence[Comparison]) -> str:
+    """Markdown."""
+    rows = [_comparison_row(line) for line in lines]
+    head = ("model", "dtype", "edits", "tokens", "against", "ours, tokens/s", "theirs, tokens/s", "ratio", "target", "")
+    return _table(head, rows, right=(3, 5, 6))
+
+
+def fact_table(facts: Sequence[Fact]) -> str:
+    """Markdown."""
+    return _table(("what", "seen", "target", ""), [(f.what, f.seen, f.target or "–", verdict(f.met)) for f in facts])
+
+
+def verdict(met: bool | None) -> str:
+    """`met`, `missed`, or nothing where there is no target."""
+    return "" if met is None else "met" if met else "**missed**"
+
+
+def met(line: Comparison) -> bool | None:
+    """Whether the median ratio is at the target; None without one. What could not run has not met it."""
+    if line.target is None:
+        return None
+    return bool(line.ratios) and median(line.ratios) >= line.target
+
+
+def _comparison_row(line: Comparison) -> tuple[str, ...]:
+    show = _per_cent if line.share else _times
+    target = "–" if line.target is None else f"≥ {show(line.target)}"
+    if not line.ratios:
+        seen = ("–", f"not run: {line.note}")
+    else:
+        spread = f" ({show(min(line.ratios))} – {show(max(line.ratios))})" if len(line.ratios) > 1 else ""
+        seen = (_number(line.theirs), f"{show(median(line.ratios))}{spread}")
+    against = f"{line.against}, {line.note}" if line.note and line.ratios else line.against
+    places = (line.model, line.dtype, line.edits, f"{line.tokens:,}", against, _number(line.ours))
+    return (*places, *seen, target, verdict(met(line)))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3g}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def _per_cent(ratio: float) -> str:
+    return f"{100 * ratio:.0f} %"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    rule = ["---:" if place in right else "---" for place in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def machine() -> str:
+    """What it ran on, without a name: processor, cores used, memory, versions."""
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gibibytes:.0f} GiB memory, "
+        f"torch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{name}\b", text)]
+    name = found.group(1).strip() if found else platform.processor() or platform.machine()
+    return f"{name} ({', '.join(features)})" if features else name
+
+
+def results(comparisons: Sequence[Comparison], facts: Sequence[Fact], how: str) -> str:
+    """The block between the markers: machine, date, what was run, and both tables."""
+    targets = [met(line) for line in comparisons] + [fact.met for fact in facts]
+    counted = [one for one in targets if one is not None]
+    parts = [f"{machine()}; {date.today().isoformat()}. {how}"]
+    if comparisons:
+        parts.append(comparison_table(comparisons))
+    if facts:
+        parts.append(fact_table(facts))
+    if counted:
+        parts.append(f"{sum(counted)} of {len(counted)} targets met.")
+    return "\n\n".join(parts)
+
+
+def written_into(page: str, block: str) -> str:
+    """The page with what is between the markers replaced. Raises ValueError where the markers are not there once each."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"expected {BEGIN} and then {END}, once each")
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
