@@ -80,8 +80,8 @@ SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --rev
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", f"--experiments --suffix --per-token {SHARED}"),
-        ("sweep", f"--edits --per-token {SHARED}"),
+        ("study", f"--experiments --suffix --per-token --precision {SHARED}"),
+        ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", SHARED),
         ("similarity", SHARED),

@@ -80,7 +80,8 @@ class Study:
     def __repr__(self) -> str:
         settings = self.run.settings
         state = "complete" if self.run.complete else "unfinished"
-        return f"Study({str(self.path)!r}: {settings['model']}, {settings['tokens']} tokens of {settings['data']}, {state})"
+        tokens = settings.get("tokens", "some")  # with a precision as the goal their number is known at the end
+        return f"Study({str(self.path)!r}: {settings['model']}, {tokens} tokens of {settings['data']}, {state})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: model, text, five numbers, the stages as a bar, and the tables there are."""
@@ -97,6 +98,7 @@ def study(
     experiments: Sequence[str] = (),
     edits: Sequence[str] = StudySettings().edits,
     per_token: bool = False,
+    precision: float | None = None,
     window: int | None = None,
     bos: str = "auto",
     protocol: str = "text",
@@ -107,9 +109,10 @@ def study(
 
     The same call on the same directory resumes; other experiments on it join those that are there. `experiments` are all by
     default; `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps every token's numbers in the sweep's
-    shards; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window; `protocol` is text
-    (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a DepthscopeError that says
-    what was expected and what came.
+    shards; `precision`, such as 0.05, reads until each mean KL of the sweep is known to ±5% of itself, at most the text's
+    `tokens` or a million; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window;
+    `protocol` is text (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a
+    DepthscopeError that says what was expected and what came.
     """
     model = load(model) if isinstance(model, str) else model
     text = corpus(text) if isinstance(text, str) else text
@@ -118,6 +121,7 @@ def study(
         experiments=tuple(experiments),
         edits=tuple(edits),
         per_token=per_token,
+        precision=precision,
         window=window,
         bos=bos,
         protocol=protocol,

@@ -23,7 +23,22 @@ Data = Annotated[
         r"hf:NAME\[:CONFIG\[:SPLIT]]\[#FIELD].",
     ),
 ]
-Tokens = Annotated[int, typer.Option(min=1, help="How many tokens to measure on, rounded up to whole windows.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many tokens to measure on, rounded up to whole windows; with --precision the most that is read.",
+        show_default="16,384, with --precision 1,000,000",
+    ),
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        help="Instead of a number of tokens: read until every mean KL of the sweep has an interval within this share of it "
+        "(0.05 for ±5%), or lies under the dtype's noise floor. A finer one on the same --out goes on where it was.",
+        show_default=False,
+    ),
+]
 Window = Annotated[
     int | None, typer.Option(min=2, help="Tokens in a window.", show_default="the model's context, at most 512")
 ]
@@ -59,7 +74,6 @@ Revision = Annotated[
 
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
-DEFAULT_TOKENS = 16_384
 DEFAULT_DTYPE = "float32"
 
 

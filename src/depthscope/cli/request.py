@@ -21,7 +21,7 @@ class Request:
 
     model: options.ModelName = options.DEFAULT_MODEL
     data: options.Data = options.DEFAULT_DATA
-    tokens: options.Tokens = options.DEFAULT_TOKENS
+    tokens: options.Tokens = None
     out: options.Out = None
     window: options.Window = None
     bos: options.Bos = "auto"

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from depthscope.cli.console import console
 from depthscope.cli.stage_map import print_stages
+from depthscope.report.trust import precision_goal
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms, probes, similarity
 from depthscope.schema.heads import HEAD_METRICS
@@ -34,6 +35,8 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
         if name in run.tables() and experiment in (experiments or WHOLE_STUDY):
             show(run.table(name))
             console.print()
+    if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
+        console.print(f"{goal}\n", highlight=False)
     if (not experiments or "stages" in experiments) and (found := run.read_json("stages")):
         print_stages(found)
     if documents == 1:

@@ -12,7 +12,11 @@ Edits = Annotated[str, typer.Option(help="Which edits, separated by commas: swap
 
 @measuring
 def command(
-    request: Request, *, edits: Edits = "swap,drop,drop-attn,drop-mlp", per_token: options.PerToken = False
+    request: Request,
+    *,
+    edits: Edits = "swap,drop,drop-attn,drop-mlp",
+    per_token: options.PerToken = False,
+    precision: options.Precision = None,
 ) -> None:
     """Apply each edit at every layer, one at a time, and measure KL divergence, agreement, entropy and loss."""
-    run_and_show(request, experiments=["sweep"], edits=options.listed(edits), per_token=per_token)
+    run_and_show(request, experiments=["sweep"], edits=options.listed(edits), per_token=per_token, precision=precision)

@@ -78,6 +78,19 @@ class Windows:
         rows = slice(start, stop)
         return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows])
 
+    def in_random_order(self, seed: int) -> "Windows":
+        """The documents in an order drawn from `seed`, which says nothing of them; each one's windows stay together."""
+        numbers, place = np.unique(self.document, return_inverse=True)
+        turn = np.random.default_rng(seed).permutation(len(numbers))
+        rows = np.argsort(turn[place], kind="stable")
+        return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows])
+
+    def per_document(self) -> list[tuple[int, int]]:
+        """(document, how many windows it has) for each document, in the order they lie here."""
+        starts = np.flatnonzero(np.diff(self.document, prepend=self.document[0] - 1))
+        counts = np.diff(starts, append=len(self))
+        return list(zip(self.document[starts].tolist(), counts.tolist(), strict=True))
+
     def batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and next tokens of all windows, each shaped [windows, length]."""
         rows = torch.from_numpy(self.ids.astype(np.int64))

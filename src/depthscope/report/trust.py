@@ -8,6 +8,7 @@ from typing import Any
 from depthscope.report.measured import Measured, Value, spoken
 from depthscope.report.method import BOS, Entries
 from depthscope.report.palette import SHOWN
+from depthscope.report.wording import listed
 from depthscope.schema.sweep import KL
 
 FINER = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -24,6 +25,7 @@ def trust(manifest: dict[str, Any], measured: Measured | None) -> Entries:
     return [
         ("Text", _text(manifest, measured)),
         ("Intervals", INTERVALS),
+        *([("Precision of the sweep", said)] if (said := precision_goal(manifest)) else []),
         ("BOS", _bos(settings.get("bos"))),
         ("Precision", _precision(settings)),
         ("Noise floor", noise_floor(manifest, measured)),
@@ -48,6 +50,60 @@ def noise_floor(manifest: dict[str, Any], measured: Measured | None) -> str:
         "a KL of that size is rounding."
     )
     return f"{said}{_beside(floor, measured)}"
+
+
+def precision_goal(manifest: dict[str, Any]) -> str | None:
+    """Whether a run with a precision as its goal reached it, and with how much text; None for other runs.
+
+    What a million tokens would give is a projection: half-widths as the square root of the number of tokens.
+    """
+    found = manifest.get("precision")
+    if not found:
+        return None
+    said = f"KL of every edit and layer within ±{_share(found['goal'])}: {_reached(found)}. {_widest(found)}"
+    return (
+        f"{said} These intervals hold although one looked after every piece of text, and so are wider than those in tables "
+        "and figures."
+    )
+
+
+def _reached(found: dict[str, Any]) -> str:
+    tokens, paper = found["tokens"], found["paper_tokens"]
+    used = f"{tokens:,} tokens of {found['documents']:,} documents"
+    if found["reached"]:
+        fewer = f" instead of the paper’s {paper:,}, {scientific(paper / tokens)} times fewer" if tokens < paper else ""
+        return f"reached with {used}{fewer}"
+    if found["documents"] < found["fewest_documents"]:
+        return f"not reached, since it takes {found['fewest_documents']} documents at least: the text has {found['documents']}"
+    ended = "the text ended" if found["text_ended"] else "no more was to be read"
+    count = f"{found['rows'] - found['rows_reached']} of {found['rows']}"
+    missed = [
+        f"{row['edit']}({row['layer']}) ±{_share(row['half_width_relative'], found['goal'])}" for row in found["missed"]
+    ]
+    return f"not reached after {used}, where {ended}, by {count}: {listed(missed)}"
+
+
+def _widest(found: dict[str, Any]) -> str:
+    widest, paper = found["widest"], found["paper_tokens"]
+    if widest is None:
+        return ""
+    own = _share(widest["half_width_relative"], found["goal"])
+    projected = _share(found["projected_at_paper_tokens"])
+    floor = found["rows_under_noise_floor"]
+    apart = f", {floor} under the noise floor apart" if floor else ""
+    if found["tokens"] >= paper:
+        return f"The widest{apart}, {widest['edit']}({widest['layer']}), is ±{own}."
+    return (
+        f"The widest{apart}, {widest['edit']}({widest['layer']}), is ±{own}; with {paper:,} tokens it would be about "
+        f"±{projected} (projected by the square root law, not measured)."
+    )
+
+
+def _share(value: float, limit: float | None = None) -> str:
+    """A share in per cent, with so many digits that it is seen on which side of `limit` it lies."""
+    percent = 100 * value
+    digits = next((n for n in (2, 3, 4) if limit is None or float(f"{percent:.{n}g}") != round(100 * limit, 9)), 5)
+    return f"{float(f'{percent:.{digits}g}'):g}%"
 
 
 def _beside(floor: float, measured: Measured | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import polars as pl
 
@@ -21,6 +22,28 @@ def work_units(windows: int, per_unit: int) -> list[Unit]:
     """All windows in units of `per_unit`."""
     starts = range(0, windows, per_unit)
     return [Unit(index, start, min(start + per_unit, windows)) for index, start in enumerate(starts)]
+
+
+def document_units(windows: Sequence[int], per_unit: int) -> list[Unit]:
+    """Units of whole documents, of which the i-th has `windows[i]` windows, as many as fit into `per_unit` windows.
+
+    A document that is longer is divided into units of its own, as equal as can be, so that some unit ends wherever one does.
+    """
+    sizes: list[int] = []
+    room = 0
+    for count in windows:
+        if count <= room:
+            sizes[-1] += count
+            room -= count
+        elif count <= per_unit:
+            sizes.append(count)
+            room = per_unit - count
+        else:
+            parts = -(-count // per_unit)
+            sizes += [(count + part) // parts for part in range(parts)]
+            room = 0
+    stops = list(accumulate(sizes))
+    return [Unit(index, stop - size, stop) for index, (size, stop) in enumerate(zip(sizes, stops, strict=True))]
 
 
 def run_units(

@@ -35,6 +35,8 @@ class StudySettings:
     """Some of NAMES; all of them by default."""
     edits: tuple[str, ...] = tuple(sweep.EDITS)
     per_token: bool = False
+    precision: float | None = None
+    """Read until each mean KL of the sweep is known to this share of itself, instead of a number of tokens."""
     window: int | None = None
     bos: str = "auto"
     protocol: str = TEXT

@@ -14,11 +14,12 @@ import torch
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
+from depthscope.errors import DepthscopeError
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
-from depthscope.run.local import Unit, run_units, work_units
+from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
-from depthscope.studies import stages, sweep
+from depthscope.studies import precision, stages, sweep
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
 from depthscope.studies.protocol import check_protocol
 from depthscope.studies.registry import StudySettings, Subject, experiment_names, make_experiments
@@ -49,32 +50,45 @@ def run_study(
     settings, what reading text or measuring raises, and why an experiment cannot be done if no other was asked for.
     """
     check_protocol(settings.protocol)
+    names = experiment_names(settings.experiments)
+    precision.check_precision(settings.precision, names)
     tell = progress or (lambda what, done, units: None)
-    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos)
-    subject = Subject(model, corpus, windows, settings)
+    subject = Subject(model, corpus, _windows(model, corpus, settings), settings)
     readings, others, not_done = make_experiments(subject)
     made: list[Experiment] = [*readings, *others]
-    with RunDirectory.writing(out, _settings(subject, made), _facts(subject)) as run:
+    asked = _settings(subject, made)
+    if settings.precision is not None:
+        if sweep.NAME in not_done:
+            raise DepthscopeError(f"--precision is a goal for the sweep, which cannot be done: {not_done[sweep.NAME]}")
+        asked = precision.comparable(asked, out, names)
+    with RunDirectory.writing(out, asked, _facts(subject)) as run:
         earlier = {what: why for what, why in run.manifest.get("not_done", {}).items() if not _asked(what, made)}
         run.update(not_done={**earlier, **not_done})
-        _shared_pass(run, subject, readings, tell)
+        units_done = _shared_pass(run, subject, readings, tell)
         for experiment in others:
             shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, experiment))
             for unit in shards:
                 tell(experiment.name, unit + 1, experiment.units)
         for experiment in made:
-            units = experiment.units if isinstance(experiment, OwnUnits) else len(_units(subject))
+            units = experiment.units if isinstance(experiment, OwnUnits) else units_done
             for name, table in experiment.tables(run.shards(experiment.name, units)).items():
                 run.write_table(name, table)
         run.finish([experiment.name for experiment in made])
-        if stages.NAME in experiment_names(settings.experiments):
-            run.write_json(stages.NAME, stages.find_stages(_measured(run, subject)))
+        if stages.NAME in names:
+            run.write_json(stages.NAME, stages.find_stages(_measured(run, subject, units_done)))
     return run
 
 
-def _measured(run: RunDirectory, subject: Subject) -> Measured:
+def _windows(model: Model, corpus: Corpus, settings: StudySettings) -> Windows:
+    """The text in the order it is read; with a precision as the goal, the most of it that may be."""
+    if settings.precision is not None:
+        corpus = precision.longest_text(corpus)
+    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos)
+    return windows if settings.precision is None else windows.in_random_order(precision.ORDER_SEED)
+
+
+def _measured(run: RunDirectory, subject: Subject, units: int) -> Measured:
     """What the run has measured so far, in this and in earlier commands on it."""
-    units = len(_units(subject))
 
     def shards(experiment: str) -> Iterable[pl.DataFrame]:
         found = run.shards(experiment, units)
@@ -83,8 +97,11 @@ def _measured(run: RunDirectory, subject: Subject) -> Measured:
     return read_measured(run, shards, subject.model.depth)
 
 
-def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading], tell: Progress) -> None:
-    """One run of the model per unit, from which every reading that misses its shard takes what it needs."""
+def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading], tell: Progress) -> int:
+    """One run of the model per unit, from which every reading that misses its shard takes what it needs.
+
+    Returns how many units make up the text: all of them, or those until the sweep was precise enough.
+    """
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
@@ -96,9 +113,28 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
             baseline = Baseline(subject.model, *windows.batch(), writes=writes)
             return {name: by_name[name].read(baseline, windows) for name in missing}
 
-    if readings:
-        for index in run_units(run, list(by_name), len(units), work):
-            tell(what, index + 1, len(units))
+    goal = _goal(run, subject, readings)
+    swept = run.shards(sweep.NAME, len(units))
+    done = len(units)
+    for index in run_units(run, list(by_name), len(units) if readings else 0, work):
+        tell(what, index + 1, len(units))
+        if goal is not None and goal.met_with(next(swept)):
+            done = index + 1
+            break
+    if goal is not None:
+        tell(what, len(units), len(units))
+        precision.record(run, goal, subject.corpus, _text(subject.windows.part(0, units[done - 1].stop)))
+    return done
+
+
+def _goal(run: RunDirectory, subject: Subject, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
+    """The precision the shared pass is to reach, None where there is no such goal."""
+    wanted = subject.settings.precision
+    if wanted is None:
+        return None
+    precision.take_up(run, wanted)
+    swept = next(reading for reading in readings if isinstance(reading, sweep.Sweep))
+    return precision.PrecisionGoal(wanted, swept, subject.windows, run.manifest["noise_floor"])
 
 
 def _own_unit(experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
@@ -106,7 +142,10 @@ def _own_unit(experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mappi
 
 
 def _units(subject: Subject) -> list[Unit]:
-    return work_units(len(subject.windows), _per_unit(subject.windows, subject.settings))
+    per_unit = _per_unit(subject.windows, subject.settings)
+    if subject.settings.precision is None:
+        return work_units(len(subject.windows), per_unit)
+    return document_units([count for _, count in subject.windows.per_document()], per_unit)
 
 
 def _per_unit(windows: Windows, settings: StudySettings) -> int:
@@ -119,6 +158,7 @@ def _asked(what: str, made: Sequence[Experiment]) -> bool:
 
 def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
     model, windows = subject.model, subject.windows
+    aim = subject.settings.precision
     return {
         "model": model.name,
         "revision": model.revision,
@@ -127,11 +167,11 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
         "device": model.device.type,
         "attention_backend": model.facts.attention_backend,
         "data": subject.corpus.source,
-        "tokens": windows.tokens,
+        **({"tokens": windows.tokens} if aim is None else precision.aims(aim, windows)),
         "window": windows.length,
         "bos": windows.bos,
         "token_hash": windows.token_hash(),
-        "windows_per_unit": _per_unit(windows, subject.settings),
+        "windows_per_unit" if aim is None else "most_windows_per_unit": _per_unit(windows, subject.settings),
         "experiments": {experiment.name: dict(experiment.settings) for experiment in made},
     }
 
@@ -142,12 +182,16 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "noise_floor": None if floor is None else floor.kl,
         "noise_floor_of": None if floor is None else asdict(floor),
         "model": asdict(subject.model.facts),
-        "text": {
-            "documents": subject.windows.documents,
-            "too_short": subject.windows.too_short,
-            "token_entropy": subject.windows.token_entropy,
-        },
+        "text": _text(subject.windows),
         "versions": versions(),
+    }
+
+
+def _text(windows: Windows) -> dict[str, Any]:
+    return {
+        "documents": windows.documents,
+        "too_short": windows.too_short,
+        "token_entropy": windows.token_entropy,
     }
 
 

@@ -1,0 +1,301 @@
+"""A study with a precision as its goal: when it stops, what it says then, and that it resumes and goes on like any other."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from test_study import contents
+from test_sweep import run, save
+
+import depthscope as ds
+from depthscope.cli import main
+from depthscope.cli.console import console
+from depthscope.data.windows import make_windows
+from depthscope.errors import DepthscopeError, RunError, RunMismatchError
+from depthscope.measure.confidence_sequence import FEWEST, ConfidenceSequence
+from depthscope.models.load import load
+from depthscope.report.trust import precision_goal
+from depthscope.run.local import document_units
+from depthscope.schema.precision import PRECISION_TABLE
+from depthscope.studies.registry import StudySettings
+from depthscope.studies.study import run_study
+
+DOCUMENTS = 100
+WINDOW = 40
+TOKENS = DOCUMENTS * WINDOW
+"""A window of each document."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(save("llama", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """Beginnings of embedded passages, of unequal length: two to five windows."""
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    rng = np.random.default_rng(0)
+    passages = islice(ds.corpus().documents(), DOCUMENTS)
+    lines = [json.dumps({"text": passage[: int(rng.integers(500, 1000))]}) for passage in passages]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def study(model, text):
+    """A study on that text in units of four windows."""
+
+    def made(out, precision, *names, tokens: int | None = TOKENS, of=model, **more) -> ds.Study:
+        settings = {"window": WINDOW, "edits": ("drop",), "unit_tokens": 4 * WINDOW} | more
+        settings = StudySettings(experiments=names or ("sweep",), precision=precision, **settings)
+        return ds.Study(run_study(of, ds.corpus(text, tokens=tokens), out, settings).path)
+
+    return made
+
+
+def relative(study) -> list[float]:
+    return study.table("precision")["half_width_relative"].to_list()
+
+
+def stops(study, out, precision, **more) -> tuple[ds.Study, dict]:
+    made = study(out, precision, **more)
+    return made, made.run.manifest["precision"]
+
+
+@pytest.fixture(scope="module")
+def widths(study, tmp_path_factory) -> list[float]:
+    """How wide the widest row is at the end of the text, and soon after the fewest documents: goals between are reached."""
+    last = stops(study, tmp_path_factory.mktemp("last") / "run", 0.0001)[1]["widest"]["half_width_relative"]
+    first = stops(study, tmp_path_factory.mktemp("first") / "run", 0.99)[1]["widest"]["half_width_relative"]
+    return [last, first]
+
+
+def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, model, tmp_path, widths):
+    goal = float(np.mean(widths))
+    made, said = stops(study, tmp_path / "run", goal, per_token=True)
+    assert said["reached"]
+    assert max(relative(made)) <= goal
+    shards = [pl.read_parquet(path) for path in sorted((tmp_path / "run" / "shards" / "sweep").iterdir())]
+    assert len(shards) > 3
+    sums = [
+        shard.filter(pl.col("edit") == "drop")
+        .group_by("document", "layer", maintain_order=True)
+        .agg(pl.col("kl").cast(pl.Float64).sum(), tokens=pl.len())
+        for shard in shards
+    ]
+    sequence, enough, found = ConfidenceSequence(model.depth), [], None
+    for shard in sums:  # no document of one window goes on in the next shard
+        for _, rows in shard.group_by("document", maintain_order=True):
+            sequence.add(rows["tokens"][0], rows.sort("layer")["kl"].to_numpy())
+        found = sequence.estimate()
+        enough.append(bool((found.high - found.mean <= goal * found.mean).all()))
+    assert enough == [False] * (len(shards) - 1) + [True]
+    table = made.table("precision")
+    assert dict(table.schema) == PRECISION_TABLE
+    np.testing.assert_allclose(table["mean"].to_numpy(), found.mean, rtol=1e-9)
+    np.testing.assert_allclose(table["ci_high"].to_numpy(), found.high, rtol=1e-6)
+    assert set(table["documents"]) == {said["documents"]} == {found.documents}
+    assert made.table("sweep")["documents"].unique().to_list() == [found.documents]
+    assert made.table("sweep")["tokens"].unique().to_list() == [said["tokens"]] == [made.run.settings["tokens"]]
+
+
+def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, model, text, tmp_path, widths):
+    made, said = stops(study, tmp_path / "run", widths[1] / 2, tokens=None, window=60, per_token=True, unit_tokens=300)
+    shards = sorted((tmp_path / "run" / "shards" / "sweep").iterdir())
+    rows = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
+    read = rows["document"].unique(maintain_order=True).to_list()
+    assert FEWEST <= len(read) == said["documents"] < DOCUMENTS
+    assert read == np.random.default_rng(0).permutation(DOCUMENTS).argsort()[: len(read)].tolist() != sorted(read)
+    counts = dict(rows.group_by("document").len().iter_rows())
+    windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=60)
+    assert counts == {document: windows.per_document()[document][1] * 60 for document in read}
+    assert len(set(counts.values())) > 1
+    assert made.run.manifest["text"]["documents"] == len(read)
+    assert made.run.settings["document_order_seed"] == 0
+
+
+def test_units_of_whole_documents():
+    def units(*counts, most=4):
+        made = document_units(counts, most)
+        assert [unit.index for unit in made] == list(range(len(made)))
+        assert [unit.start for unit in made] == [0, *(unit.stop for unit in made)][: len(made)]
+        return [unit.stop - unit.start for unit in made]
+
+    assert units(1, 1, 1, 1, 1) == [4, 1]
+    assert units(3, 2, 2, 1) == [3, 4, 1] != [4, 4]
+    assert units(5, 1, 9, 4) == [2, 3, 1, 3, 3, 3, 4]
+    assert units(4, 4) == [4, 4]
+    assert units(2, 1, most=1) == [1, 1, 1]
+
+
+def test_windows_in_random_order_are_the_same_windows(model, text):
+    windows = make_windows(ds.corpus(text, tokens=9000), model, length=WINDOW)
+    turned = windows.in_random_order(3)
+    assert windows.token_hash() != turned.token_hash() == windows.in_random_order(3).token_hash()
+    assert turned.token_hash() != windows.in_random_order(4).token_hash()
+    back = np.lexsort((turned.start, turned.document))
+    np.testing.assert_array_equal(turned.ids[back], windows.ids)
+    assert sorted(turned.per_document()) == windows.per_document()
+    for document, count in turned.per_document():
+        rows = np.flatnonzero(turned.document == document)
+        assert np.diff(rows).tolist() == [1] * (count - 1)
+        assert turned.start[rows].tolist() == [WINDOW * i for i in range(count)]
+
+
+def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(study, model, tmp_path, widths):
+    names = ("sweep", "lens", "geometry", "stages")
+    goal = float(np.mean(widths))
+
+    def again(out: Path) -> None:
+        study(out, goal, *names)
+
+    start = time.perf_counter()
+    again(tmp_path / "whole")
+    whole = time.perf_counter() - start
+    moments = random.Random(2)
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                again(tmp_path / "killed")
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0.05, whole / 2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    again(tmp_path / "killed")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+    assert ds.Study(tmp_path / "whole").run.manifest == ds.Study(tmp_path / "killed").run.manifest
+
+
+def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):
+    coarse, fine = widths[1] * 0.8, sum(widths) / 2
+    first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest["precision"]
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").rglob("*.parquet")}
+    with pytest.raises(RunError, match="all of it is of the same text: add lens"):
+        study(tmp_path / "run", fine)
+    second = study(tmp_path / "run", fine, "sweep", "lens")
+    assert second.run.manifest["precision"]["tokens"] > first["tokens"]
+    assert shards.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards").rglob("*.parquet")}.items()
+    at_once = study(tmp_path / "at_once", fine, "sweep", "lens")
+    tables = [{p.name: p.read_bytes() for p in (one.path / "tables").iterdir()} for one in (second, at_once)]
+    assert tables[0] == tables[1]
+    assert second.run.complete
+    assert second.run.settings == at_once.run.settings
+    with pytest.raises(RunMismatchError, match=r"precision: 0\.\d+ there, 0\.99 now"):
+        study(tmp_path / "run", 0.99, "sweep", "lens")
+    with pytest.raises(RunMismatchError, match=r"precision: .* there, None now"):
+        study(tmp_path / "run", None, "sweep", "lens")
+
+
+def test_experiments_join_a_run_that_has_stopped(study, model, tmp_path, widths):
+    goal = float(np.mean(widths))
+    study(tmp_path / "apart", goal)
+    study(tmp_path / "apart", goal, "sweep", "attention")
+    study(tmp_path / "together", goal, "sweep", "attention")
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / n / "tables").iterdir()} for n in ("apart", "together"))
+    assert a == b
+    assert ds.Study(tmp_path / "apart").table("attention")["documents"].unique().to_list() == [
+        ds.Study(tmp_path / "together").run.manifest["precision"]["documents"]
+    ]
+
+
+def test_a_goal_that_is_not_reached_is_said_with_the_widths_worst_first(study, model, tmp_path, widths):
+    goal = widths[0] / 20
+    made, said = stops(study, tmp_path / "run", goal, tokens=None, window=60, unit_tokens=1000)
+    assert made.run.complete
+    assert said["text_ended"]
+    assert not said["reached"]
+    assert said["documents"] == DOCUMENTS
+    assert said["tokens"] == made.run.settings["most_tokens"]
+    missed = [row["half_width_relative"] for row in said["missed"]]
+    assert missed == sorted((w for w in relative(made) if w > goal), reverse=True)
+
+
+def test_tokens_are_the_most_that_is_read(study, model, tmp_path, widths):
+    _, said = stops(study, tmp_path / "run", widths[0] / 2)
+    assert (said["tokens"], said["reached"], said["text_ended"]) == (TOKENS, False, False)
+    sentence = precision_goal({"precision": said})
+    assert f"not reached after {TOKENS:,} tokens of {DOCUMENTS} documents, where no more was to be read, by" in sentence
+    first = said["missed"][0]
+    assert f": drop({first['layer']}) ±" in sentence
+
+
+def test_too_few_documents_are_said(study, model, tmp_path):
+    made, said = stops(study, tmp_path / "run", 0.5, tokens=(FEWEST - 1) * WINDOW)
+    assert not said["reached"]
+    assert said["widest"] is None
+    assert made.table("precision")["ci_low"].null_count() == model.depth
+    assert f"it takes {FEWEST} documents at least: the text has {FEWEST - 1}" in precision_goal(made.run.manifest)
+
+
+def test_a_kl_under_the_noise_floor_needs_no_more_text(study, model, tmp_path, widths, monkeypatch):
+    from depthscope.models.precision import NoiseFloor
+    from depthscope.studies import study as module
+
+    monkeypatch.setattr(module, "noise_floor", lambda *_: NoiseFloor(1e6, "float32", "float64", 128))
+    made, said = stops(study, tmp_path / "run", widths[0] / 100)
+    assert said["reached"]
+    assert said["rows_under_noise_floor"] == said["rows"] == model.depth
+    assert said["documents"] < DOCUMENTS
+    assert made.table("precision")["under_noise_floor"].all()
+
+
+def test_goals_that_mean_nothing_are_refused_and_nothing_is_written(study, model, tmp_path):
+    for goal in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(DepthscopeError, match="expected a precision between 0 and 1"):
+            study(tmp_path / "run", goal)
+    with pytest.raises(DepthscopeError, match="only lens, norms would be done: add sweep to --experiments"):
+        study(tmp_path / "run", 0.1, "lens", "norms")
+    mamba = load(save("mamba", tmp_path / "mamba"))
+    with pytest.raises(DepthscopeError, match=r"cannot be done: .*no separate attention and MLP"):
+        study(tmp_path / "run", 0.1, "sweep", "lens", of=mamba, edits=("drop_attn",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_goal_nothing_is_different(study, model, tmp_path):
+    made = study(tmp_path / "run", None, tokens=400)
+    assert "precision" not in made.run.manifest
+    assert made.run.tables() == ["sweep"]
+    assert list(made.run.settings) == [
+        *("model", "revision", "weights", "dtype", "device", "attention_backend", "data", "tokens", "window", "bos"),
+        *("token_hash", "windows_per_unit", "experiments"),
+    ]
+    rows = pl.read_parquet(tmp_path / "run" / "shards" / "sweep" / "00000.parquet")
+    assert rows["document"].is_sorted()
+    assert precision_goal(made.run.manifest) is None
+
+
+def test_the_command_line_and_the_page_say_how_much_text_it_took(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 1000)
+    folder = save("gpt2", tmp_path / "model")
+    arguments = ("--data", text, "--window", WINDOW, "--tokens", TOKENS, "--edits", "drop")
+    arguments += ("--precision", 0.9, "--out", tmp_path / "run")
+    said = run("sweep", folder, *arguments)
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["precision"]
+    assert found["reached"]
+    sentence = (
+        f"reached with {found['tokens']:,} tokens of {found['documents']} documents instead of the paper’s 1,000,000"
+    )
+    assert sentence in said
+    assert "(projected by the square root law, not measured)" in said
+    assert sentence in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    again = run("sweep", folder, *arguments)
+    assert sentence in again
+
+
+def test_other_commands_have_no_such_goal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["depthscope", "lens", "--precision", "0.1"])
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == 2
+    assert "No such option" in capsys.readouterr().err
