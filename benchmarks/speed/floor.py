@@ -65,10 +65,11 @@ class Floor:
         length: int,
         sweeps: Mapping[str, Sequence[str]],
         rows: Sequence[int] = ROWS,
+        slices: Sequence[int] = SLICES,
         at_least: float = 0.4,
     ) -> None:
         components = model.require_components()
-        self.model, self.tokens, self.rows, self.at_least = model, tokens, rows, at_least
+        self.model, self.tokens, self.rows, self.slices, self.at_least = model, tokens, rows, slices, at_least
         self.device = str(model.device)
         blocks = range(0, model.depth, max(1, model.depth // BLOCKS))
         self.parts = {
@@ -89,11 +90,11 @@ class Floor:
 
     def warm(self) -> None:
         """Find the fastest row count of each part, and the fastest slice width of the unembedding."""
-        widths = sorted({min(width, self.model.head.vocabulary) for width in SLICES})
+        widths = sorted({min(width, self.model.head.vocabulary) for width in self.slices})
         choices = {"attention": [(rows, 0) for rows in self.rows], "mlp": [(rows, 0) for rows in self.rows]}
         choices["unembedding"] = list(product(self.rows, widths))
         for part, possible in choices.items():
-            spent = {choice: self.per_token(part, choice, self.at_least / 4, max(SLICES)) for choice in possible}
+            spent = {choice: self.per_token(part, choice, self.at_least / 4, max(self.slices)) for choice in possible}
             self.best[part] = min(spent, key=lambda choice: spent[choice])
 
     def repetition(self, number: int) -> Seconds:

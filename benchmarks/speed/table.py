@@ -12,7 +12,6 @@ import torch
 
 from benchmarks.speed.rounds import median
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
@@ -131,9 +130,10 @@ def results(comparisons: Sequence[Comparison], facts: Sequence[Fact], how: str) 
     return "\n\n".join(parts)
 
 
-def written_into(page: str, block: str) -> str:
-    """The page with what is between the markers replaced. Raises ValueError where the markers are not there once each."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"expected {BEGIN} and then {END}, once each")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+def written_into(page: str, block: str, name: str = "results") -> str:
+    """The page with what is between the markers of that name replaced. Raises ValueError unless both are there once."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"expected {begin} and then {end}, once each")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"

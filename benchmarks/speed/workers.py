@@ -60,8 +60,9 @@ class Worker:
     def __init__(self, name: str, shape: Shape, dtype: str, sweeps: Mapping[str, Sequence[str]], python: Path) -> None:
         self.name, self.shape, self.sweeps = name, shape, sweeps
         self.kinds = list(dict.fromkeys(kind for kinds in sweeps.values() for kind in kinds))
-        self.log = (python.parents[1] / "log.txt").open("w")
-        script = PEERS / SCRIPTS[name].script
+        peer = SCRIPTS[name]
+        self.log = (ENVIRONMENTS / f"{peer.environment}.log").open("w")
+        script = PEERS / peer.script
         self.kl: dict[tuple[str, int], float] = {}
         """Mean KL of each pair that was timed."""
         self.process = subprocess.Popen(

@@ -1,0 +1,247 @@
+"""The benchmark counts, measures and writes what it says. Nothing here is timed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.speed import sweeps, workers  # noqa: E402
+from benchmarks.speed.floor import Floor, work  # noqa: E402
+from benchmarks.speed.hooks import Hooks, scaled  # noqa: E402
+from benchmarks.speed.ours import drawn_pairs  # noqa: E402
+from benchmarks.speed.rounds import take_turns  # noqa: E402
+from benchmarks.speed.routes import KINDS, SWEEPS, pairs, sweep_routes  # noqa: E402
+from benchmarks.speed.shapes import SHAPES  # noqa: E402
+from benchmarks.speed.table import PAGE, Comparison, Fact, comparison_table, fact_table, results, written_into  # noqa: E402
+from benchmarks.speed.workers import Unavailable, Worker  # noqa: E402
+from depthscope.engine.measure_routes import RouteMeter  # noqa: E402
+from depthscope.engine.plan import block_calls, make_plan  # noqa: E402
+from depthscope.routes import Route  # noqa: E402
+from depthscope.studies.sweep import layer_edits  # noqa: E402
+
+FAMILIES = ("gpt2", "gpt_neox", "llama")
+
+
+@pytest.mark.parametrize("depth", [2, 5, 12])
+def test_the_sweeps_timed_are_those_of_a_study(depth):
+    for kinds in SWEEPS.values():
+        edits = layer_edits(kinds, depth)
+        assert sweep_routes(kinds, depth) == [edit.route for edit in edits]
+        assert pairs(kinds, depth) == [(edit.kind, edit.layer) for edit in edits]
+
+
+@pytest.mark.parametrize("depth", [2, 5, 12])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_whole_blocks_are_counted_as_the_plan_counts_them(depth, parallel):
+    own = Route.own(depth)
+    for kinds in (("swap",), ("drop",), ("swap", "drop")):
+        routes = [own, *sweep_routes(kinds, depth)]
+        need = work(routes, parallel)
+        assert need.attention == need.mlp == block_calls(make_plan(routes))
+        assert need.readouts == len(set(routes))
+    drops = work([own, *sweep_routes(("drop",), depth)], parallel)
+    assert (drops.mlp, drops.readouts) == (depth * (depth + 1) // 2, depth + 1)
+
+
+@pytest.mark.parametrize("depth", [2, 5, 12])
+def test_a_silenced_component_costs_at_its_own_layer_what_was_not_computed_before(depth):
+    own = Route.own(depth)
+    after = depth + depth * (depth - 1) // 2  # the model's own blocks, and all blocks after each edit
+    without_attention = [own, *sweep_routes(("drop_attn",), depth)]
+    assert work(without_attention, False).attention == after
+    assert work(without_attention, False).mlp == after + depth
+    assert work(without_attention, True).mlp == after
+    without_mlp = [own, *sweep_routes(("drop_mlp",), depth)]
+    for parallel in (False, True):
+        assert work(without_mlp, parallel).attention == work(without_mlp, parallel).mlp == after
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_hooks_measure_what_we_measure_and_leave_the_model_as_it_was(tiny_of, family):
+    model = tiny_of(family)
+    drawn = torch.randint(0, 97, (3, 21), generator=torch.Generator().manual_seed(1))
+    ids, targets = drawn[:, :-1], drawn[:, 1:]
+    before = model.hf(input_ids=ids, use_cache=False).logits
+    hooks = Hooks(model, ids, targets, SWEEPS)
+    hooks.warm()
+    own = hooks.baseline()
+    every = pairs(tuple(KINDS), model.depth)
+    ours = RouteMeter(model, sweep_routes(tuple(KINDS), model.depth)).measure(ids, targets)
+    for place, pair in enumerate(every):
+        kl, agreement, entropy, loss = hooks.pair(own, *pair)
+        torch.testing.assert_close(kl, ours.kl[place + 1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(entropy, ours.entropy[place + 1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(loss, ours.loss[place + 1], atol=1e-4, rtol=1e-4)
+        assert (agreement == ours.agreement[place + 1]).float().mean() > 0.98
+        assert kl.mean() > 1e-3, "the edit matters"
+    assert torch.equal(model.hf(input_ids=ids, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_floor_takes_every_linear_map_of_a_block(tiny_of, family):
+    model = tiny_of(family)
+    floor = Floor(model, 100, 20, SWEEPS, rows=(4,), at_least=1e-4)
+    floor.warm()
+    totals = floor.repetition(0)
+    in_products = {part: sum(weight.numel() for weight in blocks[0]) for part, blocks in floor.parts.items()}
+    in_block = sum(weight.numel() for weight in model.stack.blocks[0].parameters() if weight.ndim == 2)
+    assert sum(in_products.values()) == in_block
+    assert 0 < totals["drop"] < totals["all four"]
+    need, inside = floor.work["drop"], 2 * 20 * 32
+    flops = need.attention * (2 * in_products["attention"] + inside) + need.mlp * 2 * in_products["mlp"]
+    flops += need.readouts * 2 * model.head.weight.numel()
+    assert floor.gflops["drop"][0] == pytest.approx(100 * flops / totals["drop"] / 1e9)
+
+
+class Counted:
+    """A contender that takes as many seconds as turns have been taken before."""
+
+    turns: list[str] = []  # noqa: RUF012 - shared on purpose: it is the order that is tested
+
+    def __init__(self, name):
+        self.name = name
+
+    def warm(self):
+        self.turns.append(f"warm {self.name}")
+
+    def repetition(self, number):
+        self.turns.append(f"{self.name}{number}")
+        return {"drop": float(len(self.turns))}
+
+
+def test_contenders_take_turns():
+    taken = take_turns([Counted("A"), Counted("B")], 2)
+    assert Counted.turns == ["warm A", "warm B", "A0", "B0", "A1", "B1"]
+    assert taken == {"A": {"drop": [3.0, 5.0]}, "B": {"drop": [4.0, 6.0]}}
+
+
+def test_one_edit_of_each_kind_is_scaled_to_the_sweep():
+    chosen = drawn_pairs(tuple(KINDS), 5, seed=3)
+    assert [kind for kind, _ in chosen] == list(KINDS)
+    assert set(chosen) <= set(pairs(tuple(KINDS), 5))
+    assert len({tuple(drawn_pairs(tuple(KINDS), 5, seed)) for seed in range(20)}) > 5, "layers are drawn anew"
+    spent = {"swap": 1.0, "drop": 10.0, "drop_attn": 100.0, "drop_mlp": 1000.0}
+    assert scaled(0.5, spent, SWEEPS, 5) == {"all four": 0.5 + 4 + 50 + 500 + 5000, "drop": 50.5}
+
+
+def line(**changes):
+    values = {"model": "m", "dtype": "float32", "edits": "drop", "tokens": 1024, "against": "hooks"}
+    return Comparison(**(values | {"ours": 200.0, "theirs": 50.0, "ratios": (3.0, 4.0, 6.0)} | changes))
+
+
+def test_lines_say_whether_their_target_is_met():
+    lines = [line(target=4.0), line(target=4.01), line(), line(ratios=(0.8, 0.85, 0.9), share=True, target=0.85)]
+    lines.append(line(theirs=0.0, ratios=(), note="no room", target=2.0))
+    rows = comparison_table(lines).splitlines()[2:]
+    assert rows[0] == "| m | float32 | drop | 1,024 | hooks | 200 | 50 | 4× (3× – 6×) | ≥ 4× | met |"
+    assert rows[1].endswith("| ≥ 4.01× | **missed** |")
+    assert rows[2].endswith("| – |  |")
+    assert rows[3].endswith("| 85 % (80 % – 90 %) | ≥ 85 % | met |")
+    assert rows[4].endswith("| – | not run: no room | ≥ 2× | **missed** |")
+    facts = [Fact(what="peak", seen="1 GB", target="≤ 1.2 GB", met=True), Fact(what="speed", seen="3")]
+    assert fact_table(facts).splitlines()[2:] == ["| peak | 1 GB | ≤ 1.2 GB | met |", "| speed | 3 | – |  |"]
+    assert results(lines, facts, "How.").endswith("3 of 5 targets met.")
+
+
+def test_results_are_put_between_the_markers_of_the_page():
+    page = PAGE.read_text()
+    once = written_into(page, "first")
+    assert written_into(written_into(page, "second"), "first") == once
+    assert "\n\nfirst\n\n" in once
+    assert "\n\nfirst\n\n" in written_into(once, "third", "gpu")
+    for name in ("results", "gpu"):
+        before, _, rest = page.partition(f"<!-- {name}: begin -->")
+        after = rest.partition(f"<!-- {name}: end -->")[2]
+        changed = written_into(page, "new", name)
+        assert changed.startswith(before)
+        assert changed.endswith(after)
+    for broken in ("", page + page, "<!-- results: end --><!-- results: begin -->"):
+        with pytest.raises(ValueError, match="once each"):
+            written_into(broken, "x")
+
+
+def test_what_cannot_run_is_said_and_the_rest_is_compared(monkeypatch):
+    def no_environment(_name, _tell):
+        raise Unavailable("no network")
+
+    monkeypatch.setattr(sweeps, "python_of", no_environment)
+    told = []
+    lines = sweeps.compare(SHAPES["tiny"], "float32", SWEEPS, ["authors' loop", "hooks"], 1, told.append)
+    assert [(one.edits, one.against) for one in lines] == [
+        (edits, against) for edits in ("all four", "drop") for against in ("authors' loop", "hooks")
+    ]
+    for one in lines:
+        assert (one.note, one.ratios) == ("no network", ()) if one.against == "authors' loop" else len(one.ratios) == 1
+    assert any("same KL as hooks" in line for line in told)
+
+
+def test_alternatives_that_measure_something_else_are_not_compared(monkeypatch):
+    other = Hooks.mean_kl
+    monkeypatch.setattr(Hooks, "mean_kl", lambda *given: {pair: 1.1 * kl for pair, kl in other(*given).items()})
+    with pytest.raises(sweeps.Disagreement, match=r"tiny, float32, \w+\(\d\): mean KL"):
+        sweeps.compare(SHAPES["tiny"], "float32", SWEEPS, ["hooks"], 1, lambda _line: None)
+
+
+PEER = """
+from serve import serve
+
+class Peer:
+    def __init__(self, spec, ids, targets):
+        assert ids.shape == targets.shape == (spec["windows"], spec["length"])
+        print("what a library prints is no answer")
+        self.depth = spec["config"]["n_layer"]
+    def baseline(self):
+        pass
+    def pair(self, kind, layer):
+        assert layer < self.depth - (kind == "swap")
+        if kind == "drop_mlp":
+            raise ValueError("no such hook")
+        return 0.25
+
+serve(Peer)
+"""
+
+
+def test_a_worker_answers_line_by_line_and_says_why_it_cannot(monkeypatch, tmp_path):
+    (tmp_path / "peer.py").write_text(PEER)
+    (tmp_path / "serve.py").write_text((workers.PEERS / "serve.py").read_text())
+    monkeypatch.setattr(workers, "PEERS", tmp_path)
+    monkeypatch.setattr(workers, "ENVIRONMENTS", tmp_path)
+    monkeypatch.setitem(workers.SCRIPTS, "peer", workers.Peer("peer.py", "peer"))
+    worker = Worker("peer", SHAPES["tiny"], "float32", {"both": ("swap", "drop")}, Path(sys.executable))
+    worker.warm()
+    assert worker.repetition(0)["both"] > 0
+    assert {kind for kind, _ in worker.kl} == {"swap", "drop"}
+    assert set(worker.kl.values()) == {0.25}
+    worker.kinds = ["drop_mlp"]
+    with pytest.raises(Unavailable, match="ValueError: no such hook"):
+        worker.repetition(1)
+    assert worker.process.returncode == 1
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_gpu_script_needs_torch_and_transformers_only():
+    code = (
+        "import sys, runpy\n"
+        "for name in ('polars', 'scipy', 'sklearn', 'pandas', 'jaxtyping', 'beartype', 'datasets', 'pyarrow'):\n"
+        "    sys.modules[name] = None\n"
+        "runpy.run_path('benchmarks/gpu.py', run_name='__main__')\n"
+        "from benchmarks.speed import memory\n"
+        "memory.main('tiny', 'float32', 64)\n"
+    )
+    done = python(code, "--device", "cpu", "--shape", "tiny", "--tokens", "128", "--unit", "64")
+    assert done.returncode == 0, done.stderr
+    assert "tiny, bfloat16, swap and drop: seconds for a million tokens" in done.stdout
+    assert "moments of 192 neurons" in done.stdout
+    assert 0.05 < float(done.stdout.splitlines()[-1]) < 5, "GB beyond the weights"
