@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthscope.measure.divergence import Distribution, compare, distribution, measure_baseline, reference
+from depthscope.measure.divergence import compare, measure_baseline, reference
 from depthscope.models.head import ElementwiseMap, Head
 
 MAPS = [
@@ -43,7 +43,7 @@ def test_measures_equal_their_naive_definitions(tokens, vocabulary, slice_width,
     targets = torch.randint(0, vocabulary, (tokens,))
     with torch.inference_mode():
         base = reference(head, own, slice_width)
-        measured = compare(head, base, edited, targets, slice_width)
+        measured = compare(head, base, edited, targets)
         expected = naive.measures(head.logits(own), head.logits(edited), targets)
         baseline = naive.measures(head.logits(own), head.logits(own), targets)
         itself = measure_baseline(head, base, targets)
@@ -68,7 +68,7 @@ def test_a_distribution_against_itself_has_kl_exactly_zero(logit_map, dtype):
 def test_of_equally_likely_tokens_the_lowest_id_is_the_top_one():
     head = head_of(4, 9, False, ElementwiseMap(), 1.0)
     head.unembedding.weight.zero_()
-    found: Distribution = distribution(head, torch.randn(3, 4), slice_width=2)
+    found = reference(head, torch.randn(3, 4), slice_width=2).own
     assert found.top.tolist() == [0, 0, 0]
     torch.testing.assert_close(found.entropy, torch.full((3,), 9.0).double().log())
 
@@ -77,7 +77,7 @@ def test_extreme_logits_stay_finite():
     head = head_of(8, 300, False, ElementwiseMap(), 1e4)
     own, edited = torch.randn(2, 50, 8)
     targets = torch.zeros(50, dtype=torch.int64)
-    measured = compare(head, reference(head, own, 64), edited, targets, 64)
+    measured = compare(head, reference(head, own, 64), edited, targets)
     expected = naive.measures(head.logits(own), head.logits(edited), targets)
     for name in ("kl", "entropy", "loss"):
         torch.testing.assert_close(getattr(measured, name).double(), expected[name], atol=1e-2, rtol=1e-4, msg=name)
@@ -88,7 +88,7 @@ def test_padding_tokens_with_no_probability_do_no_harm():
     head.unembedding.bias[60:] = -1e4
     own, edited = torch.randn(2, 20, 8)
     targets = torch.zeros(20, dtype=torch.int64)
-    measured = compare(head, reference(head, own, 7), edited, targets, 7)
+    measured = compare(head, reference(head, own, 7), edited, targets)
     expected = naive.measures(head.logits(own), head.logits(edited), targets)
     torch.testing.assert_close(measured.kl.double(), expected["kl"], atol=1e-5, rtol=1e-5)
 
@@ -96,4 +96,4 @@ def test_padding_tokens_with_no_probability_do_no_harm():
 def test_the_legend_of_shapes_is_enforced():
     head = head_of(8, 64, False, ElementwiseMap(), 1.0)
     with pytest.raises(Exception, match="Type-check error"):
-        distribution(head, torch.randn(2, 3, 8))
+        reference(head, torch.randn(2, 3, 8))

@@ -34,6 +34,10 @@ class NumericError(DepthscopeError):
     """NaN or infinity where a number was expected."""
 
 
+class MemoryShortError(DepthscopeError):
+    """Not enough memory even for the smallest piece of work."""
+
+
 class RunError(DepthscopeError):
     """A run directory that cannot be used as asked."""
 

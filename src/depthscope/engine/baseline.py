@@ -1,6 +1,7 @@
 """The model's own run on a batch of tokens: the one pass that every experiment on the text starts from."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from depthscope.errors import NumericError
 from depthscope.measure.divergence import SLICE, Measured, Reference, measure_baseline, reference
+from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.model import Model
 from depthscope.models.patterns import Pattern, attention_patterns
 from depthscope.models.writes import Writes
@@ -19,18 +21,25 @@ class Baseline:
     """The unedited model on token windows: residual streams of all depths, and what follows from them when asked for.
 
     `targets` are the tokens that follow each position. With `writes`, what attention and MLP of every block added to the
-    residual stream is kept too. To be made and used under torch.inference_mode. Raises DataError for token ids outside
+    residual stream is kept too. To be made and used under `model.measuring()`. Raises DataError for token ids outside
     the vocabulary or a window longer than the context.
     """
 
     def __init__(
-        self, model: Model, ids: TokenIds, targets: TokenIds, *, writes: bool = False, slice_width: int = SLICE
+        self,
+        model: Model,
+        ids: TokenIds,
+        targets: TokenIds,
+        *,
+        writes: bool = False,
+        slice_width: int = SLICE,
+        sums: SliceSums = plain,
     ) -> None:
         model.check_ids(ids)
         model.check_ids(targets)
         self.model = model
         self.ids, self.targets = ids.to(model.device), targets.to(model.device)
-        self.slice_width = slice_width
+        self.slice_width, self.sums = slice_width, sums
         self.entry = model.stack.enter(self.ids)
         self.residuals: list[Residual] = [self.entry.residual]
         """x_0 … x_L: before each block, and after the last."""
@@ -38,6 +47,18 @@ class Baseline:
         """What each block's components wrote; empty unless asked for."""
         for block in range(model.depth):
             self.residuals.append(self._after(block, self.residuals[-1], keep=writes))
+
+    def part(self, start: int, stop: int) -> "Baseline":
+        """Windows `start … stop-1` of it, without running the model again."""
+        part, rows, length = copy(self), slice(start, stop), self.ids.shape[1]
+        part.ids, part.targets = self.ids[rows], self.targets[rows]
+        part.entry = self.model.stack.enter(part.ids)
+        part.residuals = [residual[rows] for residual in self.residuals]
+        part.writes = [Writes(written.attention[rows], written.mlp[rows]) for written in self.writes]
+        part.__dict__.pop("measured", None)
+        if "reference" in self.__dict__:
+            part.__dict__["reference"] = self.reference.rows(start * length, stop * length)
+        return part
 
     @property
     def flat_targets(self) -> Tensor:
@@ -47,7 +68,7 @@ class Baseline:
     @cached_property
     def reference(self) -> Reference:
         """The model's own next-token distributions p."""
-        return reference(self.model.head, self.model.head.hidden(self.residuals[-1]), self.slice_width)
+        return reference(self.model.head, self.model.head.hidden(self.residuals[-1]), self.slice_width, self.sums)
 
     @cached_property
     def measured(self) -> Measured:

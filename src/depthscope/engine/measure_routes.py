@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from depthscope.engine.baseline import Baseline, pieces, require_finite
-from depthscope.engine.execute import execute
+from depthscope.engine.execute import Shared, execute
 from depthscope.engine.plan import Instruction, make_plan
+from depthscope.errors import MemoryShortError
 from depthscope.measure.divergence import SLICE, Measured, compare
+from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.model import Model
-from depthscope.routes import Route
-from depthscope.shapes import TokenIds
+from depthscope.routes import Route, Step
+from depthscope.shapes import Residual, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ COLUMNS = ("kl", "agreement", "entropy", "loss")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """How much is computed at once. It decides speed and memory, never the numbers."""
+    """How much is computed at once, and how. It decides speed and memory; the numbers stay, up to rounding."""
 
     tokens: int = 1024
     """Tokens of one piece; at least one window always is."""
@@ -39,6 +41,8 @@ class Pieces:
     """Tokens that may be in one call: several routes go in together when the piece is smaller than this."""
     slice_width: int = SLICE
     """Vocabulary entries in one slice."""
+    sums: SliceSums = plain
+    """How slices of logits are reduced."""
 
 
 class RouteMeter:
@@ -50,44 +54,97 @@ class RouteMeter:
         self.model = model
         self.routes = tuple(routes)
         self.pieces = pieces or Pieces()
+        self.needs_writes = any(route.silences for route in routes) and model.shares_components
+        """Whether a baseline that keeps what components wrote saves work."""
+        self.halved = 0
+        """How often a piece did not fit into memory and was measured in two halves."""
         self._all = (Route.own(model.depth), *routes)
         self._plans: dict[int, list[Instruction]] = {}
 
-    @torch.inference_mode()
     def measure(self, ids: TokenIds, targets: TokenIds) -> RouteMeasures:
         """Measure every route on token windows; index 0 of the result is the model itself, i + 1 is `routes[i]`.
 
         `targets` are the tokens that follow each position. Raises DataError for token ids outside the vocabulary and
         NumericError, naming route and position, for NaN or infinity in the activations.
         """
-        parts = [
-            self.against(Baseline(self.model, *piece, slice_width=self.pieces.slice_width))
-            for piece in pieces(ids, targets, self.pieces.tokens)
-        ]
-        columns = ([getattr(part, name) for part in parts] for name in COLUMNS)
-        return RouteMeasures(*(torch.cat(column, 1) for column in columns))
+        width, sums = self.pieces.slice_width, self.pieces.sums
+        with self.model.measuring():
+            return _joined(
+                [
+                    self.against(Baseline(self.model, *piece, writes=self.needs_writes, slice_width=width, sums=sums))
+                    for piece in pieces(ids, targets, self.pieces.tokens)
+                ]
+            )
 
-    @torch.inference_mode()
     def against(self, baseline: Baseline) -> RouteMeasures:
-        """The same, given the model's own run: its residual streams are what the routes branch off from."""
-        head, shape = self.model.head, baseline.ids.shape
-        plan = self._plan(max(1, self.pieces.together // baseline.ids.numel()))
+        """The same, given the model's own run: its residual streams are what the routes branch off from.
+
+        To be called under `model.measuring()`. What does not fit into memory is measured in halves. Raises
+        MemoryShortError where a single window does not fit.
+        """
+        try:
+            return self._against(baseline)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _short_of_memory(error):
+                raise
+            windows, length = baseline.ids.shape
+            if windows == 1:
+                raise MemoryShortError(
+                    f"not enough memory to measure {len(self.routes)} routes on one window of {length} tokens: "
+                    "expected a shorter --window or fewer --edits"
+                ) from error
+        self.halved += 1
+        middle = windows // 2
+        return _joined([self.against(baseline.part(0, middle)), self.against(baseline.part(middle, windows))])
+
+    def _against(self, baseline: Baseline) -> RouteMeasures:
+        head, (windows, length) = self.model.head, baseline.ids.shape
         measured: dict[int, Measured] = {}
-        for routes, residual in execute(self.model, plan, baseline.ids, baseline.entry, baseline.residuals):
+        plan = self._plan(max(1, self.pieces.together // baseline.ids.numel()))
+        streams = execute(
+            self.model, plan, baseline.ids, baseline.entry, baseline.residuals, _shared(self.model, baseline)
+        )
+        for routes, residual in streams:
             if not measured:
                 measured.update(dict.fromkeys(routes[0], baseline.measured))
                 continue
-            for indices, stream in zip(routes, residual.split(shape[0]), strict=True):
-                one = compare(
-                    head, baseline.reference, head.hidden(stream), baseline.flat_targets, baseline.slice_width
-                )
+            copies = len(routes)
+            base, targets = baseline.reference.repeated(copies), baseline.flat_targets.repeat(copies)
+            ended = compare(head, base, head.hidden(residual), targets).split(windows * length)
+            for indices, one in zip(routes, ended, strict=True):
                 require_finite(one, baseline, f"the route {self._all[indices[0]].name!r}")
                 measured.update(dict.fromkeys(indices, one))
         rows = [measured[index] for index in range(len(self._all))]
-        return RouteMeasures(*(torch.stack([getattr(row, name).view(shape).cpu() for row in rows]) for name in COLUMNS))
+        columns = (torch.stack([getattr(row, name).view(windows, length) for row in rows]).cpu() for name in COLUMNS)
+        return RouteMeasures(*columns)
 
     def _plan(self, width: int) -> list[Instruction]:
         width = min(width, len(self._all))
         if width not in self._plans:
             self._plans[width] = make_plan(self._all, width)
         return self._plans[width]
+
+
+def _shared(model: Model, baseline: Baseline) -> Shared:
+    """A block without its MLP is x + attention, and in a parallel block the other way round: see Model.shares_components."""
+
+    def follows(step: Step, stream: int) -> Residual | None:
+        if step.whole or stream != step.block or not baseline.writes:  # stream b of the model's own route is x_b
+            return None
+        if step.attention:
+            return baseline.residuals[stream] + baseline.writes[stream].attention
+        if model.require_components().parallel:
+            return baseline.residuals[stream] + baseline.writes[stream].mlp
+        return None
+
+    return follows if baseline.writes and model.shares_components else lambda step, stream: None
+
+
+def _joined(parts: Sequence[RouteMeasures]) -> RouteMeasures:
+    columns = ([getattr(part, name) for part in parts] for name in COLUMNS)
+    return RouteMeasures(*(torch.cat(column, 1) for column in columns))
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """CUDA has an error of its own; a CPU's allocator says it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,12 +1,13 @@
 """Attention and MLP inside a block: where they are, and silencing them.
 
-Silencing replaces a component's output by zero through a forward hook that is always removed. Names are accepted only if
+Silencing puts zeros in the place of a component's output, by a replacement that is always taken back; the component itself
+is not computed where what it gives has the plain form that nearly all have. Names are accepted only if
 a block with both components silenced passes the residual stream on unchanged, bit for bit, and each alone changes it:
 that is what "the block adds attention and MLP to the residual stream" means, and it is checked on the loaded model.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,6 +22,24 @@ from depthscope.routes import Step
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """The form of what a component gives, so that zeros of the same form can be made without computing it.
+
+    `width` is its last dimension, the others are those of the first tensor given to it; `length` is that of the tuple it is
+    the first of, the others being None, or 0 where it is not in a tuple.
+    """
+
+    width: int
+    length: int
+
+    def zeros(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the component's forward."""
+        given = _first_tensor(args, kwargs)
+        nothing = given.new_zeros(*given.shape[:-1], self.width)
+        return (nothing, *(None,) * (self.length - 1)) if self.length else nothing
+
+
+@dataclass(frozen=True, slots=True)
 class Components:
     """The modules whose outputs are each block's attention and MLP contributions, and how the two are laid out."""
 
@@ -30,13 +49,23 @@ class Components:
     mlp: tuple[nn.Module, ...]
     parallel: bool
     """Whether attention and MLP read the same residual stream, so that the MLP does not see the attention's output."""
+    outputs: Mapping[nn.Module, Output]
+    """The form of what each module gives, where it is a plain one."""
 
     @contextmanager
     def silenced(self, step: Step) -> Iterator[None]:
         """The step's block with the components the step silences giving zero, for the time of the context."""
         pair = ((step.attention, self.attention[step.block]), (step.mlp, self.mlp[step.block]))
-        with _zeroed(*(module for kept, module in pair if not kept)):
-            yield
+        silent = [module for kept, module in pair if not kept]
+        with _zeroed(*(module for module in silent if module not in self.outputs)):
+            try:
+                for module in silent:
+                    if module in self.outputs:
+                        module.forward = self.outputs[module].zeros
+                yield
+            finally:
+                for module in silent:
+                    module.__dict__.pop("forward", None)
 
 
 @contextmanager
@@ -71,7 +100,9 @@ def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
     names = Names(
         *(" / ".join(dict.fromkeys(column)) for column in zip(*(names for names, _, _ in found), strict=True))
     )
-    components = Components(names, tuple(a for _, a, _ in found), tuple(m for _, _, m in found), parallel=False)
+    attention, mlp = (tuple(column) for column in zip(*((a, m) for _, a, m in found), strict=True))
+    outputs = _outputs(stack, (*attention, *mlp), residuals, entry)
+    components = Components(names, attention, mlp, parallel=False, outputs=outputs)
     return replace(components, parallel=_mlp_ignores_attention(stack, components, residuals[0], entry))
 
 
@@ -139,12 +170,38 @@ def _adds(stack: BlockStack, block: int, attention: nn.Module, mlp: nn.Module, r
         return False  # zeros in place of this module's output break the block: not the module we look for
 
 
+def _outputs(
+    stack: BlockStack, modules: Sequence[nn.Module], residuals: list[Tensor], entry: Entry
+) -> dict[nn.Module, Output]:
+    found: dict[nn.Module, Output] = {}
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        first, *others = output if isinstance(output, tuple) else (output,)
+        given = _first_tensor(args, kwargs)
+        plain = isinstance(first, Tensor) and all(other is None for other in others)
+        if plain and (first.shape[:-1], first.dtype) == (given.shape[:-1], given.dtype):
+            found[module] = Output(first.shape[-1], len(others) + 1 if isinstance(output, tuple) else 0)
+
+    handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
+    try:
+        for block, residual in enumerate(residuals):
+            stack.call(block, residual, entry.arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor))
+
+
 def _mlp_ignores_attention(stack: BlockStack, components: Components, residual: Tensor, entry: Entry) -> bool:
     def mlp_input(attention: bool) -> Tensor:
         read: list[Tensor] = []
 
         def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            read.append(next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)).clone())
+            read.append(_first_tensor(args, kwargs).clone())
 
         handle = components.mlp[0].register_forward_pre_hook(keep, with_kwargs=True)
         try:

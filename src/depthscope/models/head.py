@@ -75,10 +75,11 @@ class Head:
         return self.scale(residual).flatten(0, 1)
 
     def slice(self, hidden: Hidden, start: int, stop: int) -> LogitSlice:
-        """Logits of vocabulary entries `start … stop-1` in float32 (the matrix product in the model's own dtype)."""
+        """Logits of vocabulary entries `start … stop-1`, in the model's own dtype."""
         bias = self.unembedding.bias
-        raw = nn.functional.linear(hidden, self.weight[start:stop], None if bias is None else bias[start:stop])
-        return self.map(raw).float()
+        return self.map(
+            nn.functional.linear(hidden, self.weight[start:stop], None if bias is None else bias[start:stop])
+        )
 
     def logits(self, hidden: Hidden) -> Logits:
         """All logits, in the model's own dtype, as the model gives them."""

@@ -1,6 +1,8 @@
 """A loaded model as the rest of depthscope sees it: blocks, head, components, tokenizer and facts."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +15,9 @@ from depthscope.errors import DataError, NumericError, RouteError, UnsupportedEr
 from depthscope.models import components as component_search
 from depthscope.models.components import Components
 from depthscope.models.head import Head
+from depthscope.models.kernels import Kernels
 from depthscope.models.stack import BlockStack
-from depthscope.models.writes import Writers, find_writers
+from depthscope.models.writes import Writers, adds_exactly, find_writers
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
 
@@ -63,6 +66,17 @@ class Model:
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
             self.head = Head(hf, self.stack)
 
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Faster forms of the model's operations."""
+        return Kernels(self.hf, self.head.unembedding)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inference with the model's kernels, for everything that measures: numbers within rounding of the model's own."""
+        with torch.inference_mode(), self.kernels.active():
+            yield
+
     @property
     def depth(self) -> int:
         """Number of blocks."""
@@ -97,6 +111,18 @@ class Model:
                 f"{components.names.attention} and {components.names.mlp} write, so their parts cannot be told"
             )
         return found
+
+    @cached_property
+    def shares_components(self) -> bool:
+        """Whether what a block gives without its MLP (and, in a parallel block, without its attention) is the residual stream
+        plus what the other component wrote in the block's own run, bit for bit.
+        """
+        try:
+            writers = self.writers
+        except UnsupportedError:
+            return False
+        with torch.inference_mode():
+            return adds_exactly(self.stack, self.require_components(), writers, self.stack.enter(self.probe_ids()))
 
     @property
     def family(self) -> str:

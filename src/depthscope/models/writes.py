@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from depthscope.models.components import Components, is_norm
 from depthscope.models.head import ElementwiseMap, scale_between
 from depthscope.models.stack import BlockStack, Entry
+from depthscope.routes import Step
 from depthscope.shapes import Residual
 
 
@@ -79,6 +80,24 @@ def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Wri
         scales.add(scale)
         residual = after
     return Writers(tuple(attention), tuple(mlp), scales.pop()) if len(scales) == 1 else None
+
+
+def adds_exactly(stack: BlockStack, components: Components, writers: Writers, entry: Entry) -> bool:
+    """Whether, bit for bit, a block without its MLP is x + attention, and one without its attention, where that does not
+    change what the MLP reads, x + MLP. Then both follow from the block's own run."""
+    residual = entry.residual
+    for block in range(stack.depth):
+        with writers.watched(block) as written:
+            after = stack.call(block, residual, entry.arguments)
+        pairs = [(Step(block, mlp=False), written[0].attention)]
+        if components.parallel:
+            pairs.append((Step(block, attention=False), written[0].mlp))
+        for step, write in pairs:
+            with components.silenced(step):
+                if not torch.equal(stack.call(block, residual, entry.arguments), residual + write):
+                    return False
+        residual = after
+    return True
 
 
 def _scale(before: Tensor, written: list[Writes], after: Tensor) -> ElementwiseMap | None:

@@ -44,7 +44,7 @@ class Lens:
         columns = []
         for residual in baseline.residuals:
             hidden = head.hidden(residual) if self.affine is None else _scaled_by(self.affine, residual, last)
-            measured = compare(head, baseline.reference, hidden, baseline.flat_targets, baseline.slice_width)
+            measured = compare(head, baseline.reference, hidden, baseline.flat_targets)
             columns.append([measured.kl, measured.agreement.float(), measured.entropy, measured.loss])
         values = np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)

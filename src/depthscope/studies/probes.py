@@ -126,7 +126,7 @@ def class_prediction(
     top1 = torch.zeros(count, dtype=torch.bool, device=hidden.device)
     totals = torch.full((2, count), -torch.inf, dtype=torch.float64, device=hidden.device)
     for start in range(0, head.vocabulary, SLICE):
-        logits = head.slice(hidden, start, min(start + SLICE, head.vocabulary))
+        logits = head.slice(hidden, start, min(start + SLICE, head.vocabulary)).float()
         inside = tokens[start : start + SLICE]
         value, place = logits.max(1)
         top1 = torch.where(value > largest, inside[place], top1)
