@@ -28,8 +28,8 @@ from depthscope.schema.precision import PRECISION_TABLE
 from depthscope.studies.registry import StudySettings
 from depthscope.studies.study import run_study
 
-DOCUMENTS = 100
-WINDOW = 40
+DOCUMENTS = 80
+WINDOW = 16
 TOKENS = DOCUMENTS * WINDOW
 """A window of each document."""
 
@@ -41,21 +41,21 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    """Beginnings of embedded passages, of unequal length: two to five windows."""
+    """Beginnings of embedded passages, some windows long, not all alike."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     rng = np.random.default_rng(0)
     passages = islice(ds.corpus().documents(), DOCUMENTS)
-    lines = [json.dumps({"text": passage[: int(rng.integers(500, 1000))]}) for passage in passages]
+    lines = [json.dumps({"text": passage[: int(rng.integers(200, 400))]}) for passage in passages]
     path.write_text("\n".join(lines), encoding="utf-8")
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def study(model, text):
-    """A study on that text in units of four windows."""
+    """A study on that text in units of five windows."""
 
     def made(out, precision, *names, tokens: int | None = TOKENS, of=model, **more) -> ds.Study:
-        settings = {"window": WINDOW, "edits": ("drop",), "unit_tokens": 4 * WINDOW} | more
+        settings = {"window": WINDOW, "edits": ("drop",), "unit_tokens": 5 * WINDOW} | more
         settings = StudySettings(experiments=names or ("sweep",), precision=precision, **settings)
         return ds.Study(run_study(of, ds.corpus(text, tokens=tokens), out, settings).path)
 
@@ -109,15 +109,15 @@ def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, m
 
 
 def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, model, text, tmp_path, widths):
-    made, said = stops(study, tmp_path / "run", widths[1] / 2, tokens=None, window=60, per_token=True, unit_tokens=300)
+    made, said = stops(study, tmp_path / "run", widths[1], tokens=None, window=24, per_token=True, unit_tokens=150)
     shards = sorted((tmp_path / "run" / "shards" / "sweep").iterdir())
     rows = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
     read = rows["document"].unique(maintain_order=True).to_list()
     assert FEWEST <= len(read) == said["documents"] < DOCUMENTS
     assert read == np.random.default_rng(0).permutation(DOCUMENTS).argsort()[: len(read)].tolist() != sorted(read)
     counts = dict(rows.group_by("document").len().iter_rows())
-    windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=60)
-    assert counts == {document: windows.per_document()[document][1] * 60 for document in read}
+    windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=24)
+    assert counts == {document: windows.per_document()[document][1] * 24 for document in read}
     assert len(set(counts.values())) > 1
     assert made.run.manifest["text"]["documents"] == len(read)
     assert made.run.settings["document_order_seed"] == 0
@@ -178,7 +178,7 @@ def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(study, model, t
 
 
 def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):
-    coarse, fine = widths[1] * 0.8, sum(widths) / 2
+    coarse, fine = widths[1] * 0.95, sum(widths) / 2
     first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest["precision"]
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").rglob("*.parquet")}
     with pytest.raises(RunError, match="all of it is of the same text: add lens"):
@@ -211,7 +211,7 @@ def test_experiments_join_a_run_that_has_stopped(study, model, tmp_path, widths)
 
 def test_a_goal_that_is_not_reached_is_said_with_the_widths_worst_first(study, model, tmp_path, widths):
     goal = widths[0] / 20
-    made, said = stops(study, tmp_path / "run", goal, tokens=None, window=60, unit_tokens=1000)
+    made, said = stops(study, tmp_path / "run", goal, tokens=None, window=24, unit_tokens=1000)
     assert made.run.complete
     assert said["text_ended"]
     assert not said["reached"]

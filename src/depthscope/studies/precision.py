@@ -50,7 +50,11 @@ def check_precision(precision: float | None, experiments: Sequence[str]) -> None
 
 def longest_text(corpus: Corpus) -> Corpus:
     """The corpus with the most that is read of it."""
-    return corpus if corpus.tokens is not None else replace(corpus, tokens=PAPER_TOKENS)
+    return replace(corpus, tokens=_most(corpus))
+
+
+def _most(corpus: Corpus) -> int:
+    return PAPER_TOKENS if corpus.tokens is None else corpus.tokens
 
 
 def aims(precision: float, windows: Windows) -> dict[str, Any]:
@@ -131,7 +135,7 @@ class PrecisionGoal:
             "reached": self.met,
             "tokens": found.tokens,
             "documents": found.documents,
-            "text_ended": self.windows.tokens < (longest_text(corpus).tokens or 0),
+            "text_ended": self.windows.tokens < _most(corpus),
             "rows": len(self.places),
             "rows_reached": int(enough.sum()),
             "rows_under_noise_floor": int(under.sum()),
