@@ -79,14 +79,14 @@ class Shape:
 
 _BOOKSHELF: dict[str, Any] = {
     "layers": 12, "width": 192, "heads": 6, "vocabulary": 4096, "mlp": 768, "context": 256,
-    "length": 256, "windows": 8, "embedded": True,
+    "length": 256, "windows": 4, "embedded": True,
 }  # fmt: skip
 
 SHAPES: Mapping[str, Shape] = {
     shape.name: shape
     for shape in (
         Shape(
-            name="gpt2-small", family="gpt2", layers=12, width=768, heads=12, vocabulary=50_257, mlp=3072, windows=2
+            name="gpt2-small", family="gpt2", layers=12, width=768, heads=12, vocabulary=50_257, mlp=3072
         ),
         Shape(
             name="pythia-410m", family="gpt_neox", layers=24, width=1024, heads=16, vocabulary=50_304, mlp=4096,
@@ -94,7 +94,7 @@ SHAPES: Mapping[str, Shape] = {
         ),
         Shape(
             name="llama-16", family="llama", layers=16, width=1024, heads=16, key_value_heads=4, vocabulary=32_000,
-            mlp=4096, context=2048,
+            mlp=4096, context=2048, length=256,
         ),
         Shape(name="bookshelf-gpt2", family="gpt2", **_BOOKSHELF),
         Shape(name="bookshelf-neox", family="gpt_neox", rotary=0.25, **_BOOKSHELF),

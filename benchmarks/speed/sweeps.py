@@ -10,14 +10,16 @@ from benchmarks.speed.ours import Ours, drawn_pairs
 from benchmarks.speed.rounds import Contender, Taken, median, ratios, take_turns
 from benchmarks.speed.shapes import Shape, loaded, windows
 from benchmarks.speed.table import Comparison
-from benchmarks.speed.workers import SCRIPTS, Unavailable, Worker, python_of
+from benchmarks.speed.workers import SCRIPTS, Unavailable, Worker, peers_for, python_of
 
 ALTERNATIVES = (*SCRIPTS, Hooks.name, Floor.name)
 TARGETS = {
     ("gpt2-small", "float32", "all four", "authors' loop"): 6.0,
     ("gpt2-small", "bfloat16", "all four", "authors' loop"): 22.0,
+    ("gpt2-small", "bfloat16", "all four", "authors' loop in float32"): 22.0,
     ("pythia-410m", "float32", "all four", "authors' loop"): 6.5,
     ("pythia-410m", "bfloat16", "all four", "authors' loop"): 22.0,
+    ("pythia-410m", "bfloat16", "all four", "authors' loop in float32"): 22.0,
     ("gpt2-small", "float32", "all four", Hooks.name): 1.5,
     ("pythia-410m", "float32", "all four", Hooks.name): 1.8,
 }
@@ -46,7 +48,7 @@ def compare(
     floor = Floor(model, shape.tokens, shape.length, sweeps) if Floor.name in alternatives else None
     hooks = Hooks(model, *text, sweeps) if Hooks.name in alternatives else None
     with ExitStack() as workers:
-        for name in (name for name in alternatives if name in SCRIPTS):
+        for name in peers_for(alternatives, dtype):
             try:
                 python = python_of(SCRIPTS[name].environment, tell)
                 worker = Worker(name, shape, dtype, sweeps, python)

@@ -23,12 +23,20 @@ class Peer:
 
     script: str
     environment: str
+    dtype: str | None = None
+    """The dtype it always runs in; by default that of the comparison."""
 
 
 SCRIPTS = {
     "authors' loop": Peer("authors_loop.py", "transformer-lens"),
+    "authors' loop in float32": Peer("authors_loop.py", "transformer-lens", "float32"),
     "nnsight": Peer("nnsight_loop.py", "nnsight"),
 }
+
+
+def peers_for(alternatives: Sequence[str], dtype: str) -> list[str]:
+    """Those of the alternatives that are peers, without one that would be there twice."""
+    return [name for name in alternatives if name in SCRIPTS and SCRIPTS[name].dtype != dtype]
 
 
 class Unavailable(Exception):  # noqa: N818 - the table says it, nothing is broken
@@ -61,12 +69,12 @@ class Worker:
         self.name, self.shape, self.sweeps = name, shape, sweeps
         self.kinds = list(dict.fromkeys(kind for kinds in sweeps.values() for kind in kinds))
         peer = SCRIPTS[name]
-        self.log = (ENVIRONMENTS / f"{peer.environment}.log").open("w")
+        self.log = (ENVIRONMENTS / f"{peer.environment}-{peer.dtype or dtype}.log").open("w")
         script = PEERS / peer.script
         self.kl: dict[tuple[str, int], float] = {}
         """Mean KL of each pair that was timed."""
         self.process = subprocess.Popen(
-            [python, script, json.dumps(specification(shape, dtype))],
+            [python, script, json.dumps(specification(shape, peer.dtype or dtype))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
