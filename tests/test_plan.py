@@ -1,10 +1,12 @@
+from itertools import groupby, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DEPTH, routes
 
 from depthscope.edits import drop, drop_attn, drop_mlp, swap
-from depthscope.engine.plan import EMBEDDING, Call, Finish, Free, Mean, block_calls, make_plan
+from depthscope.engine.plan import EMBEDDING, Call, Finish, Free, Mean, block_calls, block_order, make_plan
 from depthscope.routes import Parallel, Route
 
 OWN = Route.own(DEPTH)
@@ -64,6 +66,26 @@ def test_calls_are_no_wider_than_asked_and_the_first_route_comes_first(some, wid
     assert all(len(instruction.targets) <= width for instruction in plan if isinstance(instruction, Call))
     first = next(instruction for instruction in plan if isinstance(instruction, Finish))
     assert 0 in first.routes[0]
+
+
+@given(st.lists(routes, min_size=1, max_size=8), widths, widths)
+def test_how_many_go_in_one_call_changes_no_work_and_no_route(some, width, together):
+    plan = make_plan(some, width, together)
+    finished = carried_out(plan)
+    assert [finished[i] for i in range(len(some))] == [route.visits for route in some]
+    assert block_calls(plan) == block_calls(make_plan(some))
+    assert all(len(instruction.targets) <= together for instruction in plan if isinstance(instruction, Call))
+
+
+def test_with_all_routes_under_way_a_block_is_come_back_to_only_from_its_neighbours():
+    own = Route.own(12)
+    drops = [edit(layer)(own) for edit in (drop, drop_attn, drop_mlp) for layer in range(12)]
+    swaps = [swap(layer)(own) for layer in range(11)]
+    for some, visits in ((drops, 1), (swaps, 2), ([*drops, *swaps], 3)):
+        order = block_order(make_plan([own, *some], width=len(some), together=1), known=13)
+        blocks = [block for block, _ in groupby(order)]
+        assert max(blocks.count(block) for block in range(12)) == visits
+        assert all(later - earlier in (-1, 1, 2) for earlier, later in pairwise(blocks))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 12, 24])

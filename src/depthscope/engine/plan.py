@@ -5,9 +5,10 @@ and each edited route only from its edit on: a drop sweep of L blocks takes L(L+
 
 Nodes of the tree are residual streams, numbered; node 0 is the embedding, nodes 1, 2, … are those of the first route.
 The tree's leaves are worked off in cohorts of `width` routes. Within a cohort, streams about to enter the same block
-go in as one call (a wavefront); from one cohort to the next, only streams that later routes still branch off from are
-kept. Width 1 is route after route, which is fastest when a batch is large; a wide cohort fills the machine when the
-batch is a single short prompt. Torch-free; the numbers do not depend on the plan.
+go in as one call (a wavefront) of at most `together` streams; from one cohort to the next, only streams that later routes
+still branch off from are kept. Width 1 is route after route, which is fastest when a batch is large; a wide cohort fills
+the machine when the batch is a single short prompt, and lets a block whose weights are read from disk serve all routes of
+the cohort, few at a time, before the next is read. Torch-free; the numbers do not depend on the plan.
 """
 
 from collections import Counter, defaultdict
@@ -63,18 +64,20 @@ class _Node:
     routes: list[int] = field(default_factory=list)
 
 
-def make_plan(routes: Sequence[Route], width: int = 1) -> list[Instruction]:
+def make_plan(routes: Sequence[Route], width: int = 1, together: int | None = None) -> list[Instruction]:
     """Instructions that compute the final residual streams of `routes`, the first of them first and by itself.
 
-    `width`: how many routes may be under way together, at least 1.
+    `width`: how many routes may be under way, at least 1; `together`: how many of them in one call, `width` by default.
     """
+    together = together or width
     assert width >= 1
+    assert together >= 1
     tree = _tree(routes)
     leaves = [node for node in _depth_first(tree) if tree[node].routes]
     first = next(node for node in leaves if 0 in tree[node].routes)
     leaves.remove(first)
     cohorts = [[first], *(leaves[i : i + width] for i in range(0, len(leaves), width))]
-    scheduler = _Scheduler(tree, width)
+    scheduler = _Scheduler(tree, together)
     instructions = [instruction for cohort in cohorts for instruction in scheduler.run(cohort)]
     assert scheduler.done(), "every stream is computed and freed"
     return instructions
@@ -83,6 +86,15 @@ def make_plan(routes: Sequence[Route], width: int = 1) -> list[Instruction]:
 def block_calls(plan: Iterable[Instruction]) -> int:
     """How many times a block is applied to a batch, the plan's cost in blocks."""
     return sum(len(instruction.targets) for instruction in plan if isinstance(instruction, Call))
+
+
+def block_order(plan: Iterable[Instruction], known: int = 0) -> list[int]:
+    """The blocks a plan calls, in order; without the calls that make only the first `known` streams of the first route."""
+    return [
+        instruction.step.block
+        for instruction in plan
+        if isinstance(instruction, Call) and any(target >= known for target in instruction.targets)
+    ]
 
 
 def _tree(routes: Sequence[Route]) -> list[_Node]:
@@ -118,8 +130,8 @@ def _depth_first(tree: list[_Node]) -> Iterator[int]:
 
 
 class _Scheduler:
-    def __init__(self, tree: list[_Node], width: int) -> None:
-        self.tree, self.width = tree, width
+    def __init__(self, tree: list[_Node], together: int) -> None:
+        self.tree, self.together = tree, together
         self.computed = {EMBEDDING}
         self.pending = Counter({node: len(data.children) + bool(data.routes) for node, data in enumerate(tree)})
 
@@ -148,7 +160,7 @@ class _Scheduler:
             groups[step].append(node)
         if groups:
             step = min(groups)
-            nodes = groups[step][: self.width]
+            nodes = groups[step][: self.together]
             yield Call(step, tuple(self.tree[node].parent for node in nodes), tuple(nodes))
             yield from self._after(nodes, needed, ending)
 

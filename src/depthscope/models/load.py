@@ -18,6 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from depthscope.errors import DepthscopeError, ModelError, UnsupportedError
 from depthscope.models.model import Model
+from depthscope.models.residency import Residency
+from depthscope.models.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
 from depthscope.models.verify import require_verified
 
 EMBEDDED = Path(__file__).parent / "bookshelf"
@@ -37,20 +39,29 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    stream: str = "auto",
     verify: bool = True,
 ) -> Model:
     """Load a causal language model and check that replay gives its own logits.
 
     `source` is the name of an embedded model, a folder with config.json and safetensors, a Hugging Face id, or a
     transformers model that is loaded already (then `dtype` and `device` are its own). `device` "auto" takes CUDA where
-    there is one. Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no
-    blocks to take apart), VerificationError (replay is not the model) or NumericError (NaN in the weights).
+    there is one. `stream` "yes" leaves the blocks on disk (beside CUDA in the host's memory, where they fit) and reads each
+    when it is run, one thread using the model at a time; "auto" does so where the weights would take more than 70% of the
+    memory available. The numbers are the same.
+
+    Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no blocks to take apart,
+    or cannot be streamed), VerificationError (replay is not the model) or NumericError (NaN in the weights).
     """
     if isinstance(source, PreTrainedModel):
+        if stream == "yes":
+            raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
         model = _taken_apart(source, tokenizer, source.name_or_path or type(source).__name__, revision)
     else:
-        hf, found, name, commit = _from_pretrained(str(source), revision, _dtype(dtype), _device(device))
-        model = _taken_apart(hf, tokenizer or found, name, commit)
+        hf, residency, found, name, commit = _from_pretrained(
+            str(source), revision, _dtype(dtype), _device(device), stream
+        )
+        model = _taken_apart(hf, tokenizer or found, name, commit, residency)
     if model.tokenizer is not None:
         _check_vocabulary(model)
     if verify:
@@ -59,10 +70,14 @@ def load(
 
 
 def _taken_apart(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, revision: str | None
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
+    revision: str | None,
+    residency: Residency | None = None,
 ) -> Model:
     try:
-        model = Model(hf, tokenizer, name, revision)
+        model = Model(hf, tokenizer, name, revision, residency)
         _ = model.facts  # looks for attention and MLP too
     except DepthscopeError:
         raise
@@ -93,8 +108,8 @@ def _device(name: str) -> torch.device:
 
 
 def _from_pretrained(
-    source: str, revision: str | None, dtype: torch.dtype, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str, str | None]:
+    source: str, revision: str | None, dtype: torch.dtype, device: torch.device, stream: str
+) -> tuple[PreTrainedModel, Residency | None, PreTrainedTokenizerBase | None, str, str | None]:
     folder = EMBEDDED / source if source in embedded() else Path(source).expanduser()
     local = folder.is_dir()
     if local:
@@ -103,17 +118,20 @@ def _from_pretrained(
         raise ModelError(f"no model folder at {source}: expected a folder with config.json and model.safetensors")
     location = str(folder) if local else source
     config = _config(location, source, revision)
+    settings = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": "sdpa" if _has_sdpa(config) else "eager",
+    }
     with _quiet():
         try:
-            hf, loading = _model_class(config).from_pretrained(
-                location,
-                config=config,
-                revision=revision or "main",
-                dtype=dtype,
-                attn_implementation="sdpa" if _has_sdpa(config) else "eager",
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            stored = checkpoint_to_stream(location, revision, config, stream, dtype, device)
+            if stored is not None:
+                hf, loading = load_deferred(_model_class(config), stored, **settings)
+            else:
+                hf, loading = _model_class(config).from_pretrained(
+                    location, revision=revision or "main", use_safetensors=True, output_loading_info=True, **settings
+                )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(f"the weights of {source} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(set(loading["missing_keys"]))
@@ -122,8 +140,9 @@ def _from_pretrained(
             f"the weights of {source} lack {len(missing)} tensors the model needs (they would be random): "
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
         )
-    commit = getattr(config, "_commit_hash", None)
-    return hf.to(device), _tokenizer(location, revision), source.rstrip("/"), commit
+    residency = None if stored is None else keep_blocks_out(hf, device)
+    hf = hf if residency else hf.to(device)
+    return hf, residency, _tokenizer(location, revision), source.rstrip("/"), getattr(config, "_commit_hash", None)
 
 
 def _check_folder(folder: Path) -> None:

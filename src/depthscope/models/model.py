@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from depthscope.models import components as component_search
 from depthscope.models.components import Components
 from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
+from depthscope.models.residency import Residency
 from depthscope.models.stack import BlockStack
 from depthscope.models.writes import Writers, adds_exactly, find_writers
 from depthscope.routes import Route, Step
@@ -45,30 +46,39 @@ class ModelFacts:
     attention_backend: str
     dtype: str
     device: str
+    streamed: bool
 
 
 class Model:
     """A causal language model taken apart: `stack` of blocks, `head`, `components`, `tokenizer`.
 
     Made by `depthscope.load`. The transformers model stays as it is in `hf`; nothing of it is changed for longer than
-    one call.
+    one call. Of a streamed model the blocks' weights are there while a block runs, and not otherwise.
     """
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, revision: str | None = None
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        name: str,
+        revision: str | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         with torch.inference_mode():
-            self.stack = BlockStack(hf)
+            self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
-            self.head = Head(hf, self.stack)
+            # What the head does shows without the blocks too; a streamed model's would be read three times more.
+            with self.stack.passed_on() if residency else nullcontext():
+                self.head = Head(hf, self.stack)
 
     @cached_property
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""
+        self.stack.release()  # kernels know weights by where they lie: a streamed block's place will be another's
         return Kernels(self.hf, self.head.unembedding)
 
     @contextmanager
@@ -152,6 +162,7 @@ class Model:
             attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
             dtype=str(self.head.weight.dtype).removeprefix("torch."),
             device=str(self.device),
+            streamed=self.stack.streamed,
         )
 
     def probe_ids(self, length: int = 32) -> Tensor:
@@ -193,6 +204,16 @@ class Model:
                 f"a window of {ids.shape[1]} tokens is longer than the context of {self.name}, {self.context}"
             )
 
+    def routes_under_way(self, tokens: int, together: int) -> int:
+        """How many routes a plan should have under way on a batch of `tokens` tokens, `together` of them in one call.
+
+        Of a streamed model as many as there is memory for, so that a block serves them all once it has been read.
+        """
+        if self.stack.residency is None:
+            return together
+        stream = tokens * self.head.weight.shape[1] * self.head.weight.dtype.itemsize
+        return max(together, self.stack.residency.room // stream)
+
     def visit(self, step: Step, residual: Residual, arguments: Any) -> Residual:
         """The residual stream after one visit."""
         if step.whole:
@@ -210,14 +231,14 @@ class Model:
         """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""
         if bool(torch.isfinite(logits).all()):
             return
-        broken = [name for name, p in self.hf.named_parameters() if not bool(torch.isfinite(p).all())]
+        broken = [name for name, weight in self.stack.weights() if not bool(torch.isfinite(weight).all())]
         where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
         raise NumericError(f"{self.name} gives logits that are not numbers ({where})")
 
     def weight_hash(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all weights as they are run."""
         digest = hashlib.sha256()
-        for name, tensor in self.hf.state_dict().items():
+        for name, tensor in self.stack.weights():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -17,6 +17,8 @@ from depthscope.models.stack import Arguments, residual_of
 from depthscope.shapes import Hidden, TokenIds
 
 TOKENS = 128
+ROWS = 4096
+"""Rows of W_U converted at once."""
 FINER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 
@@ -51,17 +53,18 @@ def noise_floor(model: Model, ids: TokenIds) -> NoiseFloor | None:
 def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -> Tensor:
     entry = model.stack.enter(ids)
     residual = entry.residual if dtype is None else entry.residual.to(dtype)
-    for block, own in zip(model.stack.blocks, entry.arguments, strict=True):
-        residual = _call(block, residual, own, dtype)
+    for index, (block, own) in enumerate(zip(model.stack.blocks, entry.arguments, strict=True)):
+        with model.stack.resident(index):
+            residual = _call(block, residual, own, dtype)
     for module in model.head.modules:
-        residual = (module if dtype is None else copy.deepcopy(module).to(dtype))(residual)
+        residual = (module if dtype is None else _copied(module, dtype))(residual)
     hidden = model.head.scale(residual).flatten(0, 1)
     return _logits(model, hidden, dtype).double().log_softmax(-1)
 
 
 def _call(block: nn.Module, residual: Tensor, own: Arguments, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
-        block = copy.deepcopy(block).to(dtype)
+        block = _copied(block, dtype)
         own = Arguments(_converted(own.positional, dtype), _converted(own.keyword, dtype), own.residual_keyword)
     if own.residual_keyword:
         return residual_of(block(*own.positional, hidden_states=residual, **own.keyword))
@@ -72,8 +75,21 @@ def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
     if dtype is None:
         return model.head.logits(hidden)
     bias = model.head.unembedding.bias
-    weight = model.head.weight.to(dtype)
-    return model.head.map(nn.functional.linear(hidden, weight, None if bias is None else bias.to(dtype)))
+    biases = [None] * model.head.vocabulary if bias is None else bias.to(dtype).split(ROWS)
+    slices = zip(model.head.weight.split(ROWS), biases, strict=False)  # whole, W_U converted may be larger than a block
+    return model.head.map(torch.cat([nn.functional.linear(hidden, rows.to(dtype), b) for rows, b in slices], -1))
+
+
+def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in another dtype, as `.to` gives it, without a copy in the old one on the way."""
+    tensors = [*module.parameters(), *module.buffers()]
+    converted = {id(t): t.detach().to(dtype) for t in tensors if t.is_floating_point()}
+    memo = {
+        key: nn.Parameter(converted[key], requires_grad=False)
+        for key in map(id, module.parameters())
+        if key in converted
+    }
+    return copy.deepcopy(module, converted | memo).to(dtype)
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:

@@ -4,11 +4,15 @@ Nothing of a block is re-implemented. The model's own forward is run with every 
 lookup and the building of masks, and shows what the model passes to each block: the embedding x_0, attention masks,
 rotary embeddings, whatever its family uses. A block is then called again with those arguments on any residual stream.
 A block keeps its own arguments wherever a route visits it (a sliding-window block stays one).
+
+Of a streamed model a block's weights are present while it runs (`residency`); who reads them otherwise says so with
+`resident`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthscope.errors import UnsupportedError
+from depthscope.models.residency import Residency
 from depthscope.shapes import Residual, TokenIds
 
 
@@ -44,12 +49,14 @@ class _Entered(Exception):  # noqa: N818 - control flow, not an error: the last 
 class BlockStack:
     """The blocks of a causal language model, found by structure, each callable on any residual stream.
 
-    Raises UnsupportedError when the model has no list of `num_hidden_layers` blocks called once each, in order.
+    `residency` is in charge of the blocks of a streamed model. Raises UnsupportedError when the model has no list of
+    `num_hidden_layers` blocks called once each, in order.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, residency: Residency | None = None) -> None:
         self.model = model
-        self.path, self.blocks = _find_blocks(model)
+        self.residency = residency
+        self.path, self.blocks = find_blocks(model)
         self._tuple_outputs = self._check_calls()
         self._cache: dict[tuple[int, int], tuple[Arguments, ...]] = {}
         self._tokens_matter = self._arguments_depend_on_tokens()
@@ -77,9 +84,24 @@ class BlockStack:
 
             return forward
 
-        with _replaced_forward(self.blocks, [bypass(i) for i in range(self.depth)]), suppress(_Entered):
+        with self._bypassed([bypass(i) for i in range(self.depth)]), suppress(_Entered):
             self.model.base_model(input_ids=ids, use_cache=False)
         return Entry(residual[0], tuple(arguments))
+
+    @contextmanager
+    def passed_on(self) -> Iterator[None]:
+        """While open, every block passes the residual stream on as it came: what lies around the blocks, without them."""
+
+        def passing(index: int):
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                empty = (None,) * (self._tuple_outputs[index] - 1)
+                return (hidden, *empty) if self._tuple_outputs[index] else hidden
+
+            return forward
+
+        with self._bypassed([passing(i) for i in range(self.depth)]):
+            yield
 
     def arguments(self, ids: TokenIds, copies: int) -> tuple[Arguments, ...]:
         """Every block's arguments for `copies` copies of `ids` laid behind each other in one batch."""
@@ -100,6 +122,44 @@ class BlockStack:
         else:
             output = self.blocks[block](residual, *own.positional, **own.keyword)
         return residual_of(output)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether blocks are read when they are run."""
+        return self.residency is not None
+
+    @contextmanager
+    def resident(self, block: int) -> Iterator[None]:
+        """While open, the weights of a block can be read. Keep copies of them, not views."""
+        with nullcontext() if self.residency is None else self.residency.resident(block):
+            yield
+
+    def expect(self, order: Sequence[int]) -> None:
+        """Say which blocks will be called next, in order, so that those of a streamed model are read in time."""
+        if self.residency is not None:
+            self.residency.expect(order)
+
+    def release(self) -> None:
+        """Let go of the blocks of a streamed model that nobody is using."""
+        if self.residency is not None:
+            self.residency.release()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of the model's state_dict, in its order; those of a streamed block until the next is asked for."""
+        if not self.streamed:
+            yield from self.model.state_dict().items()
+            return
+        of_block = {f"{self.path}.{index}": index for index in range(self.depth)}
+        for holder, names in groupby(self.model.state_dict(), lambda name: _holder(name, of_block)):
+            with nullcontext() if holder is None else self.resident(of_block[holder]):
+                state = self.model.state_dict()
+                yield from ((name, state[name]) for name in names)
+
+    @contextmanager
+    def _bypassed(self, forwards: Sequence[Any]) -> Iterator[None]:
+        paused = nullcontext() if self.residency is None else self.residency.paused()
+        with paused, _replaced_forward(self.blocks, forwards):
+            yield
 
     def _check_calls(self) -> list[int]:
         """Run the model once as it is: each block's output length if it is a tuple, else 0."""
@@ -143,7 +203,7 @@ def residual_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def _replaced_forward(modules: list[nn.Module], forwards: list[Any]) -> Iterator[None]:
+def _replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
     """`forward` of each module replaced for the time of the context; hooks around it still run."""
     try:
         for module, forward in zip(modules, forwards, strict=True):
@@ -154,8 +214,10 @@ def _replaced_forward(modules: list[nn.Module], forwards: list[Any]) -> Iterator
             module.__dict__.pop("forward", None)
 
 
-def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
-    """The list of decoder blocks: of the module lists as long as the model is deep, the one with most parameters."""
+def find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
+    """The list of decoder blocks, with its path: of the module lists as long as the model is deep, the one with most
+    parameters. Raises UnsupportedError where there is none.
+    """
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = {
         name: module
@@ -168,6 +230,12 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
         )
     path = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     return path, list(lists[path])
+
+
+def _holder(name: str, holders: Mapping[str, int]) -> str | None:
+    """The path among `holders` that a weight lies under."""
+    parts = name.split(".")
+    return next((path for end in range(len(parts)) if (path := ".".join(parts[:end])) in holders), None)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -12,7 +12,7 @@ Everything comes in float32, on the model's device.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,12 +90,14 @@ def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Floa
     vectors are centred. Not `processed`: the rows as they are in the model. Raises UnsupportedError where no weights
     with one row per neuron write to the residual stream.
     """
-    rows = _written_rows(model, block)
+    writer = model.writers.mlp[block] if processed else None
+    with model.stack.resident(block):
+        rows = _written_rows(model, block)
+        if writer is not None and writer is not model.require_components().mlp[block]:
+            rows = rows * norm_affine(writer, rows.shape[1]).scale
+        rows = rows.clone() if model.stack.streamed else rows
     if not processed:
         return rows
-    writer = model.writers.mlp[block]
-    if writer is not model.require_components().mlp[block]:
-        rows = rows * norm_affine(writer, rows.shape[1]).scale
     rows = model.writers.scale(rows)
     return rows - rows.mean(1, keepdim=True) if centres_writing(model) else rows
 
@@ -172,6 +174,11 @@ def reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
     Found by running the block: a module reads the residual stream if it is given what a norm over d_model makes, or what its
     attention or MLP is given as it is. Raises UnsupportedError where nothing is found to read it.
     """
+    with model.stack.resident(block):
+        return _reading_weights(model, block)
+
+
+def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
     modules = dict(model.stack.blocks[block].named_modules())
     given, made = _traced(model, block, modules)
     normed = {_place(made[n]): n for n, m in modules.items() if is_norm(m) and n in made and _wide(model, made[n])}
@@ -183,10 +190,16 @@ def reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
         norm = normed.get(place)
         for path, weight, bias in _linear_maps(name, module, model.family):
             if weight.shape[1] == model.head.weight.shape[1]:
-                found[path] = _folded(weight, bias, None if norm is None else modules[norm], norm)
+                own = _folded(weight, bias, None if norm is None else modules[norm], norm)
+                found[path] = _kept(own) if model.stack.streamed else own
     if not found:
         raise UnsupportedError(f"{model.name}: nothing in block {block} is seen to read the residual stream linearly")
     return found
+
+
+def _kept(read: ReadingWeights) -> ReadingWeights:
+    """In memory of their own: a view would keep the whole block in memory."""
+    return replace(read, weight=read.weight.clone(), bias=read.bias.clone())
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None, name: str | None) -> ReadingWeights:
