@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from depthscope.engine.plan import Call, Finish, Instruction, Mean
+from depthscope.engine.plan import Call, Finish, Instruction, Mean, block_order
 from depthscope.models.model import Model
 from depthscope.models.stack import Entry
 from depthscope.routes import Step
@@ -34,6 +34,8 @@ def execute(
     entry = entry or model.stack.enter(ids)
     streams: dict[int, Tensor] = dict(enumerate(known or [entry.residual]))
     done = set(streams)
+    if model.stack.streamed:
+        model.stack.expect(block_order(plan, known=len(streams)))
     for instruction in plan:
         if isinstance(instruction, Call):
             if done.issuperset(instruction.targets):

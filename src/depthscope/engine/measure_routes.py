@@ -59,7 +59,7 @@ class RouteMeter:
         self.halved = 0
         """How often a piece did not fit into memory and was measured in two halves."""
         self._all = (Route.own(model.depth), *routes)
-        self._plans: dict[int, list[Instruction]] = {}
+        self._plans: dict[tuple[int, int], list[Instruction]] = {}
 
     def measure(self, ids: TokenIds, targets: TokenIds) -> RouteMeasures:
         """Measure every route on token windows; index 0 of the result is the model itself, i + 1 is `routes[i]`.
@@ -100,7 +100,8 @@ class RouteMeter:
     def _against(self, baseline: Baseline) -> RouteMeasures:
         head, (windows, length) = self.model.head, baseline.ids.shape
         measured: dict[int, Measured] = {}
-        plan = self._plan(max(1, self.pieces.together // baseline.ids.numel()))
+        together = max(1, self.pieces.together // baseline.ids.numel())
+        plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
         streams = execute(
             self.model, plan, baseline.ids, baseline.entry, baseline.residuals, _shared(self.model, baseline)
         )
@@ -118,11 +119,11 @@ class RouteMeter:
         columns = (torch.stack([getattr(row, name).view(windows, length) for row in rows]).cpu() for name in COLUMNS)
         return RouteMeasures(*columns)
 
-    def _plan(self, width: int) -> list[Instruction]:
-        width = min(width, len(self._all))
-        if width not in self._plans:
-            self._plans[width] = make_plan(self._all, width)
-        return self._plans[width]
+    def _plan(self, width: int, together: int) -> list[Instruction]:
+        sizes = min(width, len(self._all)), min(together, len(self._all))
+        if sizes not in self._plans:
+            self._plans[sizes] = make_plan(self._all, *sizes)
+        return self._plans[sizes]
 
 
 def _shared(model: Model, baseline: Baseline) -> Shared:
