@@ -88,7 +88,7 @@ class Session:
     @contextmanager
     def using(self) -> Iterator[Model]:
         """The model, for as long as the context lasts this caller's alone."""
-        with self._turn, torch.inference_mode():
+        with self._turn, self.model.measuring():
             yield self.model
 
     @contextmanager

@@ -98,7 +98,7 @@ class _Accumulator:
         self.columns = torch.empty(3, slices, tokens, device=device)
 
     def add(self, index: int, logits: LogitSlice) -> None:
-        """Take in slice number `index`."""
+        """Take in slice number `index`; `logits` may be overwritten."""
         for column, values in zip(self.columns, self.sums(logits), strict=True):
             column[index] = values
 
@@ -136,7 +136,7 @@ def _distribution(head: Head, hidden: Hidden, slices: Slices, sums: SliceSums) -
     places = []
     for index, (start, stop) in enumerate(slices):
         logits = head.slice(hidden, start, stop)
-        places.append(logits.argmax(-1) + start)
+        places.append(logits.float().argmax(-1) + start)
         accumulator.add(index, logits)
     log_normaliser, entropy = accumulator.finish()
     first = accumulator.highest()[1]

@@ -25,16 +25,16 @@ FEW = 16
 
 
 def plain(logits: LogitSlice) -> tuple[Column, Column, Column]:
-    """Maximum, Σ exp(z − m), Σ (z − m) exp(z − m) of each row of [tokens, slice] logits.
+    """Maximum, Σ exp(z − m), Σ (z − m) exp(z − m) of each row of [tokens, slice] logits, which may be overwritten.
 
     softmax is torch's one pass that has a fast vectorised exp on CPUs. Its largest probability is 1 / Σ exp(z − m), so
     nothing else needs an exp.
     """
     highest = logits.amax(-1, keepdim=True).float()
-    below = logits.float() - highest
+    below = logits.float().sub_(highest)
     probabilities = below.softmax(-1)
     total = probabilities.amax(-1).reciprocal()
-    return highest[:, 0], total, torch.linalg.vecdot(probabilities, below) * total
+    return highest[:, 0], total, probabilities.mul_(below).sum(-1) * total
 
 
 def _definition(logits: LogitSlice) -> tuple[Column, Column, Column]:

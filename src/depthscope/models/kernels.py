@@ -13,9 +13,8 @@ GELU written out in single operations (GPT-2's, GPT-J's and BLOOM's tanh form) b
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.models.bloom.modeling_bloom import BloomGelu
+
+from depthscope.models.memory import available_memory
 
 TANH_GELU = (NewGELUActivation, FastGELUActivation, BloomGelu)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -40,13 +41,20 @@ class Kernels:
     blocks, experts' tensors) is multiplied as ever.
     """
 
-    def __init__(self, model: nn.Module, unembedding: nn.Module) -> None:
-        self.note = _why_not(model)
+    def __init__(self, model: nn.Module, unembedding: nn.Module, streamed: Iterable[nn.Module] = ()) -> None:
+        """`streamed`: blocks whose weights come and go, which are never packed."""
+        passing = {parameter for block in streamed for parameter in block.parameters()}
+        weights = [
+            parameter
+            for parameter in model.parameters()
+            if parameter.device.type == "cpu" and parameter.dtype in PACKED_DTYPES and parameter not in passing
+        ]
+        self.note = _why_not([weight for weight in weights if weight.dim() == 2])
         """Why weights are not packed; empty where they are."""
-        self._stored = set() if self.note else {_storage(p) for p in model.parameters() if p.dtype in PACKED_DTYPES}
+        self._stored = set() if self.note else {weight.untyped_storage().data_ptr() for weight in weights}
         self._whole_unembedding = unembedding.weight
         self._packed: dict[tuple[Any, ...], Tensor] = {}
-        self._activations = [module for module in model.modules() if isinstance(module, TANH_GELU)]
+        self._activations: list[nn.Module] = [module for module in model.modules() if isinstance(module, TANH_GELU)]
         self._lock, self._users = threading.Lock(), 0
         self._thread = threading.local()
 
@@ -86,7 +94,7 @@ class Kernels:
 
     def _pack(self, weight: Tensor) -> Tensor | None:
         """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not to be packed."""
-        if weight.dtype not in PACKED_DTYPES or _storage(weight) not in self._stored:
+        if weight.device.type != "cpu" or weight.untyped_storage().data_ptr() not in self._stored:
             return None
         if weight is self._whole_unembedding:  # read in slices everywhere that matters; whole, it would be packed twice
             return None
@@ -112,10 +120,6 @@ def _tanh_gelu(given: Tensor) -> Tensor:
     return functional.gelu(given, approximate="tanh")
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.device.type == "cpu" else 0
-
-
 def _reorder(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), EXPECTED_ROWS)
 
@@ -124,16 +128,15 @@ def _product(given: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(given, packed, bias, "none", [], "")
 
 
-def _why_not(model: nn.Module) -> str:
-    weights = [p for p in model.parameters() if p.dim() == 2 and p.device.type == "cpu" and p.dtype in PACKED_DTYPES]
+def _why_not(weights: list[nn.Parameter]) -> str:
     if not weights:
         return "no float32 or bfloat16 weights in this machine's memory"
     if broken := next((why for dtype in {w.dtype for w in weights} if (why := _broken(dtype))), ""):
         return broken
-    asked, available = sum(w.nbytes for w in weights), available_memory()
-    if available is not None and asked > SHARE * available:
+    asked, there = sum(w.nbytes for w in weights), available_memory()
+    if there is not None and asked > SHARE * there:
         return (
-            f"packed weights would take {asked / 2**30:.1f} GiB, more than half of the {available / 2**30:.1f} GiB "
+            f"packed weights would take {asked / 2**30:.1f} GiB, more than half of the {there / 2**30:.1f} GiB "
             "of memory available"
         )
     return ""
@@ -149,11 +152,3 @@ def _broken(dtype: torch.dtype) -> str:
         return f"this build of torch has no packed {dtype} products for this processor".replace("torch.", "", 1)
     close = torch.allclose(ours.float(), (given.float() @ weight.float().T), rtol=0.02, atol=0.1)
     return "" if close else "packed products came out wrong when tried"
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, as Linux estimates them; None where it is not said."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    return None

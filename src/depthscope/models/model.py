@@ -79,7 +79,7 @@ class Model:
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""
         self.stack.release()  # kernels know weights by where they lie: a streamed block's place will be another's
-        return Kernels(self.hf, self.head.unembedding)
+        return Kernels(self.hf, self.head.unembedding, self.stack.blocks if self.stack.streamed else ())
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ class Attention:
 
     name = NAME
     needs_writes = False
+    readouts = 0
 
     def __init__(self, model: Model, length: int, protocol: str = TEXT) -> None:
         self.lad2024 = protocol == LAD2024

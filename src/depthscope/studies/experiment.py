@@ -33,9 +33,14 @@ class Experiment(Protocol):
 
 @runtime_checkable
 class Reading(Experiment, Protocol):
-    """An experiment on the shared pass. `needs_writes`: whether it looks at what attention and MLP write."""
+    """An experiment on the shared pass.
+
+    `needs_writes`: whether it looks at what attention and MLP write. `readouts`: how many next-token distributions it reads
+    per token, which tells how much work is to come.
+    """
 
     needs_writes: bool
+    readouts: int
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a work unit: `baseline` is the model's own run on `windows`."""

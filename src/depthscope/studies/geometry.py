@@ -29,6 +29,7 @@ class Geometry:
 
     name = NAME
     needs_writes = False
+    readouts = 0
 
     def __init__(self, model: Model, windows: Windows) -> None:
         self.settings = {"windows": min(WINDOWS, len(windows)), "batch": BATCH}

@@ -23,6 +23,7 @@ class Influence:
 
     name = NAME
     needs_writes = False
+    readouts = 0
 
     def __init__(self, model: Model) -> None:
         self.settings = {}

@@ -36,6 +36,7 @@ class Lens:
     def __init__(self, model: Model, protocol: str = TEXT) -> None:
         self.settings = {"protocol": protocol}
         self.rows = Rows({"layer": pl.Int32}, [(depth,) for depth in range(model.depth + 1)], METRICS)
+        self.readouts = model.depth + 1
         self.affine = _final_norm(model) if protocol == LAD2024 else None
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:

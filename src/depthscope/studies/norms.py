@@ -30,6 +30,7 @@ class Norms:
 
     name = NAME
     needs_writes = True
+    readouts = 0
 
     def __init__(self, model: Model) -> None:
         assert model.writers

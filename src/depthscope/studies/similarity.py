@@ -32,6 +32,7 @@ class Similarity:
 
     name = NAME
     needs_writes = True
+    readouts = 0
 
     def __init__(self, model: Model) -> None:
         assert model.writers

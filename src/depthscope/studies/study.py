@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError
+from depthscope.measure import slice_sums
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
@@ -66,7 +66,7 @@ def run_study(
         run.update(not_done={**earlier, **not_done})
         units_done = _shared_pass(run, subject, readings, tell)
         for experiment in others:
-            shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, experiment))
+            shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment))
             for unit in shards:
                 tell(experiment.name, unit + 1, experiment.units)
         for experiment in made:
@@ -105,12 +105,14 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
+    sums, plain_because = slice_sums.for_work(_logits(subject, readings))
+    run.update(kernels=_kernels(subject.model, sums, plain_because))
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
         windows = subject.windows.part(units[index].start, units[index].stop)
-        with torch.inference_mode():
+        with subject.model.measuring():
             writes = any(by_name[name].needs_writes for name in missing)
-            baseline = Baseline(subject.model, *windows.batch(), writes=writes)
+            baseline = Baseline(subject.model, *windows.batch(), writes=writes, sums=sums)
             return {name: by_name[name].read(baseline, windows) for name in missing}
 
     goal = _goal(run, subject, readings)
@@ -127,6 +129,19 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     return done
 
 
+def _logits(subject: Subject, readings: Sequence[Reading]) -> float:
+    """How many logits the shared pass reduces in all."""
+    return float(subject.windows.tokens) * subject.model.head.vocabulary * sum(reading.readouts for reading in readings)
+
+
+def _kernels(model: Model, sums: slice_sums.SliceSums, plain_because: str) -> dict[str, str]:
+    """How the model's products and the sums over the vocabulary are computed: they are the same up to rounding."""
+    return {
+        "products": f"plain: {model.kernels.note}" if model.kernels.note else "packed",
+        "sums": "compiled" if sums is not slice_sums.plain else f"plain{plain_because and ': '}{plain_because}",
+    }
+
+
 def _goal(run: RunDirectory, subject: Subject, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
     """The precision the shared pass is to reach, None where there is no such goal."""
     wanted = subject.settings.precision
@@ -137,8 +152,9 @@ def _goal(run: RunDirectory, subject: Subject, readings: Sequence[Reading]) -> p
     return precision.PrecisionGoal(wanted, swept, subject.windows, run.manifest["noise_floor"])
 
 
-def _own_unit(experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
-    return {experiment.name: experiment.work(unit)}
+def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
+    with model.measuring():
+        return {experiment.name: experiment.work(unit)}
 
 
 def _units(subject: Subject) -> list[Unit]:

@@ -75,13 +75,13 @@ class Sweep:
     """A sweep of given edits over given windows: a reading of the shared pass."""
 
     name = NAME
-    needs_writes = False
 
     def __init__(self, model: Model, length: int, kinds: Sequence[str], per_token: bool = False) -> None:
         self.settings = {"edits": list(kinds), "per_token": per_token}
         self.length, self.per_token = length, per_token
         self.edits = layer_edits(kinds, model.depth)
         self.meter = RouteMeter(model, [edit.route for edit in self.edits])
+        self.needs_writes, self.readouts = self.meter.needs_writes, len(self.edits) + 1
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]
         self.rows = Rows(KEYS, names, MEASURED)
 
