@@ -7,8 +7,12 @@ from torch import Tensor
 
 from benchmarks.speed.rounds import Seconds, seconds
 from benchmarks.speed.routes import pairs, sweep_routes
-from depthscope.engine.measure_routes import RouteMeter
+from depthscope.engine.measure_routes import Pieces, RouteMeter
+from depthscope.measure import slice_sums
 from depthscope.models.model import Model
+
+PIECES = Pieces(sums=slice_sums.compiled()[0])
+"""As in a study that is long enough for its sums to be compiled; compiling is not timed."""
 
 
 class Ours:
@@ -18,12 +22,12 @@ class Ours:
 
     def __init__(self, model: Model, ids: Tensor, targets: Tensor, sweeps: Mapping[str, Sequence[str]]) -> None:
         self.model, self.ids, self.targets, self.sweeps = model, ids, targets, sweeps
-        self.meters = {sweep: RouteMeter(model, sweep_routes(kinds, model.depth)) for sweep, kinds in sweeps.items()}
+        self.meters = {sweep: RouteMeter(model, sweep_routes(kinds, model.depth), PIECES) for sweep, kinds in sweeps.items()}
 
     def warm(self) -> None:
         """The last edit of each kind, on the text itself: every shape that will come, little of the work."""
         routes = [sweep_routes([kind], self.model.depth)[-1] for kind in _kinds(self.sweeps)]
-        RouteMeter(self.model, routes).measure(self.ids, self.targets)
+        RouteMeter(self.model, routes, PIECES).measure(self.ids, self.targets)
 
     def repetition(self, number: int) -> Seconds:
         """Every sweep once."""
@@ -35,7 +39,7 @@ class Ours:
     def mean_kl(self, chosen: Sequence[tuple[str, int]]) -> dict[tuple[str, int], float]:
         """Mean KL of some (kind, layer) pairs, to be compared with what others find."""
         routes = [sweep_routes([kind], self.model.depth)[layer] for kind, layer in chosen]
-        measured = RouteMeter(self.model, routes).measure(self.ids, self.targets)
+        measured = RouteMeter(self.model, routes, PIECES).measure(self.ids, self.targets)
         return {pair: float(measured.kl[place + 1].mean()) for place, pair in enumerate(chosen)}
 
 
