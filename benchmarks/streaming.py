@@ -56,6 +56,8 @@ def write_model(folder: Path, layers: int, width: int, hidden: int, vocabulary: 
 
     def save(name: str, shard: dict[str, torch.Tensor]) -> int:
         save_file(shard, folder / name, metadata={"format": "pt"})
+        with (folder / name).open("rb") as written:
+            os.fsync(written.fileno())  # pages that are not on the disk yet cannot be dropped
         places.update(dict.fromkeys(shard, name))
         return sum(tensor.nbytes for tensor in shard.values())
 

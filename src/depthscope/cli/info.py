@@ -13,9 +13,10 @@ def command(
     dtype: options.Dtype = options.DEFAULT_DTYPE,
     device: options.Device = "auto",
     revision: options.Revision = None,
+    stream: options.Stream = "auto",
 ) -> None:
     """Say what a model is made of: layers, widths, layout, norm, context, parameters."""
-    facts = asdict(options.load_quietly(model, dtype, device, revision).facts)
+    facts = asdict(options.load_quietly(model, dtype, device, revision, stream).facts)
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         text = (

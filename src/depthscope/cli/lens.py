@@ -29,7 +29,7 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
     from depthscope import api
     from depthscope.errors import DataError
 
-    model = options.load_quietly(request.model, request.dtype, request.device, request.revision)
+    model = options.load_quietly(request.model, request.dtype, request.device, request.revision, request.stream)
     found = api.lens(model, prompt, top=top)
     length = int(found["position"].max()) + 1  # type: ignore[arg-type]
     if not -length <= position < length:

@@ -24,7 +24,7 @@ def command(request: Request, *, neuron: Neuron = None) -> None:
     from depthscope.studies.neurons import Neurons, parse_neuron
 
     place = parse_neuron(neuron)
-    model = options.load_quietly(request.model, request.dtype, request.device, request.revision)
+    model = options.load_quietly(request.model, request.dtype, request.device, request.revision, request.stream)
     report = Neurons(model).neuron(*place)
     console.print(f"[bold]{model.name}[/] layer {report.layer}, neuron {report.neuron}: {report.kind}", highlight=False)
     numbers = [f"{name} {value:.3g}" for name, value in report.numbers.items() if value is not None]

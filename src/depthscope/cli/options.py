@@ -72,6 +72,14 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.", show_default="main")
 ]
 
+Stream = Annotated[
+    str,
+    typer.Option(
+        help="Whether the blocks' weights stay on disk, each read when it is run: yes, no, or auto (if the weights would take "
+        "more than 70% of the memory available). The numbers are the same."
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"
@@ -82,7 +90,9 @@ def listed(names: str) -> list[str]:
     return [name.strip().replace("-", "_") for name in names.split(",") if name.strip()]
 
 
-def load_quietly(name: str, dtype: str, device: str, revision: str | None, verify: bool = True) -> "Model":
+def load_quietly(
+    name: str, dtype: str, device: str, revision: str | None, stream: str = "no", verify: bool = True
+) -> "Model":
     """Load a model for a command, with transformers' advice to programmers kept off the terminal."""
     import huggingface_hub
     import transformers
@@ -91,4 +101,4 @@ def load_quietly(name: str, dtype: str, device: str, revision: str | None, verif
 
     transformers.utils.logging.set_verbosity_error()
     huggingface_hub.utils.logging.set_verbosity_error()
-    return load(name, dtype=dtype, device=device, revision=revision, verify=verify)
+    return load(name, dtype=dtype, device=device, revision=revision, stream=stream, verify=verify)

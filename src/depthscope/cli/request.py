@@ -29,6 +29,7 @@ class Request:
     dtype: options.Dtype = options.DEFAULT_DTYPE
     device: options.Device = "auto"
     revision: options.Revision = None
+    stream: options.Stream = "auto"
 
 
 SHARED = tuple(inspect.signature(Request).parameters.values())
@@ -56,9 +57,10 @@ def run_and_show(request: Request, **settings: Any) -> None:
 
     asked = asdict(request)
     name, data, tokens, out = (asked.pop(key) for key in ("model", "data", "tokens", "out"))
-    loaded = options.load_quietly(name, *(asked.pop(key) for key in ("dtype", "device", "revision")))
+    loaded = options.load_quietly(name, *(asked.pop(key) for key in ("dtype", "device", "revision", "stream")))
     directory = out or Path("runs") / _slug(f"{name}-{data}")
-    console.print(f"[bold]{loaded.name}[/]: {loaded.depth} blocks, {data}, into {directory}", highlight=False)
+    blocks = f"{loaded.depth} blocks" + (" (streamed: read when they are run)" if loaded.facts.streamed else "")
+    console.print(f"[bold]{loaded.name}[/]: {blocks}, {data}, into {directory}", highlight=False)
     try:
         study = api.study(loaded, api.corpus(data, tokens), out=directory, **asked, **settings)
     except KeyboardInterrupt:

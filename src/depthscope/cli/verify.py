@@ -12,11 +12,12 @@ def command(
     dtype: options.Dtype = options.DEFAULT_DTYPE,
     device: options.Device = "auto",
     revision: options.Revision = None,
+    stream: options.Stream = "auto",
 ) -> None:
     """Check that replaying a model's blocks and head gives its own logits. Exit status 1 where it does not."""
     from depthscope.models.verify import verify
 
-    checks = verify(options.load_quietly(model, dtype, device, revision, verify=False))
+    checks = verify(options.load_quietly(model, dtype, device, revision, stream, verify=False))
     shown = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         shown.add_row("[green]passed[/]" if check.passed else "[bold red]failed[/]", check.name, check.detail)
