@@ -7,18 +7,21 @@ distinct route is read out once. For a drop sweep of L blocks this is L(L+1)/2 b
 
 Linear products are timed as bare `torch.mm` into buffers made before, with the model's own weights, at the best of several
 row counts; the unembedding at the best of several slice widths too. The products inside attention count half (causal), at
-the rate of the linear products. Norms, activations, softmaxes, sums over the vocabulary and Wᵀp cost nothing here.
+the rate of the linear products. The packed floor takes the same products with weights laid out beforehand, as ours are.
+Norms, activations, softmaxes, sums over the vocabulary and Wᵀp cost nothing here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
+from itertools import product as combinations
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.rounds import Seconds, steady_seconds
 from benchmarks.speed.routes import sweep_routes
+from depthscope.models.kernels import packed, product
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
 
@@ -27,6 +30,21 @@ SLICES = (2048, 4096, 8192, 16_384)
 """Vocabulary entries of a slice. The best is looked for on as many entries as the widest has, then timed on all."""
 BLOCKS = 4
 """Blocks whose weights are gone through in turn, so that no weight is found in a cache it would not be in."""
+
+
+Prepare = Callable[[Tensor], Callable[[Tensor, Tensor], object]]
+"""From a weight shaped [in, out] a function of (given, buffer) that multiplies with it."""
+
+
+def bare(weight: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """`torch.mm` into the buffer."""
+    return lambda given, out: torch.mm(given, weight, out=out)
+
+
+def laid_out(weight: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """The product with a packed weight, which makes its own result."""
+    ready = packed(weight.T)
+    return lambda given, _out: product(given, ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,7 @@ class Floor:
     """Times the products and adds them up for each sweep."""
 
     name = "floor"
+    prepare: Prepare = staticmethod(bare)
 
     def __init__(
         self,
@@ -92,7 +111,7 @@ class Floor:
         """Find the fastest row count of each part, and the fastest slice width of the unembedding."""
         widths = sorted({min(width, self.model.head.vocabulary) for width in self.slices})
         choices = {"attention": [(rows, 0) for rows in self.rows], "mlp": [(rows, 0) for rows in self.rows]}
-        choices["unembedding"] = list(product(self.rows, widths))
+        choices["unembedding"] = list(combinations(self.rows, widths))
         for part, possible in choices.items():
             spent = {choice: self.per_token(part, choice, self.at_least / 4, max(self.slices)) for choice in possible}
             self.best[part] = min(spent, key=lambda choice: spent[choice])
@@ -118,40 +137,51 @@ class Floor:
         """Seconds per token of one part, with `choice` = (rows, slice width), over the first `entries` of the vocabulary."""
         rows, width = choice
         blocks = self.parts.get(part, [])
-        act = _Products(blocks, rows) if blocks else _Unembedding(self.model.head.weight[:entries], rows, width)
+        act = (
+            _Products(blocks, rows, self.prepare)
+            if blocks
+            else _Unembedding(self.model.head.weight[:entries], rows, width, self.prepare)
+        )
         act()
         return steady_seconds(act, at_least, self.device) / rows / max(1, len(blocks))
+
+
+class PackedFloor(Floor):
+    """The floor with weights laid out beforehand: what our own products could reach, where they are packed."""
+
+    name = "packed floor"
+    prepare: Prepare = staticmethod(laid_out)
 
 
 class _Products:
     """All linear products of some blocks."""
 
-    def __init__(self, blocks: list[list[Tensor]], rows: int) -> None:
+    def __init__(self, blocks: list[list[Tensor]], rows: int, prepare: Prepare) -> None:
         first = blocks[0][0]
         sizes = {size for block in blocks for weight in block for size in weight.shape}
         self.given = {size: torch.randn(rows, size, device=first.device).to(first.dtype) for size in sizes}
         self.out = {size: torch.empty(rows, size, dtype=first.dtype, device=first.device) for size in sizes}
-        self.blocks = blocks
+        self.products = [(prepare(weight), *weight.shape) for block in blocks for weight in block]
 
     def __call__(self) -> None:
-        for block in self.blocks:
-            for weight in block:
-                torch.mm(self.given[weight.shape[0]], weight, out=self.out[weight.shape[1]])
+        for multiply, size, width in self.products:
+            multiply(self.given[size], self.out[width])
 
 
 class _Unembedding:
     """The unembedding in slices of the vocabulary, one after the other into one buffer."""
 
-    def __init__(self, weight: Tensor, rows: int, width: int) -> None:
+    def __init__(self, weight: Tensor, rows: int, width: int, prepare: Prepare) -> None:
         self.given = torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype)
         edges = [*range(0, weight.shape[0], width), weight.shape[0]]
-        self.slices = [weight[start:stop].T for start, stop in pairwise(edges)]
+        self.products = [prepare(weight[start:stop].T) for start, stop in pairwise(edges)]
         buffer = torch.empty(rows * width, dtype=weight.dtype, device=weight.device)
-        self.out = [buffer[: rows * part.shape[1]].view(rows, part.shape[1]) for part in self.slices]
+        widths = [stop - start for start, stop in pairwise(edges)]
+        self.out = [buffer[: rows * width].view(rows, width) for width in widths]
 
     def __call__(self) -> None:
-        for part, out in zip(self.slices, self.out, strict=True):
-            torch.mm(self.given, part, out=out)
+        for multiply, out in zip(self.products, self.out, strict=True):
+            multiply(self.given, out)
 
 
 def _weights(component: nn.Module) -> Iterator[Tensor]:

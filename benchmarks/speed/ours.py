@@ -22,7 +22,9 @@ class Ours:
 
     def __init__(self, model: Model, ids: Tensor, targets: Tensor, sweeps: Mapping[str, Sequence[str]]) -> None:
         self.model, self.ids, self.targets, self.sweeps = model, ids, targets, sweeps
-        self.meters = {sweep: RouteMeter(model, sweep_routes(kinds, model.depth), PIECES) for sweep, kinds in sweeps.items()}
+        self.meters = {
+            sweep: RouteMeter(model, sweep_routes(kinds, model.depth), PIECES) for sweep, kinds in sweeps.items()
+        }
 
     def warm(self) -> None:
         """The last edit of each kind, on the text itself: every shape that will come, little of the work."""

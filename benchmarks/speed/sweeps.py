@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from benchmarks.speed.floor import Floor
+from benchmarks.speed.floor import Floor, PackedFloor
 from benchmarks.speed.hooks import Hooks
 from benchmarks.speed.ours import Ours, drawn_pairs
 from benchmarks.speed.rounds import Contender, Taken, median, ratios, take_turns
@@ -45,7 +45,8 @@ def compare(
     ours = Ours(model, *text, sweeps)
     contenders: list[Contender] = [ours]
     missing: dict[str, str] = {}
-    floor = Floor(model, shape.tokens, shape.length, sweeps) if Floor.name in alternatives else None
+    kinds = [Floor] if model.kernels.note else [Floor, PackedFloor]
+    floors = [kind(model, shape.tokens, shape.length, sweeps) for kind in kinds if Floor.name in alternatives]
     hooks = Hooks(model, *text, sweeps) if Hooks.name in alternatives else None
     with ExitStack() as workers:
         for name in peers_for(alternatives, dtype):
@@ -56,22 +57,24 @@ def compare(
                 contenders.append(worker)
             except Unavailable as error:
                 missing[name] = str(error)
-        contenders += [one for one in (hooks, floor) if one is not None]
+        contenders += [one for one in (hooks, *floors) if one is not None]
         taken = take_turns(contenders, rounds, tell)
         _check(ours, contenders, shape, dtype, sweeps, tell)
     del model, ours, contenders, hooks
     gc.collect()
-    rates = {sweep: f"{median(seen):,.0f} GFLOP/s" for sweep, seen in floor.gflops.items()} if floor else {}
-    return [line for sweep in sweeps for line in _lines(shape, dtype, sweep, taken, missing, rates.get(sweep, ""))]
+    notes = dict(missing)
+    lines = []
+    for sweep in sweeps:
+        notes |= {floor.name: f"{median(floor.gflops[sweep]):,.0f} GFLOP/s" for floor in floors}
+        lines += _lines(shape, dtype, sweep, taken, notes)
+    return lines
 
 
-def _lines(
-    shape: Shape, dtype: str, sweep: str, taken: Taken, missing: Mapping[str, str], rate: str
-) -> list[Comparison]:
+def _lines(shape: Shape, dtype: str, sweep: str, taken: Taken, notes: Mapping[str, str]) -> list[Comparison]:
     own = taken[Ours.name][sweep]
     lines = []
-    for name in (name for name in ALTERNATIVES if name in taken or name in missing):
-        is_floor = name == Floor.name
+    for name in (name for name in (*ALTERNATIVES, PackedFloor.name) if name in taken or name in notes):
+        is_floor = name in (Floor.name, PackedFloor.name)
         others = taken[name][sweep] if name in taken else []
         target = TARGETS.get((shape.name, dtype, sweep, name))
         lines.append(
@@ -84,9 +87,9 @@ def _lines(
                 ours=shape.tokens / median(own),
                 theirs=shape.tokens / median(others) if others else 0.0,
                 ratios=tuple(ratios(others, own)) if others else (),
-                target=FLOOR_TARGETS[dtype] if is_floor and shape.width >= NARROW else target,
+                target=FLOOR_TARGETS[dtype] if name == Floor.name and shape.width >= NARROW else target,
                 share=is_floor,
-                note=rate if is_floor else missing.get(name, ""),
+                note=notes.get(name, ""),
             )
         )
     return lines

@@ -84,13 +84,13 @@ class Kernels:
                     module.__dict__.pop("forward", None)
 
     def _linear(self, given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        packed = self._pack(weight)
-        return functional.linear(given, weight, bias) if packed is None else _product(given, packed, bias)
+        ready = self._pack(weight)
+        return functional.linear(given, weight, bias) if ready is None else product(given, ready, bias)
 
     def _addmm(self, bias: Tensor, given: Tensor, weight: Tensor, **scales: Any) -> Tensor:
         """GPT-2's Conv1D: its weight is [in, out]."""
-        packed = None if scales or bias.dim() != 1 else self._pack(weight.T)
-        return torch.addmm(bias, given, weight, **scales) if packed is None else _product(given, packed, bias)
+        ready = None if scales or bias.dim() != 1 else self._pack(weight.T)
+        return torch.addmm(bias, given, weight, **scales) if ready is None else product(given, ready, bias)
 
     def _pack(self, weight: Tensor) -> Tensor | None:
         """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not to be packed."""
@@ -100,7 +100,7 @@ class Kernels:
             return None
         key = (weight.data_ptr(), weight.shape, weight.stride())
         if key not in self._packed:
-            self._packed[key] = _reorder(weight)
+            self._packed[key] = packed(weight)
         return self._packed[key]
 
 
@@ -120,12 +120,14 @@ def _tanh_gelu(given: Tensor) -> Tensor:
     return functional.gelu(given, approximate="tanh")
 
 
-def _reorder(weight: Tensor) -> Tensor:
+def packed(weight: Tensor) -> Tensor:
+    """A weight shaped [out, in] as oneDNN multiplies with it fastest, for `product` alone."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), EXPECTED_ROWS)
 
 
-def _product(given: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(given, packed, bias, "none", [], "")
+def product(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """given @ Wᵀ + bias with a packed weight."""
+    return torch.ops.mkldnn._linear_pointwise(given, weight, bias, "none", [], "")
 
 
 def _why_not(weights: list[nn.Parameter]) -> str:
@@ -147,7 +149,7 @@ def _broken(dtype: torch.dtype) -> str:
     generator = torch.Generator().manual_seed(0)
     given, weight = (torch.randn(5, 48, generator=generator).to(dtype) for _ in range(2))
     try:
-        ours = _product(given, _reorder(weight), None)
+        ours = product(given, packed(weight))
     except (AttributeError, RuntimeError, NotImplementedError):
         return f"this build of torch has no packed {dtype} products for this processor".replace("torch.", "", 1)
     close = torch.allclose(ours.float(), (given.float() @ weight.float().T), rtol=0.02, atol=0.1)

@@ -1,0 +1,203 @@
+"""Law 4 across paths: packed products, compiled sums and shared components change no number beyond rounding."""
+
+import threading
+
+import pytest
+import torch
+from families import FAMILIES
+from torch.nn import functional
+
+from depthscope.engine import measure_routes
+from depthscope.engine.measure_routes import Pieces, RouteMeter
+from depthscope.errors import MemoryShortError
+from depthscope.measure import slice_sums
+from depthscope.models import kernels
+from depthscope.models.kernels import TANH_GELU, Kernels
+from depthscope.models.model import Model
+from depthscope.routes import Route, Step
+from depthscope.studies.sweep import EDITS, layer_edits, possible_edits
+
+
+def routes_of(model: Model) -> list[Route]:
+    return [edit.route for edit in layer_edits(possible_edits(list(EDITS), model)[0], model.depth)]
+
+
+def text_of(model: Model, windows: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, model.head.vocabulary, (windows, length), generator=torch.Generator().manual_seed(3))
+    return ids, ids.roll(-1, 1)
+
+
+def without_kernels(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available_memory", lambda: 1)
+    model.__dict__["kernels"] = Kernels(model.hf, model.head.unembedding)
+    model.kernels._activations.clear()
+
+
+def test_fast_kernels_change_no_number_beyond_rounding(tiny, monkeypatch):
+    text, routes = text_of(tiny), routes_of(tiny)
+    assert tiny.kernels.note == ""
+    fast = RouteMeter(tiny, routes).measure(*text)
+    assert tiny.kernels._packed, "no weight was packed"
+    without_kernels(tiny, monkeypatch)
+    assert "more than half" in tiny.kernels.note
+    plain = RouteMeter(tiny, routes).measure(*text)
+    assert not tiny.kernels._packed
+    torch.testing.assert_close(fast.kl, plain.kl, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(fast.entropy, plain.entropy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.loss, plain.loss, rtol=1e-5, atol=1e-4)
+    assert (fast.agreement == plain.agreement).float().mean() > 0.99  # two logits may be equal up to rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_product_does_not_depend_on_what_is_computed_with_it(dtype):
+    given, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((300, 96), (130, 96), (130,)))
+    ready = kernels.packed(weight)
+    whole = kernels.product(given, ready, bias)
+    torch.testing.assert_close(whole, functional.linear(given, weight, bias))
+    for rows in (1, 7, 64):
+        parts = torch.cat([kernels.product(part, ready, bias) for part in given.split(rows)])
+        assert torch.equal(parts, whole)
+
+
+def test_what_the_kernels_change_is_changed_back(gpt2):
+    activations = [module for module in gpt2.hf.modules() if isinstance(module, TANH_GELU)]
+    assert activations
+    linear = functional.linear
+    seen = []
+
+    def elsewhere() -> None:
+        seen.append(functional.linear is linear)
+        with gpt2.measuring():
+            seen.append(all("forward" in vars(module) for module in activations))
+
+    with pytest.raises(RuntimeError, match="on purpose"), gpt2.measuring(), gpt2.measuring():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert all("forward" in vars(module) for module in activations), "another thread took ours away"
+        raise RuntimeError("on purpose")
+    assert seen == [True, True]
+    assert not any("forward" in vars(module) for module in activations)
+    before = len(gpt2.kernels._packed)
+    functional.linear(torch.ones(1, gpt2.head.weight.shape[1]), gpt2.head.weight[:5].detach())
+    assert len(gpt2.kernels._packed) == before
+
+
+def test_weights_that_are_not_the_models_are_not_kept(gpt2):
+    with gpt2.measuring():
+        before = len(gpt2.kernels._packed)
+        functional.linear(torch.ones(2, 8), torch.ones(3, 8))
+        assert len(gpt2.kernels._packed) == before
+
+
+def test_the_compiled_sums_are_the_plain_ones():
+    made, why = slice_sums.compiled()
+    if why:
+        pytest.skip(why)
+    assert made is not slice_sums.plain
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((40, 300), (700, 41), (3, 20)):
+            logits = (5 * torch.randn(*shape)).to(dtype)
+            exact = logits.double()
+            below = exact - exact.amax(-1, keepdim=True)
+            expected = (exact.amax(-1), below.exp().sum(-1), (below * below.exp()).sum(-1))
+            for sums in (made, slice_sums.plain):
+                for ours, theirs in zip(sums(logits.clone()), expected, strict=True):
+                    assert ours.dtype == torch.float32
+                    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_are_compiled_for_long_work_alone(monkeypatch):
+    monkeypatch.setattr(slice_sums, "compiled", lambda: (slice_sums._definition, "made for the test"))
+    assert slice_sums.for_work(1e9) == (slice_sums.plain, "")
+    assert slice_sums.for_work(1e12) == (slice_sums._definition, "made for the test")
+
+
+def test_without_a_compiler_there_are_the_plain_sums(monkeypatch):
+    def no_compiler(*_args, **_options):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(slice_sums.torch, "compile", lambda _function, **_options: no_compiler)
+    slice_sums.compiled.cache_clear()
+    try:
+        assert slice_sums.compiled() == (slice_sums.plain, "reductions are not compiled: OSError")
+    finally:
+        slice_sums.compiled.cache_clear()
+
+
+def test_sums_of_another_form_give_the_same_measures(gpt2):
+    text, routes = text_of(gpt2), routes_of(gpt2)
+    plain = RouteMeter(gpt2, routes).measure(*text)
+    other = RouteMeter(gpt2, routes, Pieces(sums=slice_sums._definition)).measure(*text)
+    assert torch.equal(other.kl[0], torch.zeros_like(other.kl[0]))
+    torch.testing.assert_close(plain.kl, other.kl, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(plain.entropy, other.entropy, rtol=1e-5, atol=1e-5)
+    assert torch.equal(plain.agreement, other.agreement)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2", "opt"])
+def test_what_follows_from_the_own_run_is_bit_for_bit_what_the_block_gives(tiny_of, family):
+    model = tiny_of(family)
+    assert model.shares_components
+    text, routes = text_of(model), routes_of(model)
+    shared = RouteMeter(model, routes)
+    assert shared.needs_writes
+    alone = RouteMeter(model, routes)
+    alone.needs_writes = False
+    one, other = shared.measure(*text), alone.measure(*text)
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in measure_routes.COLUMNS)
+
+
+def test_a_silenced_component_is_not_computed(gpt2):
+    calls = []
+    handles = [module.register_forward_hook(lambda *_: calls.append(1)) for module in gpt2.components.mlp[3].children()]
+    try:
+        with torch.inference_mode():
+            entry = gpt2.stack.enter(text_of(gpt2)[0])
+            gpt2.visit(Step(3, mlp=False), entry.residual, entry.arguments)
+            assert not calls
+            gpt2.visit(Step(3, attention=False), entry.residual, entry.arguments)
+            assert calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_what_does_not_fit_is_measured_in_halves(gpt2, monkeypatch):
+    text, routes = text_of(gpt2, windows=5), routes_of(gpt2)[:6]
+    whole = RouteMeter(gpt2, routes).measure(*text)
+    real = measure_routes.compare
+
+    def with_little_memory(head, base, hidden, targets):
+        if len(targets) > 2 * 12:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return real(head, base, hidden, targets)
+
+    monkeypatch.setattr(measure_routes, "compare", with_little_memory)
+    meter = RouteMeter(gpt2, routes, Pieces(together=1))
+    halves = meter.measure(*text)
+    assert meter.halved == 2  # 5 windows in 2 and 3, the 3 in 1 and 2
+    torch.testing.assert_close(halves.kl, whole.kl, rtol=1e-5, atol=2e-6)
+    assert torch.equal(halves.agreement, whole.agreement)
+
+
+def test_a_window_that_does_not_fit_is_said_so(gpt2, monkeypatch):
+    def no_memory(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(measure_routes, "compare", no_memory)
+    with pytest.raises(MemoryShortError, match="one window of 12 tokens: expected a shorter"):
+        RouteMeter(gpt2, routes_of(gpt2)[:2]).measure(*text_of(gpt2))
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory(gpt2, monkeypatch):
+    def broken(*_arguments):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(measure_routes, "compare", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        RouteMeter(gpt2, routes_of(gpt2)[:2]).measure(*text_of(gpt2))
+
+
+def test_all_families_are_tried():
+    assert len(FAMILIES) >= 26
