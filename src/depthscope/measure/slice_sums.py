@@ -7,6 +7,7 @@ seconds, so it is for work that takes minutes. They differ by float32 rounding.
 
 import inspect
 import logging
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -68,7 +69,9 @@ def compiled() -> tuple[SliceSums, str]:
     level = logger.level
     try:
         logger.setLevel(logging.CRITICAL)
-        sums(torch.zeros(2 * FEW, 40))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, about torch's insides
+            sums(torch.zeros(2 * FEW, 40))
     except (
         Exception
     ) as error:  # no compiler, no place to write, a compiler too old: whatever it is, there is the plain form
