@@ -70,12 +70,16 @@ def test_what_the_kernels_change_is_changed_back(gpt2):
         with gpt2.measuring():
             seen.append(all("forward" in vars(module) for module in activations))
 
-    with pytest.raises(RuntimeError, match="on purpose"), gpt2.measuring(), gpt2.measuring():
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
-        assert all("forward" in vars(module) for module in activations), "another thread took ours away"
-        raise RuntimeError("on purpose")
+    def failing() -> None:
+        with gpt2.measuring(), gpt2.measuring():
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            assert all("forward" in vars(module) for module in activations), "another thread took ours away"
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        failing()
     assert seen == [True, True]
     assert not any("forward" in vars(module) for module in activations)
     before = len(gpt2.kernels._packed)

@@ -18,6 +18,8 @@ from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
 COUNTED = (PREDICTION.name, SUPPRESSION.name, ENTROPY.name, PARTITION.name)
 WHOLE_STUDY = ("sweep",)
 """What is printed of a study with all experiments: the rest is on the page."""
+EXPECTED_KERNELS = ("packed", "torch's own", "compiled", "plain")
+"""What is not worth a line: anything else says why work was slower than it could be."""
 PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
 
 
@@ -41,6 +43,9 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
         print_stages(found)
     if documents == 1:
         console.print("one document gives no interval: give text with several documents", highlight=False)
+    for what, how in run.manifest.get("kernels", {}).items():
+        if how not in EXPECTED_KERNELS:
+            console.print(f"{what}: {how}", highlight=False)
     for what, reason in run.manifest.get("not_done", {}).items():
         title = EDIT_KINDS[what].title if what in EDIT_KINDS else what
         console.print(f"not done: {title}, because {reason}", highlight=False)

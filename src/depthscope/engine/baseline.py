@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depthscope.errors import NumericError
-from depthscope.measure.divergence import SLICE, Measured, Reference, measure_baseline, reference
+from depthscope.measure.divergence import Measured, Reference, measure_baseline, reference
 from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.model import Model
 from depthscope.models.patterns import Pattern, attention_patterns
@@ -32,7 +32,7 @@ class Baseline:
         targets: TokenIds,
         *,
         writes: bool = False,
-        slice_width: int = SLICE,
+        slice_width: int | None = None,
         sums: SliceSums = plain,
     ) -> None:
         model.check_ids(ids)

@@ -11,7 +11,8 @@ from depthscope.engine.baseline import Baseline, pieces, require_finite
 from depthscope.engine.execute import Shared, execute
 from depthscope.engine.plan import Instruction, make_plan
 from depthscope.errors import MemoryShortError
-from depthscope.measure.divergence import SLICE, Measured, compare
+from depthscope.measure.divergence import Measured, compare
+from depthscope.measure.sizes import sizes_for
 from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
@@ -35,11 +36,11 @@ COLUMNS = ("kl", "agreement", "entropy", "loss")
 class Pieces:
     """How much is computed at once, and how. It decides speed and memory; the numbers stay, up to rounding."""
 
-    tokens: int = 1024
-    """Tokens of one piece; at least one window always is."""
-    together: int = 1024
+    tokens: int | None = None
+    """Tokens of one piece; at least one window always is. What suits the device by default, like the next two."""
+    together: int | None = None
     """Tokens that may be in one call: several routes go in together when the piece is smaller than this."""
-    slice_width: int = SLICE
+    slice_width: int | None = None
     """Vocabulary entries in one slice."""
     sums: SliceSums = plain
     """How slices of logits are reduced."""
@@ -54,6 +55,9 @@ class RouteMeter:
         self.model = model
         self.routes = tuple(routes)
         self.pieces = pieces or Pieces()
+        sizes = sizes_for(model.device.type)
+        self._tokens = self.pieces.tokens or sizes.tokens
+        self._together = self.pieces.together or sizes.tokens
         self.needs_writes = any(route.silences for route in routes) and model.shares_components
         """Whether a baseline that keeps what components wrote saves work."""
         self.halved = 0
@@ -72,7 +76,7 @@ class RouteMeter:
             return _joined(
                 [
                     self.against(Baseline(self.model, *piece, writes=self.needs_writes, slice_width=width, sums=sums))
-                    for piece in pieces(ids, targets, self.pieces.tokens)
+                    for piece in pieces(ids, targets, self._tokens)
                 ]
             )
 
@@ -100,7 +104,7 @@ class RouteMeter:
     def _against(self, baseline: Baseline) -> RouteMeasures:
         head, (windows, length) = self.model.head, baseline.ids.shape
         measured: dict[int, Measured] = {}
-        together = max(1, self.pieces.together // baseline.ids.numel())
+        together = max(1, self._together // baseline.ids.numel())
         plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
         streams = execute(
             self.model, plan, baseline.ids, baseline.entry, baseline.residuals, _shared(self.model, baseline)

@@ -64,15 +64,17 @@ def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) ->
     probabilities = torch.zeros(len(routes), count, dtype=torch.float64)
     plan = make_plan(routes, max(1, TOGETHER // baseline.ids.numel()))
     for ended, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals):
-        for indices, stream in zip(ended, residual.split(1), strict=True):
-            hidden = model.head.hidden(stream[:, first:])
-            best = model.head.logits(hidden[-1:])[0].double().softmax(-1).topk(count)
-            measured = compare(model.head, base, hidden, targets)
-            if not bool(torch.isfinite(measured.kl).all()):
+        copies, hidden = len(ended), model.head.hidden(residual[:, first:])
+        last = hidden.unflatten(0, (copies, len(targets)))[:, -1]
+        best = model.head.logits(last).double().softmax(-1).topk(count)
+        measured = compare(model.head, base.repeated(copies), hidden, targets.repeat(copies))
+        divergences = measured.kl.view(copies, len(targets)).cpu()
+        for place, indices in enumerate(ended):
+            if not bool(torch.isfinite(divergences[place]).all()):
                 raise NumericError(f"NaN or infinity on the route {routes[indices[0]].name!r} of {model.name}")
             for index in indices:
-                kl[index] = measured.kl.cpu() if index else 0.0
-                ids[index], probabilities[index] = best.indices.cpu(), best.values.cpu()
+                kl[index] = divergences[place] if index else 0.0
+                ids[index], probabilities[index] = best.indices[place].cpu(), best.values[place].cpu()
     return Surgery(model.depth, edits, not_done, kl, ids, probabilities)
 
 

@@ -18,17 +18,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from depthscope.measure.sizes import sizes_for
 from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.head import Head
 from depthscope.shapes import Hidden, LogitSlice, PerToken, PerTokenExact, PerTokenFlag, PerTokenIndex
 
 Slices = list[tuple[int, int]]
-
-SLICE = 2048
-"""Vocabulary entries in one slice. Fixed, not sized to the tokens, so that a token's sums are added up in the same order
-whatever it is computed together with."""
-ROWS = 1024
-"""Tokens whose slices are worked on at once: 8 MiB of float32 logits, so that the passes over them find them in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +36,9 @@ class Distribution:
     top: PerTokenIndex
     """The most likely token; of equals the one with the lowest id."""
 
-    def split(self) -> list["Distribution"]:
-        """The same in pieces of at most ROWS tokens."""
-        return [Distribution(*rows) for rows in zip(*(column.split(ROWS) for column in self.columns()), strict=True)]
+    def split(self, tokens: int) -> list["Distribution"]:
+        """The same in pieces of at most so many tokens."""
+        return [Distribution(*rows) for rows in zip(*(column.split(tokens) for column in self.columns()), strict=True)]
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four of them."""
@@ -123,10 +118,12 @@ def _slices(head: Head, width: int) -> list[tuple[int, int]]:
     return [(start, min(start + width, head.vocabulary)) for start in range(0, head.vocabulary, width)]
 
 
-def reference(head: Head, hidden: Hidden, slice_width: int = SLICE, sums: SliceSums = plain) -> Reference:
-    """The baseline's distributions and Wᵀp, in two passes. Whatever is compared with it uses the same `sums`."""
+def reference(head: Head, hidden: Hidden, slice_width: int | None = None, sums: SliceSums = plain) -> Reference:
+    """The baseline's distributions and Wᵀp, in two passes. Whatever is compared with it uses the same slices and `sums`."""
+    sizes = sizes_for(hidden.device.type)
+    slice_width = slice_width or sizes.slice_width
     slices = _slices(head, slice_width)
-    owns = [_distribution(head, rows, slices, sums) for rows in hidden.split(ROWS)]
+    owns = [_distribution(head, rows, slices, sums) for rows in hidden.split(sizes.rows)]
     means = [_mean_weight(head, own, slices) for own in owns] if head.map.linear else []
     return Reference(_joined(owns), head.map(torch.cat(means)) if means else None, slice_width, sums)
 
@@ -157,10 +154,10 @@ def compare(head: Head, base: Reference, hidden: Hidden, targets: Tensor) -> Mea
     `hidden` is what the edited route gives the unembedding, `targets` the next tokens, shaped [tokens].
     """
     own = base.own
-    slices = _slices(head, base.slice_width)
+    slices, at_once = _slices(head, base.slice_width), sizes_for(hidden.device.type).rows
     parts = [
         _against(head, base, rows, own_rows, slices)
-        for rows, own_rows in zip(hidden.split(ROWS), own.split(), strict=True)
+        for rows, own_rows in zip(hidden.split(at_once), own.split(at_once), strict=True)
     ]
     log_normaliser, entropy, agreement, cross = (torch.cat(column) for column in zip(*parts, strict=True))
     if base.mean_weight is not None:
@@ -202,6 +199,9 @@ class _TopToken:
 
     def look(self, index: int, logits: LogitSlice) -> None:
         """Whether a token in this slice is the first of the slice's largest."""
+        if logits.device.type != "cpu":  # picking rows would make the program wait for the device, slice after slice
+            self.first = torch.where(self.slice == index, logits.argmax(-1) == self.place, self.first)
+            return
         rows = (self.slice == index).nonzero()[:, 0]
         if len(rows):
             self.first[rows] = logits[rows].argmax(-1) == self.place[rows]

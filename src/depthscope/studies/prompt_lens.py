@@ -6,7 +6,7 @@ import torch
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
-from depthscope.measure.divergence import ROWS, compare
+from depthscope.measure.divergence import compare
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
 
@@ -23,6 +23,10 @@ PROMPT_LENS = {
 }
 """A row per position of the prompt, depth and rank. `layer` l is before block l, L after the last; `token` is the prompt's
 own, `predicted` what the lens expects to follow it; kl and entropy are in nats."""
+
+
+ROWS = 256
+"""Positions whose whole logits are held at once."""
 
 
 def prompt_lens(model: Model, ids: TokenIds, top: int = 5) -> pl.DataFrame:

@@ -23,9 +23,6 @@ from depthscope.studies import (
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
 from depthscope.studies.protocol import TEXT
 
-UNIT_TOKENS = 1024
-"""Tokens of a work unit: what is computed at once, what is lost when a run is killed, how often the bar moves."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySettings:
@@ -41,7 +38,8 @@ class StudySettings:
     bos: str = "auto"
     protocol: str = TEXT
     suffix: str = "ing"
-    unit_tokens: int = UNIT_TOKENS
+    unit_tokens: int | None = None
+    """Tokens of a work unit, of what is computed at once and lost when a run is killed; what suits the device by default."""
 
 
 @dataclass(frozen=True, slots=True)

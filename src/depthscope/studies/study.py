@@ -15,6 +15,7 @@ from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError
 from depthscope.measure import slice_sums
+from depthscope.measure.sizes import sizes_for
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
@@ -73,6 +74,8 @@ def run_study(
             units = experiment.units if isinstance(experiment, OwnUnits) else units_done
             for name, table in experiment.tables(run.shards(experiment.name, units)).items():
                 run.write_table(name, table)
+        if halved := sum(reading.meter.halved for reading in readings if isinstance(reading, sweep.Sweep)):
+            run.update(kernels={**run.manifest["kernels"], "halved": f"{halved} pieces, for want of memory"})
         run.finish([experiment.name for experiment in made])
         if stages.NAME in names:
             run.write_json(stages.NAME, stages.find_stages(_measured(run, subject, units_done)))
@@ -106,7 +109,7 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
     sums, plain_because = slice_sums.for_work(_logits(subject, readings))
-    run.update(kernels=_kernels(subject.model, sums, plain_because))
+    _note_kernels(run, _kernels(subject.model, sums, plain_because))
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
         windows = subject.windows.part(units[index].start, units[index].stop)
@@ -134,10 +137,23 @@ def _logits(subject: Subject, readings: Sequence[Reading]) -> float:
     return float(subject.windows.tokens) * subject.model.head.vocabulary * sum(reading.readouts for reading in readings)
 
 
+def _note_kernels(run: RunDirectory, now: dict[str, str]) -> None:
+    """In the manifest; those of before too, where shards may have been made with others."""
+    before = run.manifest.get("kernels", now)
+    if before != now and not run.complete:
+        run.update(earlier_kernels=[*run.manifest.get("earlier_kernels", []), before])
+    run.update(kernels=now)
+
+
 def _kernels(model: Model, sums: slice_sums.SliceSums, plain_because: str) -> dict[str, str]:
     """How the model's products and the sums over the vocabulary are computed: they are the same up to rounding."""
+    products = "packed" if not model.kernels.note else f"plain: {model.kernels.note}"
+    if model.device.type != "cpu":
+        products = "torch's own"
+    elif model.facts.streamed:
+        products = "packed outside the blocks, which are streamed"
     return {
-        "products": f"plain: {model.kernels.note}" if model.kernels.note else "packed",
+        "products": products,
         "sums": "compiled" if sums is not slice_sums.plain else f"plain{plain_because and ': '}{plain_because}",
     }
 
@@ -158,14 +174,15 @@ def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[
 
 
 def _units(subject: Subject) -> list[Unit]:
-    per_unit = _per_unit(subject.windows, subject.settings)
+    per_unit = _per_unit(subject)
     if subject.settings.precision is None:
         return work_units(len(subject.windows), per_unit)
     return document_units([count for _, count in subject.windows.per_document()], per_unit)
 
 
-def _per_unit(windows: Windows, settings: StudySettings) -> int:
-    return max(1, settings.unit_tokens // windows.length)
+def _per_unit(subject: Subject) -> int:
+    tokens = subject.settings.unit_tokens or sizes_for(subject.model.device.type).tokens
+    return max(1, tokens // subject.windows.length)
 
 
 def _asked(what: str, made: Sequence[Experiment]) -> bool:
