@@ -4,15 +4,21 @@ import threading
 
 import pytest
 import torch
-from families import FAMILIES
+from test_sweep import save
 from torch.nn import functional
 
+import depthscope as ds
+from depthscope.cli.summary import print_summary
 from depthscope.engine import measure_routes
+from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import MemoryShortError
 from depthscope.measure import slice_sums
+from depthscope.measure.divergence import _TopToken
+from depthscope.measure.sizes import ACCELERATOR, CPU, sizes_for
 from depthscope.models import kernels
 from depthscope.models.kernels import TANH_GELU, Kernels
+from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
 from depthscope.studies.sweep import EDITS, layer_edits, possible_edits
@@ -203,5 +209,41 @@ def test_other_errors_are_not_taken_for_a_want_of_memory(gpt2, monkeypatch):
         RouteMeter(gpt2, routes_of(gpt2)[:2]).measure(*text_of(gpt2))
 
 
-def test_all_families_are_tried():
-    assert len(FAMILIES) >= 26
+def test_a_run_says_how_it_was_computed_and_what_was_begun_otherwise(tmp_path, monkeypatch, capsys):
+    model = load(save("llama", tmp_path / "model"))
+    settings = {"experiments": ["sweep"], "edits": ["drop"], "window": 20, "progress": False}
+    made = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", **settings).run
+    assert made.manifest["kernels"] == {"products": "packed", "sums": "plain"}
+    print_summary(made, ["sweep"])
+    assert "packed" not in capsys.readouterr().out, "what is as it should be is not worth a line"
+    made.update(status="running")
+    without_kernels(model, monkeypatch)
+    resumed = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", **settings).run
+    assert resumed.manifest["kernels"]["products"].startswith(
+        "plain: packed weights would take 0.0 GiB, more than half"
+    )
+    assert resumed.manifest["earlier_kernels"] == [{"products": "packed", "sums": "plain"}]
+    print_summary(resumed, ["sweep"])
+    assert "products: plain: packed weights would take" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sizes_follow_the_device_and_a_cpu_keeps_its_own(gpt2):
+    assert sizes_for("cpu") == CPU
+    assert sizes_for("cuda") == sizes_for("mps") == ACCELERATOR
+    with gpt2.measuring():
+        assert Baseline(gpt2, *text_of(gpt2)).reference.slice_width == CPU.slice_width
+
+
+def test_a_device_that_must_not_be_waited_for_finds_the_same_agreement():
+    """The form for accelerators takes every slice's argmax instead of picking rows."""
+    logits = torch.randint(0, 4, (50, 60)).float()  # many ties
+    tokens = torch.randint(0, 60, (50,))
+    tokens[::2] = logits.argmax(-1)[::2]
+    found = []
+    for device in ("cpu", "other"):
+        top = _TopToken(tokens, 20)
+        for index, part in enumerate(logits.split(20, 1)):
+            top.look(index, part, device)
+        found.append(top.agrees(torch.stack([part.amax(-1) for part in logits.split(20, 1)]).max(0).indices))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], logits.argmax(-1) == tokens)

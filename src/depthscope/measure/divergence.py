@@ -183,7 +183,7 @@ def _against(
         if base.mean_weight is None:
             own_logits = head.slice(own.hidden, start, stop).float()
             cross += (_probabilities(own, own_logits) * (own_logits - logits.float())).sum(-1)
-        top.look(index, logits)
+        top.look(index, logits, logits.device.type)
         accumulator.add(index, logits)
     return (*accumulator.finish(), top.agrees(accumulator.highest()[1]), cross)
 
@@ -197,9 +197,9 @@ class _TopToken:
         self.place = tokens % slice_width
         self.first = torch.zeros_like(tokens, dtype=torch.bool)
 
-    def look(self, index: int, logits: LogitSlice) -> None:
-        """Whether a token in this slice is the first of the slice's largest."""
-        if logits.device.type != "cpu":  # picking rows would make the program wait for the device, slice after slice
+    def look(self, index: int, logits: LogitSlice, device: str) -> None:
+        """Whether a token in this slice is the first of the slice's largest. `device` is the type of where logits are."""
+        if device != "cpu":  # picking rows would make the program wait for the device, slice after slice
             self.first = torch.where(self.slice == index, logits.argmax(-1) == self.place, self.first)
             return
         rows = (self.slice == index).nonzero()[:, 0]
