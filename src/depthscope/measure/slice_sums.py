@@ -21,7 +21,7 @@ Column = Float32[Tensor, " tokens"]
 SliceSums = Callable[[LogitSlice], tuple[Column, Column, Column]]
 
 COMPILE_FROM = 1e11
-"""Logits to be reduced from which compiling pays: it saves 0.1 to 0.3 ns of each on two cores and takes about 10 s."""
+"""Logits to be reduced from which compiling pays: on two cores it saves about 0.3 ns of each, and takes about 10 s."""
 FEW = 16
 """Up to so many tokens the plain form is as fast, and a compiled one would be made for them alone."""
 
