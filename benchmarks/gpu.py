@@ -48,6 +48,7 @@ from benchmarks.speed.routes import sweep_routes  # noqa: E402
 from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows  # noqa: E402
 from benchmarks.speed.table import PAGE, Fact, fact_table, machine, written_into  # noqa: E402
 from depthscope.engine.measure_routes import Pieces, RouteMeter  # noqa: E402
+from depthscope.measure import slice_sums  # noqa: E402
 from depthscope.measure.moments import VocabularyDirections  # noqa: E402
 from depthscope.models.load import DTYPES  # noqa: E402
 from depthscope.models.model import Model  # noqa: E402
@@ -76,7 +77,9 @@ def measured_sweep(model: Model, shape: Shape, options: argparse.Namespace) -> l
     per_unit = max(1, unit // shape.length)
     units = max(1, -(-wanted // (per_unit * shape.length)))
     tokens = units * per_unit * shape.length
-    pieces = Pieces(tokens=options.piece, together=options.piece) if options.piece else None
+    sums, plain_because = slice_sums.compiled(options.device)
+    print(plain_because or "sums over the vocabulary are compiled", flush=True)
+    pieces = Pieces(tokens=options.piece, together=options.piece, sums=sums)
     meter = RouteMeter(model, sweep_routes(KINDS, model.depth), pieces)
 
     def sweep(first: int, count: int) -> None:

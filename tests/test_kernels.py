@@ -118,7 +118,7 @@ def test_the_compiled_sums_are_the_plain_ones():
 
 
 def test_sums_are_compiled_for_long_work_alone(monkeypatch):
-    monkeypatch.setattr(slice_sums, "compiled", lambda: (slice_sums._definition, "made for the test"))
+    monkeypatch.setattr(slice_sums, "compiled", lambda _device: (slice_sums._definition, "made for the test"))
     assert slice_sums.for_work(1e9) == (slice_sums.plain, "")
     assert slice_sums.for_work(1e12) == (slice_sums._definition, "made for the test")
 

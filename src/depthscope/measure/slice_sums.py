@@ -46,16 +46,16 @@ def _definition(logits: LogitSlice) -> tuple[Column, Column, Column]:
     return highest[:, 0], weights.sum(-1), (weights * below).sum(-1)
 
 
-def for_work(logits: float) -> tuple[SliceSums, str]:
+def for_work(logits: float, device: str = "cpu") -> tuple[SliceSums, str]:
     """The form for reducing so many logits in all, and why it is the plain one where that is not for want of work."""
     if logits < COMPILE_FROM:
         return plain, ""
-    return compiled()
+    return compiled(device)
 
 
 @cache
-def compiled() -> tuple[SliceSums, str]:
-    """The compiled form, tried before it is given out; the plain one, and why, where it cannot be made."""
+def compiled(device: str = "cpu") -> tuple[SliceSums, str]:
+    """The compiled form, tried on the device before it is given out; the plain one, and why, where it cannot be made."""
     # The tests' checks of shapes are wrapped around the definition; a compiler cannot see through them.
     made = torch.compile(inspect.unwrap(_definition), dynamic=True, fullgraph=True)
 
@@ -71,7 +71,7 @@ def compiled() -> tuple[SliceSums, str]:
         logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, about torch's insides
-            sums(torch.zeros(2 * FEW, 40))
+            sums(torch.zeros(2 * FEW, 40, device=device))
     except (
         Exception
     ) as error:  # no compiler, no place to write, a compiler too old: whatever it is, there is the plain form

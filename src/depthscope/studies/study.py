@@ -108,7 +108,7 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
-    sums, plain_because = slice_sums.for_work(_logits(subject, readings))
+    sums, plain_because = slice_sums.for_work(_logits(subject, readings), subject.model.device.type)
     _note_kernels(run, _kernels(subject.model, sums, plain_because))
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
