@@ -93,6 +93,28 @@ def test_what_the_kernels_change_is_changed_back(gpt2):
     assert len(gpt2.kernels._packed) == before
 
 
+def test_weights_changed_in_place_are_seen(tmp_path):
+    model = load(save("gpt2", tmp_path / "model"))
+    text, routes = text_of(model), routes_of(model)[:4]
+    before = RouteMeter(model, routes).measure(*text)
+    model.components.mlp[1].c_fc.weight.data.mul_(0.5)
+    changed = RouteMeter(model, routes).measure(*text)
+    assert not torch.equal(before.loss[0], changed.loss[0])
+    fresh = RouteMeter(load(model.hf), routes).measure(*text)
+    assert torch.equal(changed.kl, fresh.kl)
+    assert torch.equal(changed.loss, fresh.loss)
+
+
+def test_products_may_be_asked_for_by_name(gpt2):
+    weight = gpt2.hf.transformer.h[0].mlp.c_fc.weight
+    given, bias = torch.randn(3, weight.shape[0]), torch.randn(weight.shape[1])
+    expected = given @ weight + bias
+    with gpt2.measuring():
+        torch.testing.assert_close(functional.linear(input=given, weight=weight.T, bias=bias), expected)
+        torch.testing.assert_close(torch.addmm(input=bias, mat1=given, mat2=weight), expected)
+        torch.testing.assert_close(torch.addmm(bias, given, weight, beta=2.0), expected + bias)
+
+
 def test_weights_that_are_not_the_models_are_not_kept(gpt2):
     with gpt2.measuring():
         before = len(gpt2.kernels._packed)

@@ -47,11 +47,15 @@ class Pieces:
 
 
 class RouteMeter:
-    """Measures a fixed list of routes against the model's own. Raises RouteError for a route the model cannot run."""
+    """Measures a fixed list of routes against the model's own, with the weights as they are when it is made.
+
+    Raises RouteError for a route the model cannot run.
+    """
 
     def __init__(self, model: Model, routes: Sequence[Route], pieces: Pieces | None = None) -> None:
         for route in routes:
             model.check_route(route)
+        model.kernels.forget()
         self.model = model
         self.routes = tuple(routes)
         self.pieces = pieces or Pieces()

@@ -38,7 +38,8 @@ class Kernels:
     """The fast forms of one model's operations, taken while a `with kernels.active():` is open in the same thread.
 
     Weights are packed the first time they are multiplied with. Whatever is not the model's own weight in memory (streamed
-    blocks, experts' tensors) is multiplied as ever.
+    blocks, experts' tensors) is multiplied as ever. Weights must not be changed between packing and use: studies and
+    RouteMeters begin with `forget`.
     """
 
     def __init__(self, model: nn.Module, unembedding: nn.Module, streamed: Iterable[nn.Module] = ()) -> None:
@@ -83,14 +84,19 @@ class Kernels:
                 else:
                     module.__dict__.pop("forward", None)
 
-    def _linear(self, given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        ready = self._pack(weight)
-        return functional.linear(given, weight, bias) if ready is None else product(given, ready, bias)
+    def forget(self) -> None:
+        """Pack anew what is multiplied with from here on: for when weights may have been changed in place since."""
+        self._packed.clear()
 
-    def _addmm(self, bias: Tensor, given: Tensor, weight: Tensor, **scales: Any) -> Tensor:
-        """GPT-2's Conv1D: its weight is [in, out]."""
-        ready = None if scales or bias.dim() != 1 else self._pack(weight.T)
-        return torch.addmm(bias, given, weight, **scales) if ready is None else product(given, ready, bias)
+    # Parameters are named as torch names them: they may be given by name.
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ready = self._pack(weight)
+        return functional.linear(input, weight, bias) if ready is None else product(input, ready, bias)
+
+    def _addmm(self, input: Tensor, mat1: Tensor, mat2: Tensor, **more: Any) -> Tensor:
+        """GPT-2's Conv1D: `input` is its bias and `mat2` its weight, shaped [in, out]."""
+        ready = None if more or input.dim() != 1 else self._pack(mat2.T)
+        return torch.addmm(input, mat1, mat2, **more) if ready is None else product(mat1, ready, input)
 
     def _pack(self, weight: Tensor) -> Tensor | None:
         """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not to be packed."""

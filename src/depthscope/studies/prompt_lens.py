@@ -29,17 +29,13 @@ ROWS = 256
 """Positions whose whole logits are held at once."""
 
 
+@torch.inference_mode()
 def prompt_lens(model: Model, ids: TokenIds, top: int = 5) -> pl.DataFrame:
     """PROMPT_LENS of token ids shaped [1, seq]. Raises DataError for another shape or for `top` outside 1 … vocabulary."""
     if ids.shape[0] != 1 or not 1 <= top <= model.head.vocabulary:
         raise DataError(
             f"expected one prompt and top of 1 to {model.head.vocabulary}, got {ids.shape[0]} prompts and {top}"
         )
-    with model.measuring():
-        return _lens(model, ids, top)
-
-
-def _lens(model: Model, ids: TokenIds, top: int) -> pl.DataFrame:
     texts = vocabulary_of(model)
     baseline = Baseline(model, ids, ids)
     positions = range(ids.shape[1])

@@ -51,6 +51,7 @@ def run_study(
     settings, what reading text or measuring raises, and why an experiment cannot be done if no other was asked for.
     """
     check_protocol(settings.protocol)
+    model.kernels.forget()
     names = experiment_names(settings.experiments)
     precision.check_precision(settings.precision, names)
     tell = progress or (lambda what, done, units: None)
