@@ -205,7 +205,7 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
         "window": windows.length,
         "bos": windows.bos,
         "token_hash": windows.token_hash(),
-        "windows_per_unit" if aim is None else "most_windows_per_unit": _per_unit(windows, subject.settings),
+        "windows_per_unit" if aim is None else "most_windows_per_unit": _per_unit(subject),
         "experiments": {experiment.name: dict(experiment.settings) for experiment in made},
     }
 
