@@ -4,8 +4,8 @@ Nothing of a block is re-implemented: its code runs as it is, and while `Kernels
 differently, for every family alike.
 
 Matrix products with the model's weights go to oneDNN with the weights laid out for it once (packed). In float32 that is
-1.3 to 1.5 times as fast as the product torch would call on an AVX-512 machine, and more for short inputs; a token's result
-does not depend on how many others are computed with it. Results differ from torch's own within float32 rounding, because
+1.2 to 1.4 times as fast as the product torch would call on an AVX-512 machine (the two floors of `make bench`); a token's
+result does not depend on how many others are computed with it. Results differ from torch's own within float32 rounding, because
 sums are added in another order. The packed copies take as much memory again as the weights they are of, so a model is
 packed only if that is at most half of the memory available.
 
