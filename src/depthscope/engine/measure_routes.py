@@ -28,6 +28,19 @@ class RouteMeasures:
     entropy: Float32[Tensor, "routes batch seq"]
     loss: Float32[Tensor, "routes batch seq"]
 
+    @classmethod
+    def empty(cls, *shape: int, device: torch.device) -> "RouteMeasures":
+        """Room for [routes, batch, seq] of them."""
+        numbers = (torch.empty(shape, device=device) for _ in range(3))
+        agreement = torch.empty(shape, dtype=torch.bool, device=device)
+        return cls(agreement=agreement, **dict(zip(("kl", "entropy", "loss"), numbers, strict=True)))
+
+    def put(self, routes: Sequence[int], measured: Measured) -> None:
+        """The measures of these routes, which end alike."""
+        for name in COLUMNS:
+            column = getattr(self, name)
+            column[list(routes)] = getattr(measured, name).view(column.shape[1:])
+
 
 COLUMNS = ("kl", "agreement", "entropy", "loss")
 
@@ -107,25 +120,22 @@ class RouteMeter:
 
     def _against(self, baseline: Baseline) -> RouteMeasures:
         head, (windows, length) = self.model.head, baseline.ids.shape
-        measured: dict[int, Measured] = {}
+        # Made first and filled as routes end: what stays must not be strewn among the large tensors that come and go.
+        measured = RouteMeasures.empty(len(self._all), windows, length, device=baseline.ids.device)
         together = max(1, self._together // baseline.ids.numel())
         plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
         streams = execute(
             self.model, plan, baseline.ids, baseline.entry, baseline.residuals, _shared(self.model, baseline)
         )
+        measured.put(next(streams)[0][0], baseline.measured)
         for routes, residual in streams:
-            if not measured:
-                measured.update(dict.fromkeys(routes[0], baseline.measured))
-                continue
             copies = len(routes)
             base, targets = baseline.reference.repeated(copies), baseline.flat_targets.repeat(copies)
             ended = compare(head, base, head.hidden(residual), targets).split(windows * length)
             for indices, one in zip(routes, ended, strict=True):
                 require_finite(one, baseline, f"the route {self._all[indices[0]].name!r}")
-                measured.update(dict.fromkeys(indices, one))
-        rows = [measured[index] for index in range(len(self._all))]
-        columns = (torch.stack([getattr(row, name).view(windows, length) for row in rows]).cpu() for name in COLUMNS)
-        return RouteMeasures(*columns)
+                measured.put(indices, one)
+        return RouteMeasures(*(getattr(measured, name).cpu() for name in COLUMNS))
 
     def _plan(self, width: int, together: int) -> list[Instruction]:
         sizes = min(width, len(self._all)), min(together, len(self._all))
