@@ -1,14 +1,11 @@
 """The study as a whole: every experiment from one pass, gaps said, experiments that join, resumption byte for byte."""
 
-import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 from families import tiny_model
+from killing import killed, seconds
 from test_sweep import save
 from typer.testing import CliRunner
 
@@ -146,20 +143,8 @@ def test_killed_and_resumed_gives_the_same_bytes_for_all_readings(tmp_path):
     def study(out: Path) -> None:
         ds.study(model, ds.corpus(tokens=3000), out=out, window=50, experiments=names, progress=False)
 
-    start = time.perf_counter()
-    study(tmp_path / "whole")
-    whole = time.perf_counter() - start
-    moments = random.Random(1)
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            try:
-                study(tmp_path / "killed")
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(0.1, whole / 2))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    whole = seconds(lambda: study(tmp_path / "whole"))
+    killed(lambda: study(tmp_path / "killed"), times=4, latest=whole / 2, seed=1)
     study(tmp_path / "killed")
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
 

@@ -1,17 +1,14 @@
 """A study with a precision as its goal: when it stops, what it says then, and that it resumes and goes on like any other."""
 
 import json
-import os
-import random
-import signal
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from killing import killed, seconds
 from test_study import contents
 from test_sweep import run, save
 
@@ -158,20 +155,8 @@ def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(study, model, t
     def again(out: Path) -> None:
         study(out, goal, *names)
 
-    start = time.perf_counter()
-    again(tmp_path / "whole")
-    whole = time.perf_counter() - start
-    moments = random.Random(2)
-    for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            try:
-                again(tmp_path / "killed")
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(0.05, whole / 2))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    whole = seconds(lambda: again(tmp_path / "whole"))
+    killed(lambda: again(tmp_path / "killed"), times=3, latest=whole / 2, seed=2)
     again(tmp_path / "killed")
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     assert ds.Study(tmp_path / "whole").run.manifest == ds.Study(tmp_path / "killed").run.manifest

@@ -1,10 +1,6 @@
 """The sweep end to end, through the command line, against brute force; its table against its tokens; resuming."""
 
-import os
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import naive
@@ -13,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from families import tiny_model
+from killing import killed, seconds
 from rebuilt import logits_of, with_order, without_component
 from scipy import stats
 from typer.testing import CliRunner
@@ -200,23 +197,8 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
     def study(out: Path) -> None:
         ds.study(model, text, out=out, window=50, experiments=["sweep"], progress=False)
 
-    start = time.perf_counter()
-    study(tmp_path / "whole")
-    whole_run = time.perf_counter() - start
-    moments = random.Random(0)
-    kills = interrupted = 0
-    while kills < 10:
-        child = os.fork()
-        if child == 0:
-            try:
-                study(tmp_path / "killed")
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(0.02, whole_run / 8))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        kills += 1
-        interrupted += os.WIFSIGNALED(status)
+    whole = seconds(lambda: study(tmp_path / "whole"))
+    interrupted = killed(lambda: study(tmp_path / "killed"), times=10, earliest=0.02, latest=whole / 8, seed=0)
     assert interrupted == 10, "the study went on being killed until the end"
     study(tmp_path / "killed")
     a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("whole", "killed"))
