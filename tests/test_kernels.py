@@ -10,7 +10,7 @@ from torch.nn import functional
 import depthscope as ds
 from depthscope.cli.summary import print_summary
 from depthscope.engine import measure_routes
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import MemoryShortError
 from depthscope.measure import slice_sums
@@ -173,9 +173,9 @@ def test_what_follows_from_the_own_run_is_bit_for_bit_what_the_block_gives(tiny_
     assert model.shares_components
     text, routes = text_of(model), routes_of(model)
     shared = RouteMeter(model, routes)
-    assert shared.needs_writes
+    assert shared.keep
     alone = RouteMeter(model, routes)
-    alone.needs_writes = False
+    alone.keep = Keep.NOTHING
     one, other = shared.measure(*text), alone.measure(*text)
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in measure_routes.COLUMNS)
 

@@ -13,7 +13,7 @@ from test_weights import LAYER_NORM, spread_norms
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import load
 from depthscope.schema.attention import ATTENTION_TABLE, HEADS_TABLE
@@ -49,7 +49,7 @@ def tables(reading, model, text: Windows = TEXT, cuts: tuple[int, ...] = (4,)) -
     for start, stop in zip((0, *cuts), (*cuts, len(text)), strict=True):
         part = text.part(start, stop)
         with torch.inference_mode():
-            shards.append(reading.read(Baseline(model, *part.batch(), writes=reading.needs_writes), part))
+            shards.append(reading.read(Baseline(model, *part.batch(), keep=reading.keep), part))
     return reading.tables(shards)
 
 
@@ -252,7 +252,7 @@ def test_what_is_written_adds_up_to_the_blocks_output(tiny):
             _ = tiny.writers
         return
     with torch.inference_mode():
-        baseline = Baseline(tiny, IDS % 90, TARGETS % 90, writes=True)
+        baseline = Baseline(tiny, IDS % 90, TARGETS % 90, keep=Keep.WRITES)
     assert len(baseline.writes) == DEPTH
     for layer, written in enumerate(baseline.writes):
         total = baseline.residuals[layer] + written.attention + written.mlp

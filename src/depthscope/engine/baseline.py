@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from enum import Flag, auto
 from functools import cached_property
 
 import torch
@@ -17,12 +18,22 @@ from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 
+class Keep(Flag):
+    """What is kept of the model's own run besides its residual streams."""
+
+    NOTHING = 0
+    WRITES = auto()
+    """What attention and MLP of every block added to the residual stream."""
+    SILENCED = auto()
+    """Every block's output with its MLP silenced and, in a parallel block, with its attention silenced: they follow from the
+    own run (Model.shares_components)."""
+
+
 class Baseline:
     """The unedited model on token windows: residual streams of all depths, and what follows from them when asked for.
 
-    `targets` are the tokens that follow each position. With `writes`, what attention and MLP of every block added to the
-    residual stream is kept too. To be made and used under `model.measuring()`. Raises DataError for token ids outside
-    the vocabulary or a window longer than the context.
+    `targets` are the tokens that follow each position, `keep` is what else of the run is wanted. To be made and used under
+    `model.measuring()`. Raises DataError for token ids outside the vocabulary or a window longer than the context.
     """
 
     def __init__(
@@ -31,7 +42,7 @@ class Baseline:
         ids: TokenIds,
         targets: TokenIds,
         *,
-        writes: bool = False,
+        keep: Keep = Keep.NOTHING,
         slice_width: int | None = None,
         sums: SliceSums = plain,
     ) -> None:
@@ -44,9 +55,11 @@ class Baseline:
         self.residuals: list[Residual] = [self.entry.residual]
         """x_0 … x_L: before each block, and after the last."""
         self.writes: list[Writes] = []
-        """What each block's components wrote; empty unless asked for."""
+        """What each block's components wrote; empty unless kept."""
+        self.silenced: dict[Step, Residual] = {}
+        """Outputs of blocks on their own residual streams with a component silenced; empty unless kept."""
         for block in range(model.depth):
-            self.residuals.append(self._after(block, self.residuals[-1], keep=writes))
+            self.residuals.append(self._after(block, self.residuals[-1], keep))
 
     def part(self, start: int, stop: int) -> "Baseline":
         """Windows `start … stop-1` of it, without running the model again."""
@@ -55,6 +68,7 @@ class Baseline:
         part.entry = self.model.stack.enter(part.ids)
         part.residuals = [residual[rows] for residual in self.residuals]
         part.writes = [Writes(written.attention[rows], written.mlp[rows]) for written in self.writes]
+        part.silenced = {step: residual[rows] for step, residual in self.silenced.items()}
         part.__dict__.pop("measured", None)
         if "reference" in self.__dict__:
             part.__dict__["reference"] = self.reference.rows(start * length, stop * length)
@@ -81,12 +95,17 @@ class Baseline:
         """Each block's attention pattern in turn, None where it has none."""
         return attention_patterns(self.model, self.ids, self.residuals)
 
-    def _after(self, block: int, residual: Residual, keep: bool) -> Residual:
+    def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
         if not keep:
             return self.model.visit(Step(block), residual, self.entry.arguments)
         with self.model.writers.watched(block) as written:
             after = self.model.visit(Step(block), residual, self.entry.arguments)
-        self.writes += written
+        if Keep.WRITES in keep:
+            self.writes += written
+        if Keep.SILENCED in keep:
+            self.silenced[Step(block, mlp=False)] = residual + written[0].attention
+            if self.model.require_components().parallel:
+                self.silenced[Step(block, attention=False)] = residual + written[0].mlp
         return after
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from depthscope.engine.baseline import Baseline, pieces, require_finite
-from depthscope.engine.execute import Shared, execute
+from depthscope.engine.baseline import Baseline, Keep, pieces, require_finite
+from depthscope.engine.execute import execute
 from depthscope.engine.plan import Instruction, make_plan
 from depthscope.errors import MemoryShortError
 from depthscope.measure.divergence import Measured, compare
@@ -75,8 +76,9 @@ class RouteMeter:
         sizes = sizes_for(model.device.type)
         self._tokens = self.pieces.tokens or sizes.tokens
         self._together = self.pieces.together or sizes.tokens
-        self.needs_writes = any(route.silences for route in routes) and model.shares_components
-        """Whether a baseline that keeps what components wrote saves work."""
+        silences = any(route.silences for route in routes)
+        self.keep = Keep.SILENCED if silences and model.shares_components else Keep.NOTHING
+        """What a baseline can keep that saves work here."""
         self.halved = 0
         """How often a piece did not fit into memory and was measured in two halves."""
         self._all = (Route.own(model.depth), *routes)
@@ -92,7 +94,7 @@ class RouteMeter:
         with self.model.measuring():
             return _joined(
                 [
-                    self.against(Baseline(self.model, *piece, writes=self.needs_writes, slice_width=width, sums=sums))
+                    self.against(Baseline(self.model, *piece, keep=self.keep, slice_width=width, sums=sums))
                     for piece in pieces(ids, targets, self._tokens)
                 ]
             )
@@ -124,9 +126,7 @@ class RouteMeter:
         measured = RouteMeasures.empty(len(self._all), windows, length, device=baseline.ids.device)
         together = max(1, self._together // baseline.ids.numel())
         plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
-        streams = execute(
-            self.model, plan, baseline.ids, baseline.entry, baseline.residuals, _shared(self.model, baseline)
-        )
+        streams = execute(self.model, plan, baseline.ids, baseline.entry, baseline.residuals, partial(_known, baseline))
         measured.put(next(streams)[0][0], baseline.measured)
         for routes, residual in streams:
             copies = len(routes)
@@ -144,19 +144,9 @@ class RouteMeter:
         return self._plans[sizes]
 
 
-def _shared(model: Model, baseline: Baseline) -> Shared:
-    """A block without its MLP is x + attention, and in a parallel block the other way round: see Model.shares_components."""
-
-    def follows(step: Step, stream: int) -> Residual | None:
-        if step.whole or stream != step.block or not baseline.writes:  # stream b of the model's own route is x_b
-            return None
-        if step.attention:
-            return baseline.residuals[stream] + baseline.writes[stream].attention
-        if model.require_components().parallel:
-            return baseline.residuals[stream] + baseline.writes[stream].mlp
-        return None
-
-    return follows if baseline.writes and model.shares_components else lambda step, stream: None
+def _known(baseline: Baseline, step: Step, stream: int) -> Residual | None:
+    """What a visit to a stream of the plan gives, where the model's own run has it: its own stream b is x_b."""
+    return baseline.silenced.get(step) if stream == step.block else None
 
 
 def _joined(parts: Sequence[RouteMeasures]) -> RouteMeasures:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.models.model import Model
 from depthscope.models.patterns import Pattern, pattern_heads
@@ -33,7 +33,7 @@ class Attention:
     """
 
     name = NAME
-    needs_writes = False
+    keep = Keep.NOTHING
     readouts = 0
 
     def __init__(self, model: Model, length: int, protocol: str = TEXT) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import polars as pl
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 
 Tables = dict[str, pl.DataFrame]
 
@@ -35,11 +35,11 @@ class Experiment(Protocol):
 class Reading(Experiment, Protocol):
     """An experiment on the shared pass.
 
-    `needs_writes`: whether it looks at what attention and MLP write. `readouts`: how many next-token distributions it reads
+    `keep`: what it looks at besides the residual streams. `readouts`: how many next-token distributions it reads
     per token, which tells how much work is to come.
     """
 
-    needs_writes: bool
+    keep: Keep
     readouts: int
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.measure.alignment import BATCH, angular_distances, jackknife_interval
 from depthscope.models.model import Model
 from depthscope.schema.similarity import ANGULAR_DISTANCE, CKA, GEOMETRY_TABLE
@@ -28,7 +28,7 @@ class Geometry:
     """Angular distance and CKA of x_0 … x_L. A reading of the shared pass; `windows` are all windows of the text."""
 
     name = NAME
-    needs_writes = False
+    keep = Keep.NOTHING
     readouts = 0
 
     def __init__(self, model: Model, windows: Windows) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.models.model import Model
 from depthscope.schema.similarity import BLOCK_INFLUENCE
 from depthscope.studies.document_sums import Rows, window_sums
@@ -22,7 +22,7 @@ class Influence:
     """Block influence of every layer, over all positions. A reading of the shared pass."""
 
     name = NAME
-    needs_writes = False
+    keep = Keep.NOTHING
     readouts = 0
 
     def __init__(self, model: Model) -> None:

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.measure.divergence import compare
 from depthscope.models.model import Model
@@ -31,7 +31,7 @@ class Lens:
     """
 
     name = NAME
-    needs_writes = False
+    keep = Keep.NOTHING
 
     def __init__(self, model: Model, protocol: str = TEXT) -> None:
         self.settings = {"protocol": protocol}

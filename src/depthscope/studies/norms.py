@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.models.model import Model
 from depthscope.models.weights import centres_writing
 from depthscope.schema.norms import METRICS
@@ -29,7 +29,7 @@ class Norms:
     """
 
     name = NAME
-    needs_writes = True
+    keep = Keep.WRITES
     readouts = 0
 
     def __init__(self, model: Model) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depthscope.data.windows import Windows
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.models.model import Model
 from depthscope.models.writes import Writes
@@ -31,7 +31,7 @@ class Similarity:
     """
 
     name = NAME
-    needs_writes = True
+    keep = Keep.WRITES
     readouts = 0
 
     def __init__(self, model: Model) -> None:

@@ -3,8 +3,9 @@
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from importlib.metadata import version
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
         windows = subject.windows.part(units[index].start, units[index].stop)
         with subject.model.measuring():
-            writes = any(by_name[name].needs_writes for name in missing)
-            baseline = Baseline(subject.model, *windows.batch(), writes=writes, sums=sums)
+            keep = reduce(or_, (by_name[name].keep for name in missing))
+            baseline = Baseline(subject.model, *windows.batch(), keep=keep, sums=sums)
             return {name: by_name[name].read(baseline, windows) for name in missing}
 
     goal = _goal(run, subject, readings)

@@ -81,7 +81,7 @@ class Sweep:
         self.length, self.per_token = length, per_token
         self.edits = layer_edits(kinds, model.depth)
         self.meter = RouteMeter(model, [edit.route for edit in self.edits])
-        self.needs_writes, self.readouts = self.meter.needs_writes, len(self.edits) + 1
+        self.keep, self.readouts = self.meter.keep, len(self.edits) + 1
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]
         self.rows = Rows(KEYS, names, MEASURED)
 
