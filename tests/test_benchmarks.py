@@ -11,7 +11,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from benchmarks.speed import sweeps, workers  # noqa: E402
+import benchmarks.speed.__main__ as speed  # noqa: E402
+from benchmarks.speed import parts, sweeps, workers  # noqa: E402
 from benchmarks.speed.floor import Floor, work  # noqa: E402
 from benchmarks.speed.hooks import Hooks, scaled  # noqa: E402
 from benchmarks.speed.ours import drawn_pairs  # noqa: E402
@@ -147,6 +148,33 @@ def test_lines_say_whether_their_target_is_met():
     facts = [Fact(what="peak", seen="1 GB", target="≤ 1.2 GB", met=True), Fact(what="speed", seen="3")]
     assert fact_table(facts).splitlines()[2:] == ["| peak | 1 GB | ≤ 1.2 GB | met |", "| speed | 3 | – |  |"]
     assert results(lines, facts, "How.").endswith("3 of 5 targets met.")
+
+
+def test_measuring_a_part_again_keeps_the_other_lines_of_the_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(speed, "RAW", tmp_path / "build" / "speed.json")
+    seen = {"short": "1 s", "memory": "2 GB"}
+    monkeypatch.setattr(
+        parts, "PARTS", {name: lambda *_, name=name: [Fact(what=name, seen=seen[name])] for name in seen}
+    )
+
+    def printed(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["speed", *arguments])
+        speed.main()
+        return capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match=r"expected one in build/speed\.json"):
+        printed("--parts", "memory", "--again")
+    printed("--parts", "short,memory")
+    seen.update(short="3 s", memory="4 GB")
+    after = printed("--parts", "memory", "--again")
+    assert "| short | 1 s | – |" in after
+    assert "| memory | 4 GB | – |" in after
+    assert "2 GB" not in after
+    assert "Medians of 3 rounds" in after
+    assert "measured again: memory." in after
+    with pytest.raises(SystemExit):
+        printed("--again")
+    assert "expected --parts with some of" in capsys.readouterr().err
 
 
 def test_results_are_put_between_the_markers_of_the_page():

@@ -5,12 +5,13 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import date
 
 from benchmarks.speed import parts
 from benchmarks.speed.routes import SWEEPS
 from benchmarks.speed.shapes import MODELS, SHAPES
 from benchmarks.speed.sweeps import ALTERNATIVES, compare
-from benchmarks.speed.table import PAGE, Comparison, Fact, results, written_into
+from benchmarks.speed.table import PAGE, Comparison, Fact, machine, results, written_into
 from benchmarks.speed.workers import ENVIRONMENTS
 from depthscope.models.load import DTYPES
 
@@ -30,12 +31,17 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--parts", default=",".join(parts.NAMES), help=f"some of {', '.join(parts.NAMES)}")
     add("--rounds", type=int, default=3)
     add("--windows", type=int, help="windows of one repetition (by default what the shape says)")
+    add("--again", action="store_true", help="measure the parts again, and keep what the last run found of the others")
     add("--write", action="store_true", help=f"put the results into docs/{PAGE.name}")
     options = parser.parse_args(arguments)
     if options.quick:
         for name, value in QUICK.items():
             if getattr(options, name) == parser.get_default(name):
                 setattr(options, name, value)
+    if options.again and "sweeps" in options.parts:
+        parser.error(
+            "--again is for the parts besides the sweeps: expected --parts with some of " + ", ".join(parts.PARTS)
+        )
     known = {
         "shapes": SHAPES, "dtypes": DTYPES, "sweeps": SWEEPS, "alternatives": ALTERNATIVES, "parts": parts.NAMES,
     }  # fmt: skip
@@ -48,11 +54,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def how(options: argparse.Namespace, minutes: float) -> str:
-    """What was run, in a sentence."""
+    """Where, when and what was run."""
     return (
-        f"Medians of {options.rounds} rounds (range in brackets), {minutes:.0f} minutes in all. Ours is timed whole. Of the "
-        "alternatives, one edit of each kind at a layer drawn anew is timed in every round and multiplied by the number of "
-        "layers (a full forward costs the same at each), plus the baseline where it is computed once."
+        f"{machine()}; {date.today()}. Medians of {options.rounds} rounds (range in brackets), {minutes:.0f} minutes in all. "
+        "Ours is timed whole. Of the alternatives, one edit of each kind at a layer drawn anew is timed in every round and "
+        "multiplied by the number of layers (a full forward costs the same at each), plus the baseline where it is "
+        "computed once."
     )
 
 
@@ -62,6 +69,9 @@ def main() -> None:
     start = time.perf_counter()
     comparisons: list[Comparison] = []
     facts: list[Fact] = []
+    before = ""
+    if options.again:
+        comparisons, facts, before = _kept()
     if "sweeps" in options.parts:
         sweeps = {name: SWEEPS[name] for name in options.sweeps}
         for shape in (SHAPES[name] for name in options.shapes):
@@ -72,17 +82,33 @@ def main() -> None:
                 _keep(comparisons, facts)
     for part in (part for part in options.parts if part in parts.PARTS):
         tell(part)
-        facts += parts.PARTS[part](options.rounds, tell)
-        _keep(comparisons, facts)
-    block = results(comparisons, facts, how(options, (time.perf_counter() - start) / 60))
+        new = parts.PARTS[part](options.rounds, tell)
+        facts = [*(fact for fact in facts if fact.what not in {one.what for one in new}), *new]
+        _keep(comparisons, facts, before)
+    minutes = (time.perf_counter() - start) / 60
+    again = f"{before} After that, on {date.today()}, measured again: {', '.join(options.parts)}."
+    said = again if options.again else how(options, minutes)
+    _keep(comparisons, facts, said)
+    block = results(comparisons, facts, said)
     print("\n" + block)
     if options.write:
         PAGE.write_text(written_into(PAGE.read_text(), block))
 
 
-def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact]) -> None:
+def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str = "") -> None:
     RAW.parent.mkdir(exist_ok=True)
-    RAW.write_text(json.dumps({"comparisons": [*map(asdict, comparisons)], "facts": [*map(asdict, facts)]}, indent=1))
+    kept = {"comparisons": [*map(asdict, comparisons)], "facts": [*map(asdict, facts)], "said": said}
+    RAW.write_text(json.dumps(kept, indent=1))
+
+
+def _kept() -> tuple[list[Comparison], list[Fact], str]:
+    kept = json.loads(RAW.read_text()) if RAW.exists() else {}
+    if not kept.get("said"):
+        raise SystemExit(
+            f"--again adds to a finished run: expected one in {RAW.parent.name}/{RAW.name}; run without it first"
+        )
+    comparisons = [Comparison(**line | {"ratios": tuple(line["ratios"])}) for line in kept["comparisons"]]
+    return comparisons, [Fact(**fact) for fact in kept["facts"]], kept["said"]
 
 
 def tell(line: str) -> None:

@@ -5,7 +5,6 @@ import platform
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -116,11 +115,11 @@ def _processor() -> str:
     return f"{name} ({', '.join(features)})" if features else name
 
 
-def results(comparisons: Sequence[Comparison], facts: Sequence[Fact], how: str) -> str:
-    """The block between the markers: machine, date, what was run, and both tables."""
+def results(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str) -> str:
+    """The block between the markers: where, when and what was run, and both tables."""
     targets = [met(line) for line in comparisons] + [fact.met for fact in facts]
     counted = [one for one in targets if one is not None]
-    parts = [f"{machine()}; {date.today().isoformat()}. {how}"]
+    parts = [said]
     if comparisons:
         parts.append(comparison_table(comparisons))
     if facts:
