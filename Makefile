@@ -1,6 +1,6 @@
 # make study   set up and study the embedded model on the embedded text
 # make test    set up and run linters, type checker and all tests
-# make bench   compare the speed of sweeps with the alternatives (50 minutes) and write docs/performance.md
+# make bench   compare the speed of sweeps with the alternatives (an hour) and write docs/performance.md
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
 # make setup   only set up (.venv); make format mends style; make clean removes what was made
 

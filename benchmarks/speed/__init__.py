@@ -1,6 +1,6 @@
 """How fast is a sweep? Ours against what else one could run, in turns, with the floor that matrix products set.
 
-    make bench                                                            everything, about 50 minutes on 2 cores
+    make bench                                                            everything, about an hour on 2 cores
     python -m benchmarks.speed --quick                                    2 to 3 minutes, two alternatives, no targets
     python -m benchmarks.speed --shapes gpt2-small --dtypes float32 --alternatives floor --parts sweeps --rounds 1
     python -m benchmarks.speed --shapes pythia-410m --dtypes bfloat16 --alternatives floor,hooks

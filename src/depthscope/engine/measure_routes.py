@@ -40,7 +40,9 @@ class RouteMeasures:
         """The measures of these routes, which end alike."""
         for name in COLUMNS:
             column = getattr(self, name)
-            column[list(routes)] = getattr(measured, name).view(column.shape[1:])
+            rows = getattr(measured, name).view(column.shape[1:])
+            for route in routes:
+                column[route] = rows
 
 
 COLUMNS = ("kl", "agreement", "entropy", "loss")
