@@ -1,8 +1,10 @@
 """The benchmark counts, measures and writes what it says. Nothing here is timed."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+import benchmarks.accelerator as accelerator  # noqa: E402
 import benchmarks.speed.__main__ as speed  # noqa: E402
+from benchmarks.card.record import Line, Record  # noqa: E402
 from benchmarks.speed import parts, sweeps, workers  # noqa: E402
 from benchmarks.speed.floor import Floor, work  # noqa: E402
 from benchmarks.speed.hooks import Hooks, scaled  # noqa: E402
@@ -182,8 +186,8 @@ def test_results_are_put_between_the_markers_of_the_page():
     once = written_into(page, "first")
     assert written_into(written_into(page, "second"), "first") == once
     assert "\n\nfirst\n\n" in once
-    assert "\n\nfirst\n\n" in written_into(once, "third", "gpu")
-    for name in ("results", "gpu"):
+    assert "\n\nfirst\n\n" in written_into(once, "third", "accelerator")
+    for name in ("results", "accelerator"):
         before, _, rest = page.partition(f"<!-- {name}: begin -->")
         after = rest.partition(f"<!-- {name}: end -->")[2]
         changed = written_into(page, "new", name)
@@ -259,17 +263,74 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_gpu_script_needs_torch_and_transformers_only():
+def test_memory_is_measured_with_torch_and_transformers_alone():
     code = (
-        "import sys, runpy\n"
-        "for name in ('polars', 'scipy', 'sklearn', 'pandas', 'jaxtyping', 'beartype', 'datasets', 'pyarrow'):\n"
+        "import sys\n"
+        "for name in ('polars', 'scipy', 'sklearn', 'pandas', 'beartype', 'datasets', 'pyarrow'):\n"
         "    sys.modules[name] = None\n"
-        "runpy.run_path('benchmarks/gpu.py', run_name='__main__')\n"
         "from benchmarks.speed import memory\n"
         "memory.main('tiny', 'float32', 64)\n"
     )
-    done = python(code, "--device", "cpu", "--shape", "tiny", "--tokens", "128", "--unit", "64")
+    done = python(code)
     assert done.returncode == 0, done.stderr
-    assert "tiny, bfloat16, swap and drop: seconds for a million tokens" in done.stdout
-    assert "moments of 192 neurons" in done.stdout
     assert 0.05 < float(done.stdout.splitlines()[-1]) < 5, "GB beyond the weights"
+
+
+ABSENT = ("polars", "ruptures", "beartype", "datasets", "plotly")
+
+
+@pytest.fixture(scope="module")
+def on_a_card(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], dict]:
+    """What benchmarks/accelerator.sh prints and writes, in an environment without the packages that a card's may lack."""
+    blocked, out = tmp_path_factory.mktemp("blocked"), tmp_path_factory.mktemp("results")
+    (blocked / "sitecustomize.py").write_text(f"import sys\nfor name in {ABSENT}:\n    sys.modules[name] = None\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OUT": str(out), "PYTHON": sys.executable}
+    environment["PYTHONPATH"] = str(blocked)
+    command = ["benchmarks/accelerator.sh", "--device", "cpu", "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done, json.loads((out / "accelerator.json").read_text())
+
+
+def test_the_accelerator_script_runs_all_its_parts(on_a_card):
+    done, data = on_a_card
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("missed: none; failed: none; not reached: none")
+    assert list(data["parts"]) == ["right", "tuned", "figures"]
+    assert all(part["lines"] and not part["failed"] and not part["not_reached"] for part in data["parts"].values())
+    assert {one["width"] for one in data["sizes"]} == {SHAPES["tiny"].width}
+
+
+def test_the_accelerators_results_are_written_into_page_and_table(on_a_card, tmp_path, monkeypatch):
+    data = on_a_card[1]
+    page, cards, results = tmp_path / "page.md", tmp_path / "cards.json", tmp_path / "results.json"
+    page.write_text(PAGE.read_text())
+    cards.write_text("[]")
+    monkeypatch.setattr(accelerator, "PAGE", page)
+    monkeypatch.setattr(accelerator.sizes, "CARDS", cards)
+    results.write_text(json.dumps(data))
+    accelerator.write(results)
+    assert "### Figures" in page.read_text()
+    assert "no accelerator;" in page.read_text()
+    assert cards.read_text() == "[]", "a CPU is no card"
+    card = {"name": "Card", "memory": 80.0, "multiprocessors": 100, "capability": 9.0}
+    results.write_text(json.dumps(data | {"card": card}))
+    accelerator.write(results)
+    accelerator.write(results)
+    (entry,) = json.loads(cards.read_text())
+    assert accelerator.sizes.nearest([entry], accelerator.sizes.Card(**card), 32).tokens == data["sizes"][0]["tokens"]
+
+
+def test_a_part_goes_on_after_a_failure_and_stops_when_its_time_is_over(tmp_path):
+    def fails(_deadline):
+        yield Line(what="before", value=1.0, bound=2.0)
+        raise ValueError("broken")
+
+    def slow(_deadline):
+        yield Line(what="after", value=3.0, bound=2.0)
+        time.sleep(0.2)
+
+    record = Record(tmp_path / "r.json", "cpu")
+    record.run("right", {"fails": fails, "slow": slow, "never": fails}, seconds=0.1)
+    assert Record(tmp_path / "r.json", "cpu").summary(["right", "figures"]) == (
+        "met: 1 of 2 targets; missed: after (3, target ≤ 2); failed: fails; not reached: never, figures"
+    )

@@ -10,12 +10,9 @@ from torch.nn import functional
 import depthscope as ds
 from depthscope.cli.summary import print_summary
 from depthscope.engine import measure_routes
-from depthscope.engine.baseline import Baseline, Keep
+from depthscope.engine.baseline import Keep
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import MemoryShortError
-from depthscope.measure import slice_sums
-from depthscope.measure.divergence import _TopToken
-from depthscope.measure.sizes import ACCELERATOR, CPU, sizes_for
 from depthscope.models import kernels
 from depthscope.models.kernels import TANH_GELU, Kernels
 from depthscope.models.load import load
@@ -56,6 +53,8 @@ def test_fast_kernels_change_no_number_beyond_rounding(tiny, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_product_does_not_depend_on_what_is_computed_with_it(dtype):
+    if why := kernels._broken(dtype):
+        pytest.skip(why)
     given, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((300, 96), (130, 96), (130,)))
     ready = kernels.packed(weight)
     whole = kernels.product(given, ready, bias)
@@ -120,51 +119,6 @@ def test_weights_that_are_not_the_models_are_not_kept(gpt2):
         before = len(gpt2.kernels._packed)
         functional.linear(torch.ones(2, 8), torch.ones(3, 8))
         assert len(gpt2.kernels._packed) == before
-
-
-def test_the_compiled_sums_are_the_plain_ones():
-    made, why = slice_sums.compiled()
-    if why:
-        pytest.skip(why)
-    assert made is not slice_sums.plain
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in ((40, 300), (700, 41), (3, 20)):
-            logits = (5 * torch.randn(*shape)).to(dtype)
-            exact = logits.double()
-            below = exact - exact.amax(-1, keepdim=True)
-            expected = (exact.amax(-1), below.exp().sum(-1), (below * below.exp()).sum(-1))
-            for sums in (made, slice_sums.plain):
-                for ours, theirs in zip(sums(logits.clone()), expected, strict=True):
-                    assert ours.dtype == torch.float32
-                    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_sums_are_compiled_for_long_work_alone(monkeypatch):
-    monkeypatch.setattr(slice_sums, "compiled", lambda _device: (slice_sums._definition, "made for the test"))
-    assert slice_sums.for_work(1e9) == (slice_sums.plain, "")
-    assert slice_sums.for_work(1e12) == (slice_sums._definition, "made for the test")
-
-
-def test_without_a_compiler_there_are_the_plain_sums(monkeypatch):
-    def no_compiler(*_args, **_options):
-        raise OSError("no compiler")
-
-    monkeypatch.setattr(slice_sums.torch, "compile", lambda _function, **_options: no_compiler)
-    slice_sums.compiled.cache_clear()
-    try:
-        assert slice_sums.compiled() == (slice_sums.plain, "reductions are not compiled: OSError")
-    finally:
-        slice_sums.compiled.cache_clear()
-
-
-def test_sums_of_another_form_give_the_same_measures(gpt2):
-    text, routes = text_of(gpt2), routes_of(gpt2)
-    plain = RouteMeter(gpt2, routes).measure(*text)
-    other = RouteMeter(gpt2, routes, Pieces(sums=slice_sums._definition)).measure(*text)
-    assert torch.equal(other.kl[0], torch.zeros_like(other.kl[0]))
-    torch.testing.assert_close(plain.kl, other.kl, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(plain.entropy, other.entropy, rtol=1e-5, atol=1e-5)
-    assert torch.equal(plain.agreement, other.agreement)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2", "opt"])
@@ -247,25 +201,3 @@ def test_a_run_says_how_it_was_computed_and_what_was_begun_otherwise(tmp_path, m
     assert resumed.manifest["earlier_kernels"] == [{"products": "packed", "sums": "plain"}]
     print_summary(resumed, ["sweep"])
     assert "products: plain: packed weights would take" in " ".join(capsys.readouterr().out.split())
-
-
-def test_sizes_follow_the_device_and_a_cpu_keeps_its_own(gpt2):
-    assert sizes_for("cpu") == CPU
-    assert sizes_for("cuda") == sizes_for("mps") == ACCELERATOR
-    with gpt2.measuring():
-        assert Baseline(gpt2, *text_of(gpt2)).reference.slice_width == CPU.slice_width
-
-
-def test_a_device_that_must_not_be_waited_for_finds_the_same_agreement():
-    """The form for accelerators takes every slice's argmax instead of picking rows."""
-    logits = torch.randint(0, 4, (50, 60)).float()  # many ties
-    tokens = torch.randint(0, 60, (50,))
-    tokens[::2] = logits.argmax(-1)[::2]
-    found = []
-    for device in ("cpu", "other"):
-        top = _TopToken(tokens, 20)
-        for index, part in enumerate(logits.split(20, 1)):
-            top.look(index, part, device)
-        found.append(top.agrees(torch.stack([part.amax(-1) for part in logits.split(20, 1)]).max(0).indices))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], logits.argmax(-1) == tokens)

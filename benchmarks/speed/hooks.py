@@ -2,7 +2,7 @@
 
 Drops pass the residual stream on, swaps permute the model's ModuleList, components are zeroed by forward hooks; sdpa
 attention, no key-value cache, inference mode, measures from the full logits in float32. One window or all windows go in
-at once, whichever is faster here.
+at once, whichever is faster here; on an accelerator as many as fit into its memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +33,17 @@ class Hooks:
         self.batch = 1
 
     def warm(self) -> None:
-        """One pair with each batch size; the faster one stays."""
+        """One pair with each batch size; the fastest stays."""
         spent = {}
-        for size in sorted({1, len(self.ids)}):
-            self.batch = size
-            own = self.baseline()
-            self.pair(own, self.kinds[0], 0)
-            spent[size] = seconds(lambda own=own: self.pair(own, self.kinds[0], 0))
+        device, count = str(self.ids.device), len(self.ids)
+        sizes = {1, count} if device == "cpu" else {1, count, *(2**power for power in range(count.bit_length()))}
+        for self.batch in sorted(sizes):
+            try:
+                own = self.baseline()
+                self.pair(own, self.kinds[0], 0)
+                spent[self.batch] = seconds(lambda own=own: self.pair(own, self.kinds[0], 0), device)
+            except torch.OutOfMemoryError:
+                break
         self.batch = min(spent, key=lambda size: spent[size])
 
     @torch.inference_mode()
@@ -64,9 +68,10 @@ class Hooks:
     def repetition(self, number: int) -> Seconds:
         """The baseline and one pair of each kind, scaled to each sweep."""
         own: list[Cached] = []
-        base = seconds(lambda: own.extend(self.baseline()))
+        device = str(self.ids.device)
+        base = seconds(lambda: own.extend(self.baseline()), device)
         spent = {
-            kind: seconds(lambda kind=kind, layer=layer: self.pair(own, kind, layer))
+            kind: seconds(lambda kind=kind, layer=layer: self.pair(own, kind, layer), device)
             for kind, layer in drawn_pairs(self.kinds, len(self.blocks), number)
         }
         return scaled(base, spent, self.sweeps, len(self.blocks))

@@ -8,10 +8,10 @@ from torch import Tensor
 from benchmarks.speed.rounds import Seconds, seconds
 from benchmarks.speed.routes import pairs, sweep_routes
 from depthscope.engine.measure_routes import Pieces, RouteMeter
-from depthscope.measure import slice_sums
+from depthscope.measure.reductions import compiled
 from depthscope.models.model import Model
 
-PIECES = Pieces(sums=slice_sums.compiled()[0])
+PIECES = Pieces(reductions=compiled()[0])
 """As in a study that is long enough for its sums to be compiled; compiling is not timed."""
 
 

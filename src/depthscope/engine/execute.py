@@ -34,6 +34,8 @@ def execute(
     entry = entry or model.stack.enter(ids)
     streams: dict[int, Tensor] = dict(enumerate(known or [entry.residual]))
     done = set(streams)
+    repeated = {1: entry.arguments}
+    """The blocks' arguments for so many copies of `ids`: where they depend on the tokens, making them runs the model."""
     if model.stack.streamed:
         model.stack.expect(block_order(plan, known=len(streams)))
     for instruction in plan:
@@ -47,9 +49,10 @@ def execute(
                 streams[instruction.targets[0]] = follows
                 continue
             copies = len(instruction.sources)
-            arguments = entry.arguments if copies == 1 else model.stack.arguments(ids, copies)
+            if copies not in repeated:
+                repeated[copies] = model.stack.arguments(ids, copies)
             given = _together([streams[source] for source in instruction.sources])
-            result = model.visit(instruction.step, given, arguments)
+            result = model.visit(instruction.step, given, repeated[copies])
             streams.update(zip(instruction.targets, result.split(batch), strict=True))
         elif isinstance(instruction, Mean):
             streams[instruction.target] = torch.stack([streams[source] for source in instruction.sources]).mean(0)

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from depthscope.engine.baseline import Baseline, Keep, pieces, require_finite
+from depthscope.engine.baseline import Baseline, Keep, pieces
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import Instruction, make_plan
-from depthscope.errors import MemoryShortError
+from depthscope.errors import MemoryShortError, NumericError
 from depthscope.measure.divergence import Measured, compare
+from depthscope.measure.reductions import Reductions
 from depthscope.measure.sizes import sizes_for
-from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
@@ -58,8 +58,8 @@ class Pieces:
     """Tokens that may be in one call: several routes go in together when the piece is smaller than this."""
     slice_width: int | None = None
     """Vocabulary entries in one slice."""
-    sums: SliceSums = plain
-    """How slices of logits are reduced."""
+    reductions: Reductions | None = None
+    """How the passes over the vocabulary are computed; what suits the device by default."""
 
 
 class RouteMeter:
@@ -75,9 +75,9 @@ class RouteMeter:
         self.model = model
         self.routes = tuple(routes)
         self.pieces = pieces or Pieces()
-        sizes = sizes_for(model.device.type)
+        sizes = sizes_for(model.device, model.head.weight.shape[1])
         self._tokens = self.pieces.tokens or sizes.tokens
-        self._together = self.pieces.together or sizes.tokens
+        self._together = self.pieces.together or sizes.together
         silences = any(route.silences for route in routes)
         self.keep = Keep.SILENCED if silences and model.shares_components else Keep.NOTHING
         """What a baseline can keep that saves work here."""
@@ -92,11 +92,11 @@ class RouteMeter:
         `targets` are the tokens that follow each position. Raises DataError for token ids outside the vocabulary and
         NumericError, naming route and position, for NaN or infinity in the activations.
         """
-        width, sums = self.pieces.slice_width, self.pieces.sums
+        width, form = self.pieces.slice_width, self.pieces.reductions
         with self.model.measuring():
             return _joined(
                 [
-                    self.against(Baseline(self.model, *piece, keep=self.keep, slice_width=width, sums=sums))
+                    self.against(Baseline(self.model, *piece, keep=self.keep, slice_width=width, reductions=form))
                     for piece in pieces(ids, targets, self._tokens)
                 ]
             )
@@ -108,7 +108,7 @@ class RouteMeter:
         MemoryShortError where a single window does not fit.
         """
         try:
-            return self._against(baseline)
+            return self._checked(self.on_device(baseline), baseline)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _short_of_memory(error):
                 raise
@@ -122,7 +122,8 @@ class RouteMeter:
         middle = windows // 2
         return _joined([self.against(baseline.part(0, middle)), self.against(baseline.part(middle, windows))])
 
-    def _against(self, baseline: Baseline) -> RouteMeasures:
+    def on_device(self, baseline: Baseline) -> RouteMeasures:
+        """The measures where the model is, unchecked. Queues work for an accelerator without ever waiting for it."""
         head, (windows, length) = self.model.head, baseline.ids.shape
         # Made first and filled as routes end: what stays must not be strewn among the large tensors that come and go.
         measured = RouteMeasures.empty(len(self._all), windows, length, device=baseline.ids.device)
@@ -131,12 +132,20 @@ class RouteMeter:
         streams = execute(self.model, plan, baseline.ids, baseline.entry, baseline.residuals, partial(_known, baseline))
         measured.put(next(streams)[0][0], baseline.measured)
         for routes, residual in streams:
-            copies = len(routes)
-            base, targets = baseline.reference.repeated(copies), baseline.flat_targets.repeat(copies)
-            ended = compare(head, base, head.hidden(residual), targets).split(windows * length)
-            for indices, one in zip(routes, ended, strict=True):
-                require_finite(one, baseline, f"the route {self._all[indices[0]].name!r}")
+            ended = compare(head, baseline.reference, head.hidden(residual), baseline.flat_targets)
+            for indices, one in zip(routes, ended.split(windows * length), strict=True):
                 measured.put(indices, one)
+        return measured
+
+    def _checked(self, measured: RouteMeasures, baseline: Baseline) -> RouteMeasures:
+        """The measures on the CPU. Raises NumericError, naming route and position, where one is NaN or infinite."""
+        fine = torch.isfinite(measured.kl) & torch.isfinite(measured.entropy) & torch.isfinite(measured.loss)
+        if not bool(fine.all()):
+            route, window, position = (int(place) for place in (~fine).nonzero()[0])
+            raise NumericError(
+                f"NaN or infinity on the route {self._all[route].name!r} of {baseline.model.name}, "
+                f"window {window} of the batch, position {position}"
+            )
         return RouteMeasures(*(getattr(measured, name).cpu() for name in COLUMNS))
 
     def _plan(self, width: int, together: int) -> list[Instruction]:

@@ -67,7 +67,7 @@ def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) ->
         copies, hidden = len(ended), model.head.hidden(residual[:, first:])
         last = hidden.unflatten(0, (copies, len(targets)))[:, -1]
         best = model.head.logits(last).double().softmax(-1).topk(count)
-        measured = compare(model.head, base.repeated(copies), hidden, targets.repeat(copies))
+        measured = compare(model.head, base, hidden, targets)
         divergences = measured.kl.view(copies, len(targets)).cpu()
         for place, indices in enumerate(ended):
             if not bool(torch.isfinite(divergences[place]).all()):

@@ -6,20 +6,19 @@ For logits z_q = W h_q of the edited model and z_p = W h_p of the model itself, 
             = (h_p − h_q) · (Wᵀp) + logsumexp(z_q) − logsumexp(z_p)
 
 so that one pass over slices of the vocabulary gives an edited route everything (maximum, sum of exp, sum of z·exp: see
-`slice_sums`), and the cross term is a dot product with Wᵀp, computed once for the baseline. Where the model bends its logits (a
+`reductions`), and the cross term is a dot product with Wᵀp, computed once for the baseline. Where the model bends its logits (a
 soft cap) the cross term is taken slice by slice instead. Slices are multiplied in the model's dtype and reduced in float32;
 sums over slices and the final differences are float64, because KL is a small difference of large numbers. The log
 normaliser of a route equal to the baseline is the same number, so its KL is exactly 0.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from depthscope.measure.reductions import Reductions, reductions_for
 from depthscope.measure.sizes import sizes_for
-from depthscope.measure.slice_sums import SliceSums, plain
 from depthscope.models.head import Head
 from depthscope.shapes import Hidden, LogitSlice, PerToken, PerTokenExact, PerTokenFlag, PerTokenIndex
 
@@ -53,21 +52,18 @@ class Reference:
     mean_weight: Tensor | None
     """Wᵀp, shaped [tokens, d_model] in float64 (logit scale included); None where logits are not linear in `hidden`."""
     slice_width: int
-    sums: SliceSums
+    reductions: Reductions
+
+    @property
+    def capped(self) -> bool:
+        """Whether the cross term has to be taken slice by slice."""
+        return self.mean_weight is None
 
     def rows(self, start: int, stop: int) -> "Reference":
         """Tokens `start … stop-1` of it."""
         own, mean = self.own, self.mean_weight
         part = Distribution(*(column[start:stop] for column in own.columns()))
         return replace(self, own=part, mean_weight=None if mean is None else mean[start:stop])
-
-    def repeated(self, times: int) -> "Reference":
-        """It `times` times, end to end: for several routes on the same tokens."""
-        if times == 1:
-            return self
-        own, mean = self.own, self.mean_weight
-        many = Distribution(*(torch.cat([column] * times) for column in own.columns()))
-        return replace(self, own=many, mean_weight=None if mean is None else mean.repeat(times, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +84,28 @@ class Measured:
 class _Accumulator:
     """Maxima and sums of every slice, put together at the end."""
 
-    def __init__(self, tokens: int, slices: int, device: torch.device, sums: SliceSums) -> None:
-        self.sums = sums
+    def __init__(self, tokens: int, slices: int, device: torch.device, reductions: Reductions) -> None:
+        self.slice_sums = reductions.slice_sums
         self.columns = torch.empty(3, slices, tokens, device=device)
+        self.places: list[Tensor] = []
+        """Of each slice the place of its first maximum, where the form of the sums gives it."""
 
     def add(self, index: int, logits: LogitSlice) -> None:
         """Take in slice number `index`; `logits` may be overwritten."""
-        for column, values in zip(self.columns, self.sums(logits), strict=True):
+        *sums, place = self.slice_sums(logits)
+        for column, values in zip(self.columns, sums, strict=True):
             column[index] = values
+        if place is not None:
+            self.places.append(place)
 
-    def highest(self) -> tuple[PerToken, PerTokenIndex]:
-        """The largest logit, and the first slice that has it."""
-        return self.columns[0].max(0)
+    def first_highest(self) -> PerTokenIndex:
+        """The first slice that has the largest logit of all."""
+        return self.columns[0].max(0).indices
+
+    def top(self, slice_width: int) -> PerTokenIndex:
+        """The first token that has the largest logit, from the places."""
+        first = self.first_highest()
+        return torch.stack(self.places).gather(0, first[None])[0] + first * slice_width
 
     def finish(self) -> tuple[PerTokenExact, PerTokenExact]:
         """Log normaliser and entropy."""
@@ -118,26 +124,28 @@ def _slices(head: Head, width: int) -> list[tuple[int, int]]:
     return [(start, min(start + width, head.vocabulary)) for start in range(0, head.vocabulary, width)]
 
 
-def reference(head: Head, hidden: Hidden, slice_width: int | None = None, sums: SliceSums = plain) -> Reference:
-    """The baseline's distributions and Wᵀp, in two passes. Whatever is compared with it uses the same slices and `sums`."""
-    sizes = sizes_for(hidden.device.type)
+def reference(
+    head: Head, hidden: Hidden, slice_width: int | None = None, reductions: Reductions | None = None
+) -> Reference:
+    """The baseline's distributions and Wᵀp, in two passes. Whatever is compared with it uses the same slices and form."""
+    sizes = sizes_for(hidden.device, hidden.shape[1])
     slice_width = slice_width or sizes.slice_width
+    reductions = reductions or reductions_for(hidden.device, preferred=sizes.reductions)[0]
     slices = _slices(head, slice_width)
-    owns = [_distribution(head, rows, slices, sums) for rows in hidden.split(sizes.rows)]
+    owns = [_distribution(head, rows, slices, slice_width, reductions) for rows in hidden.split(sizes.rows)]
     means = [_mean_weight(head, own, slices) for own in owns] if head.map.linear else []
-    return Reference(_joined(owns), head.map(torch.cat(means)) if means else None, slice_width, sums)
+    return Reference(_joined(owns), head.map(torch.cat(means)) if means else None, slice_width, reductions)
 
 
-def _distribution(head: Head, hidden: Hidden, slices: Slices, sums: SliceSums) -> Distribution:
-    accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, sums)
-    places = []
+def _distribution(head: Head, hidden: Hidden, slices: Slices, slice_width: int, reductions: Reductions) -> Distribution:
+    accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, reductions)
     for index, (start, stop) in enumerate(slices):
         logits = head.slice(hidden, start, stop)
-        places.append(logits.float().argmax(-1) + start)
+        if not reductions.places:
+            accumulator.places.append(logits.float().argmax(-1))
         accumulator.add(index, logits)
     log_normaliser, entropy = accumulator.finish()
-    first = accumulator.highest()[1]
-    return Distribution(hidden, log_normaliser, entropy, torch.stack(places).gather(0, first[None])[0])
+    return Distribution(hidden, log_normaliser, entropy, accumulator.top(slice_width))
 
 
 def _mean_weight(head: Head, own: Distribution, slices: Slices) -> Tensor:
@@ -151,57 +159,85 @@ def _mean_weight(head: Head, own: Distribution, slices: Slices) -> Tensor:
 def compare(head: Head, base: Reference, hidden: Hidden, targets: Tensor) -> Measured:
     """Measure edited distributions q against the baseline p, token by token.
 
-    `hidden` is what the edited route gives the unembedding, `targets` the next tokens, shaped [tokens].
+    `hidden` is what one or several edited routes give the unembedding: the baseline's tokens, once or several times end to
+    end. `targets` are the next tokens of the baseline's, shaped [tokens].
     """
-    own = base.own
-    slices, at_once = _slices(head, base.slice_width), sizes_for(hidden.device.type).rows
-    parts = [
-        _against(head, base, rows, own_rows, slices)
-        for rows, own_rows in zip(hidden.split(at_once), own.split(at_once), strict=True)
-    ]
+    copies = hidden.shape[0] // base.own.hidden.shape[0]
+    slices, at_once = _slices(head, base.slice_width), sizes_for(hidden.device, hidden.shape[1]).rows
+    own = Distribution(*(_repeated(column, copies) for column in base.own.columns())) if base.capped else None
+    rows, tops = hidden.split(at_once), _repeated(base.own.top, copies).split(at_once)
+    owns = [None] * len(rows) if own is None else own.split(at_once)
+    parts = [_against(head, base, *part, slices) for part in zip(rows, tops, owns, strict=True)]
     log_normaliser, entropy, agreement, cross = (torch.cat(column) for column in zip(*parts, strict=True))
-    if base.mean_weight is not None:
-        cross = ((own.hidden.double() - hidden.double()) * base.mean_weight).sum(-1)
-    divergence = cross + (log_normaliser - own.log_normaliser)
+    linear_cross, next_logit = _row_products(head, base, hidden, targets)
+    divergence = (cross if linear_cross is None else linear_cross) + (
+        log_normaliser - _repeated(base.own.log_normaliser, copies)
+    )
     return Measured(
         kl=divergence.clamp_(min=0).float(),  # rounding can leave −1e-8 where p and q are equal
         agreement=agreement,
         entropy=entropy.clamp(min=0).float(),
-        loss=(log_normaliser - head.next_token_logits(hidden, targets).double()).float(),
+        loss=(log_normaliser - next_logit.double()).float(),
     )
 
 
+def _repeated(column: Tensor, copies: int) -> Tensor:
+    return column if copies == 1 else column.repeat(copies, *(1,) * (column.ndim - 1))
+
+
+def _row_products(
+    head: Head, base: Reference, hidden: Hidden, targets: Tensor
+) -> tuple[PerTokenExact | None, PerToken]:
+    """The cross term where logits are linear in `hidden`, and the next token's logit. Nothing as large as `hidden` in
+    float64 is ever alive for more than one copy of the baseline's tokens."""
+    fused, own, mean = base.reductions.row_products, base.own.hidden, base.mean_weight
+    if fused is not None and mean is not None and hidden.dtype != torch.float64:
+        cross, raw = fused(own, hidden, mean, head.weight, targets)
+        return cross, head.mapped(raw, _repeated(targets, hidden.shape[0] // own.shape[0]))
+    copies = hidden.split(own.shape[0])
+    following = torch.cat([head.next_token_logits(one, targets) for one in copies])
+    if mean is None:
+        return None, following
+    return torch.cat([((own.double() - one.double()) * mean).sum(-1) for one in copies]), following
+
+
 def _against(
-    head: Head, base: Reference, hidden: Hidden, own: Distribution, slices: Slices
+    head: Head, base: Reference, hidden: Hidden, top: PerTokenIndex, own: Distribution | None, slices: Slices
 ) -> tuple[PerTokenExact, PerTokenExact, PerTokenFlag, PerTokenExact]:
     """Log normaliser, entropy, agreement and, where logits are not linear in what the unembedding reads, Σ p (z_p − z_q)."""
-    accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, base.sums)
+    accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, base.reductions)
     cross = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    top = _TopToken(own.top, base.slice_width)
+    searched = _TopToken(top, base.slice_width)
     for index, (start, stop) in enumerate(slices):
         logits = head.slice(hidden, start, stop)
-        if base.mean_weight is None:
-            own_logits = head.slice(own.hidden, start, stop).float()
-            cross += (_probabilities(own, own_logits) * (own_logits - logits.float())).sum(-1)
-        top.look(index, logits, logits.device.type)
+        if own is not None:
+            cross += _capped_cross(base.reductions, head.slice(own.hidden, start, stop), logits, own)
+        if not base.reductions.places:
+            searched.look(index, logits)
         accumulator.add(index, logits)
-    return (*accumulator.finish(), top.agrees(accumulator.highest()[1]), cross)
+    if base.reductions.places:
+        return (*accumulator.finish(), accumulator.top(base.slice_width) == top, cross)
+    return (*accumulator.finish(), searched.agrees(accumulator.first_highest()), cross)
+
+
+def _capped_cross(reductions: Reductions, own_logits: LogitSlice, logits: LogitSlice, own: Distribution) -> PerToken:
+    if reductions.capped_cross is not None and logits.dtype != torch.float64:
+        return reductions.capped_cross(own_logits, logits, own.log_normaliser)
+    own_logits = own_logits.float()
+    return (_probabilities(own, own_logits) * (own_logits - logits.float())).sum(-1)
 
 
 class _TopToken:
-    """Whether given tokens are the most likely ones. Only their own slices are searched: an argmax of all costs more than
-    everything else that is read from the logits."""
+    """Whether given tokens are the most likely ones. Only their own slices are searched: an argmax of all costs a CPU more
+    than everything else that is read from the logits. (Picking rows makes a program wait for an accelerator.)"""
 
     def __init__(self, tokens: PerTokenIndex, slice_width: int) -> None:
         self.slice = tokens // slice_width
         self.place = tokens % slice_width
         self.first = torch.zeros_like(tokens, dtype=torch.bool)
 
-    def look(self, index: int, logits: LogitSlice, device: str) -> None:
-        """Whether a token in this slice is the first of the slice's largest. `device` is the type of where logits are."""
-        if device != "cpu":  # picking rows would make the program wait for the device, slice after slice
-            self.first = torch.where(self.slice == index, logits.argmax(-1) == self.place, self.first)
-            return
+    def look(self, index: int, logits: LogitSlice) -> None:
+        """Whether a token in this slice is the first of the slice's largest."""
         rows = (self.slice == index).nonzero()[:, 0]
         if len(rows):
             self.first[rows] = logits[rows].argmax(-1) == self.place[rows]
@@ -219,12 +255,11 @@ def _joined(parts: list[Distribution]) -> Distribution:
 def measure_baseline(head: Head, base: Reference, targets: Tensor) -> Measured:
     """The baseline measured against itself: KL 0, agreement 1, its own entropy and loss."""
     own = base.own
-    zeros = partial(torch.zeros, own.top.shape[0], device=own.top.device)
     return Measured(
-        kl=zeros(),
+        kl=torch.zeros(own.top.shape[0], device=own.top.device),
         agreement=torch.ones_like(own.top, dtype=torch.bool),
         entropy=own.entropy.clamp(min=0).float(),
-        loss=(own.log_normaliser - head.next_token_logits(own.hidden, targets).double()).float(),
+        loss=(own.log_normaliser - _row_products(head, base, own.hidden, targets)[1].double()).float(),
     )
 
 

@@ -1,6 +1,20 @@
-"""How much is computed at once on a kind of device. It decides speed and memory, never the numbers beyond rounding."""
+"""How much is computed at once on a device. It decides speed and memory, never the numbers beyond rounding.
 
+What suits a card is data: `cards.json` holds what `benchmarks/accelerator.py` measured, by card and by model width. A card
+that is not there takes the sizes of the nearest one that is; while there is none, ACCELERATOR.
+"""
+
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CARDS = Path(__file__).with_name("cards.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,20 +22,62 @@ class Sizes:
     """Tokens of a piece, and the part of tokens × vocabulary that is worked on at a time."""
 
     tokens: int
-    """Of a work unit, and of one call of a block."""
+    """Of a work unit, and of one piece inside it."""
+    together: int
+    """Tokens in one call of a block: several routes go in together where a piece is smaller."""
     rows: int
     """Tokens whose logits are there at once."""
     slice_width: int
-    """Vocabulary entries in one slice. It follows from nothing but the device, so that a token's sums are added up in the
-    same order whatever it is computed together with."""
+    """Vocabulary entries in one slice. It follows from the device and the model alone, so that a token's sums are added up
+    in the same order whatever it is computed together with."""
+    reductions: str = "plain"
+    """The fastest form of the passes over the vocabulary (`reductions`)."""
 
 
-CPU = Sizes(tokens=1024, rows=1024, slice_width=2048)
+CPU = Sizes(tokens=1024, together=1024, rows=1024, slice_width=2048)
 """Measured (benchmarks/speed): 8 MiB of float32 logits stay in the cache for the passes over them."""
-ACCELERATOR = Sizes(tokens=16_384, rows=8192, slice_width=16_384)
-"""Reckoned, not measured: large enough that a product takes many times what starting it takes."""
+ACCELERATOR = Sizes(tokens=16_384, together=16_384, rows=8192, slice_width=16_384, reductions="triton")
+"""Estimated, not measured: large enough that a product takes many times what starting it takes."""
 
 
-def sizes_for(device: str) -> Sizes:
-    """The sizes for a torch device type, such as `cpu` or `cuda`."""
-    return CPU if device == "cpu" else ACCELERATOR
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What tells one accelerator from another."""
+
+    name: str
+    memory: float
+    """GiB."""
+    multiprocessors: int
+    capability: float
+
+    def distance(self, other: "Card") -> float:
+        """How unlike another it is: doublings of memory and of multiprocessors, and generations."""
+        return (
+            abs(log2(self.memory / other.memory))
+            + abs(log2(self.multiprocessors / other.multiprocessors))
+            + abs(self.capability - other.capability)
+        )
+
+
+def card(device: torch.device) -> Card:
+    """The card behind a CUDA device."""
+    found = torch.cuda.get_device_properties(device)
+    return Card(found.name, found.total_memory / 2**30, found.multi_processor_count, found.major + found.minor / 10)
+
+
+def sizes_for(device: torch.device, width: int) -> Sizes:
+    """The sizes for a model whose residual stream is `width` wide on a device."""
+    return CPU if device.type == "cpu" else _of_accelerator(device, width)
+
+
+@cache
+def _of_accelerator(device: torch.device, width: int) -> Sizes:
+    measured = json.loads(CARDS.read_text(encoding="utf-8"))
+    return nearest(measured, card(device), width) if device.type == "cuda" and measured else ACCELERATOR
+
+
+def nearest(measured: Sequence[dict[str, Any]], one: Card, width: int) -> Sizes:
+    """The sizes measured on the card most like `one`, for the model width most like `width`."""
+    like = min(measured, key=lambda entry: one.distance(Card(**entry["card"])))
+    of_width = min(like["sizes"], key=lambda entry: abs(log2(entry["width"] / width)))
+    return Sizes(**{name: value for name, value in of_width.items() if name != "width"})

@@ -87,10 +87,12 @@ class Head:
 
     def next_token_logits(self, hidden: Hidden, targets: Tensor) -> Tensor:
         """The logit of one vocabulary entry per position, float32: `targets` is shaped [tokens]."""
-        raw = (hidden.float() * self.weight[targets].float()).sum(-1)
-        if self.unembedding.bias is not None:
-            raw = raw + self.unembedding.bias[targets].float()
-        return self.map(raw)
+        return self.mapped((hidden.float() * self.weight[targets].float()).sum(-1), targets)
+
+    def mapped(self, products: Tensor, targets: Tensor) -> Tensor:
+        """The logits of entries `targets`, given the products of their rows of W_U with what the unembedding reads."""
+        bias = self.unembedding.bias
+        return self.map(products if bias is None else products + bias[targets].float())
 
 
 def _before_unembedding(

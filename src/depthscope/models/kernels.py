@@ -14,7 +14,7 @@ GELU written out in single operations (GPT-2's, GPT-J's and BLOOM's tanh form) b
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,7 +68,10 @@ class Kernels:
         self._thread.inside = True
         self._use(1)
         try:
-            with _Answers({functional.linear: self._linear, torch.addmm: self._addmm}):
+            # Without packed weights there is nothing to answer, and answering costs a microsecond for each call to torch.
+            with (
+                _Answers({functional.linear: self._linear, torch.addmm: self._addmm}) if self._stored else nullcontext()
+            ):
                 yield
         finally:
             self._use(-1)

@@ -72,10 +72,10 @@ class Attention:
 def previous_shares(pattern: Pattern, reaches: Sequence[int]) -> Shares:
     """Means over the queries that have max(reaches) tokens before them: on the previous tokens, the first, itself."""
     longest = max(reaches)
-    queries = pattern[..., longest:, :].double()
-    bands = torch.stack([queries.diagonal(longest - back, -2, -1) for back in range(1, longest + 1)])
-    shares = [*bands.cumsum(0)[[reach - 1 for reach in reaches]], queries[..., 0], queries.diagonal(longest, -2, -1)]
-    return torch.stack([share.mean(-1).T for share in shares])
+    queries = pattern[..., longest:, :]  # as they are: in float64 whole patterns would take gigabytes
+    bands = torch.stack([queries.diagonal(longest - back, -2, -1) for back in range(1, longest + 1)]).double()
+    shares = [*(bands.cumsum(0)[reach - 1] for reach in reaches), queries[..., 0], queries.diagonal(longest, -2, -1)]
+    return torch.stack([share.double().mean(-1).T for share in shares])
 
 
 def band_entries(pattern: Pattern, reaches: Sequence[int]) -> Shares:

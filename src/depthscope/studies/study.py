@@ -15,8 +15,8 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError
-from depthscope.measure import slice_sums
-from depthscope.measure.sizes import sizes_for
+from depthscope.measure.reductions import Reductions, reductions_for
+from depthscope.measure.sizes import Sizes, sizes_for
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
@@ -110,14 +110,15 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
-    sums, plain_because = slice_sums.for_work(_logits(subject, readings), subject.model.device.type)
-    _note_kernels(run, _kernels(subject.model, sums, plain_because))
+    sizes = _sizes(subject.model)
+    form, because = reductions_for(subject.model.device, _logits(subject, readings), sizes.reductions)
+    _note_kernels(run, _kernels(subject.model, form, because))
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
         windows = subject.windows.part(units[index].start, units[index].stop)
         with subject.model.measuring():
             keep = reduce(or_, (by_name[name].keep for name in missing))
-            baseline = Baseline(subject.model, *windows.batch(), keep=keep, sums=sums)
+            baseline = Baseline(subject.model, *windows.batch(), keep=keep, reductions=form)
             return {name: by_name[name].read(baseline, windows) for name in missing}
 
     goal = _goal(run, subject, readings)
@@ -147,7 +148,7 @@ def _note_kernels(run: RunDirectory, now: dict[str, str]) -> None:
     run.update(kernels=now)
 
 
-def _kernels(model: Model, sums: slice_sums.SliceSums, plain_because: str) -> dict[str, str]:
+def _kernels(model: Model, form: Reductions, because: str) -> dict[str, str]:
     """How the model's products and the sums over the vocabulary are computed: they are the same up to rounding."""
     products = "packed" if not model.kernels.note else f"plain: {model.kernels.note}"
     if model.device.type != "cpu":
@@ -156,7 +157,7 @@ def _kernels(model: Model, sums: slice_sums.SliceSums, plain_because: str) -> di
         products = "packed outside the blocks, which are streamed"
     return {
         "products": products,
-        "sums": "compiled" if sums is not slice_sums.plain else f"plain{plain_because and ': '}{plain_because}",
+        "sums": f"{form.name}{because and ': '}{because}",
     }
 
 
@@ -182,8 +183,12 @@ def _units(subject: Subject) -> list[Unit]:
     return document_units([count for _, count in subject.windows.per_document()], per_unit)
 
 
+def _sizes(model: Model) -> Sizes:
+    return sizes_for(model.device, model.head.weight.shape[1])
+
+
 def _per_unit(subject: Subject) -> int:
-    tokens = subject.settings.unit_tokens or sizes_for(subject.model.device.type).tokens
+    tokens = subject.settings.unit_tokens or _sizes(subject.model).tokens
     return max(1, tokens // subject.windows.length)
 
 
