@@ -11,6 +11,7 @@ from depthscope.measure.divergence import Measured, Reference, measure_baseline,
 from depthscope.measure.reductions import Reductions
 from depthscope.models.model import Model
 from depthscope.models.patterns import Pattern, attention_patterns
+from depthscope.models.state import State, copied, mapped
 from depthscope.models.writes import Writes
 from depthscope.routes import Step
 from depthscope.shapes import Residual, TokenIds
@@ -52,6 +53,8 @@ class Baseline:
         self.entry = model.stack.enter(self.ids)
         self.residuals: list[Residual] = [self.entry.residual]
         """x_0 … x_L: before each block, and after the last."""
+        self.states: list[State] = [copied(self.entry.state)]
+        """With each residual stream what blocks up to there have handed on."""
         self.writes: list[Writes] = []
         """What each block's components wrote; empty unless kept."""
         self.silenced: dict[Step, Residual] = {}
@@ -65,6 +68,7 @@ class Baseline:
         part.ids, part.targets = self.ids[rows], self.targets[rows]
         part.entry = self.model.stack.enter(part.ids)
         part.residuals = [residual[rows] for residual in self.residuals]
+        part.states = [mapped(state, lambda kept: kept[rows]) for state in self.states]
         part.writes = [Writes(written.attention[rows], written.mlp[rows]) for written in self.writes]
         part.silenced = {step: residual[rows] for step, residual in self.silenced.items()}
         part.__dict__.pop("measured", None)
@@ -93,10 +97,12 @@ class Baseline:
         return attention_patterns(self.model, self.ids, self.residuals)
 
     def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
+        state = copied(self.states[-1])
+        self.states.append(state)
         if not keep:
-            return self.model.visit(Step(block), residual, self.entry.arguments)
+            return self.model.visit(Step(block), residual, self.entry.arguments, state)
         with self.model.writers.watched(block) as written:
-            after = self.model.visit(Step(block), residual, self.entry.arguments)
+            after = self.model.visit(Step(block), residual, self.entry.arguments, state)
         if Keep.WRITES in keep:
             self.writes += written
         if Keep.SILENCED in keep:

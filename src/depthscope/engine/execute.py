@@ -1,13 +1,15 @@
 """Execution: run a plan on a batch of tokens and hand out final residual streams as they come."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from depthscope.engine.plan import Call, Finish, Instruction, Mean, block_order
 from depthscope.models.model import Model
-from depthscope.models.stack import Entry
+from depthscope.models.stack import Arguments, Entry
+from depthscope.models.state import State, copied, keys, mapped, merged, together
 from depthscope.routes import Step
 from depthscope.shapes import Residual, TokenIds
 
@@ -21,6 +23,7 @@ def execute(
     ids: TokenIds,
     entry: Entry | None = None,
     known: Sequence[Residual] = (),
+    states: Sequence[State] = (),
     shared: Shared = lambda step, stream: None,
 ) -> Iterator[tuple[tuple[tuple[int, ...], ...], Residual]]:
     """Final residual streams of a plan's routes on `ids`, in the plan's order.
@@ -28,38 +31,77 @@ def execute(
     Each item is (routes, residual): `residual` holds `len(routes)` batches behind each other, and `routes[i]` are the
     indices of the routes that end with the i-th. Streams are freed as soon as nothing branches off them any more.
     `entry` is the model's entry for `ids` and `known` the residual streams of the plan's first route, from the embedding
-    on, where they have been computed before; `shared` gives what else is known from that.
+    on, where they have been computed before, with their `states`; `shared` gives what else is known from that.
     """
-    batch = ids.shape[0]
     entry = entry or model.stack.enter(ids)
-    streams: dict[int, Tensor] = dict(enumerate(known or [entry.residual]))
-    done = set(streams)
-    repeated = {1: entry.arguments}
-    """The blocks' arguments for so many copies of `ids`: where they depend on the tokens, making them runs the model."""
+    run = _Run(
+        model, ids, entry, dict(enumerate(known or [entry.residual])), list(states or [copied(entry.state)]), shared
+    )
+    done = set(run.streams)
     if model.stack.streamed:
-        model.stack.expect(block_order(plan, known=len(streams)))
+        model.stack.expect(block_order(plan, known=len(done)))
     for instruction in plan:
         if isinstance(instruction, Call):
-            if done.issuperset(instruction.targets):
-                continue
-            if (
-                len(instruction.sources) == 1
-                and (follows := shared(instruction.step, instruction.sources[0])) is not None
-            ):
-                streams[instruction.targets[0]] = follows
-                continue
-            copies = len(instruction.sources)
-            if copies not in repeated:
-                repeated[copies] = model.stack.arguments(ids, copies)
-            given = _together([streams[source] for source in instruction.sources])
-            result = model.visit(instruction.step, given, repeated[copies])
-            streams.update(zip(instruction.targets, result.split(batch), strict=True))
+            if not done.issuperset(instruction.targets):
+                run.call(instruction)
         elif isinstance(instruction, Mean):
-            streams[instruction.target] = torch.stack([streams[source] for source in instruction.sources]).mean(0)
+            run.mean(instruction)
         elif isinstance(instruction, Finish):
-            yield instruction.routes, _together([streams[source] for source in instruction.sources])
+            yield instruction.routes, _together([run.streams[source] for source in instruction.sources])
         else:
-            del streams[instruction.source]
+            del run.streams[instruction.source], run.handed[instruction.source]
+
+
+class _Run:
+    """The streams that are alive, each with what its blocks have handed on."""
+
+    def __init__(
+        self,
+        model: Model,
+        ids: TokenIds,
+        entry: Entry,
+        streams: dict[int, Tensor],
+        states: list[State],
+        shared: Shared,
+    ) -> None:
+        self.model, self.ids, self.streams, self.own_states, self.shared = model, ids, streams, states, shared
+        self.handed = dict(enumerate(states))
+        self._arguments = {1: entry.arguments}
+        """The blocks' arguments for so many copies of `ids`: where they depend on the tokens, making them runs the model."""
+
+    def call(self, call: Call) -> None:
+        step, batch = call.step, self.ids.shape[0]
+        if len(call.sources) == 1 and (follows := self.shared(step, call.sources[0])) is not None:
+            self.streams[call.targets[0]] = follows
+            self.handed[call.targets[0]] = self.own_states[step.block + 1]  # as the own run's visit left it
+            return
+        for sources, targets in _alike(call, self.handed):
+            given = _together([self.streams[source] for source in sources])
+            state = together([self.handed[source] for source in sources])
+            result = self.model.visit(step, given, self._arguments_for(len(sources)), state)
+            self.streams.update(zip(targets, result.split(batch), strict=True))
+            for place, target in enumerate(targets):
+                rows = slice(place * batch, (place + 1) * batch)
+                self.handed[target] = mapped(state, lambda kept, rows=rows: kept[rows])
+
+    def mean(self, mean: Mean) -> None:
+        self.streams[mean.target] = torch.stack([self.streams[source] for source in mean.sources]).mean(0)
+        self.handed[mean.target] = merged([self.handed[source] for source in mean.sources])
+
+    def _arguments_for(self, copies: int) -> tuple[Arguments, ...]:
+        if copies not in self._arguments:
+            self._arguments[copies] = self.model.stack.arguments(self.ids, copies)
+        return self._arguments[copies]
+
+
+def _alike(call: Call, handed: Mapping[int, State]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A call's sources and targets in groups whose streams have been handed the same keys: all together, nearly always."""
+    groups: dict[frozenset[Any], list[tuple[int, int]]] = {}
+    for source, target in zip(call.sources, call.targets, strict=True):
+        groups.setdefault(keys(handed[source]), []).append((source, target))
+    for group in groups.values():
+        sources, targets = zip(*group, strict=True)
+        yield sources, targets
 
 
 def _together(streams: list[Tensor]) -> Tensor:

@@ -129,7 +129,8 @@ class RouteMeter:
         measured = RouteMeasures.empty(len(self._all), windows, length, device=baseline.ids.device)
         together = max(1, self._together // baseline.ids.numel())
         plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
-        streams = execute(self.model, plan, baseline.ids, baseline.entry, baseline.residuals, partial(_known, baseline))
+        known = (baseline.entry, baseline.residuals, baseline.states)
+        streams = execute(self.model, plan, baseline.ids, *known, partial(_known, baseline))
         measured.put(next(streams)[0][0], baseline.measured)
         for routes, residual in streams:
             ended = compare(head, baseline.reference, head.hidden(residual), baseline.flat_targets)

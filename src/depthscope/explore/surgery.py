@@ -16,7 +16,7 @@ from depthscope.measure.divergence import compare, reference
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema import sweep as schema
-from depthscope.studies.sweep import EDITS, LayerEdit, layer_edits, possible_edits
+from depthscope.studies.sweep import EDITS, LayerEdit, layer_edits, possible_edits, runnable
 
 LAST, MEAN = "last token", "mean over tokens"
 AVERAGED = (LAST, MEAN)
@@ -54,7 +54,8 @@ def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) ->
     infinity.
     """
     kinds, not_done = possible_edits(list(EDITS), model)
-    edits = layer_edits(kinds, model.depth)
+    edits, refused = runnable(layer_edits(kinds, model.depth), model)
+    not_done |= refused
     routes = [Route.own(model.depth), *(edit.route for edit in edits)]
     first = baseline.ids.shape[1] - 1 if averaged == LAST else 0
     base = reference(model.head, model.head.hidden(baseline.residuals[-1][:, first:]))
@@ -63,7 +64,7 @@ def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) ->
     ids = torch.zeros(len(routes), count, dtype=torch.int64)
     probabilities = torch.zeros(len(routes), count, dtype=torch.float64)
     plan = make_plan(routes, max(1, TOGETHER // baseline.ids.numel()))
-    for ended, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals):
+    for ended, residual in execute(model, plan, baseline.ids, baseline.entry, baseline.residuals, baseline.states):
         copies, hidden = len(ended), model.head.hidden(residual[:, first:])
         last = hidden.unflatten(0, (copies, len(targets)))[:, -1]
         best = model.head.logits(last).double().softmax(-1).topk(count)
@@ -93,7 +94,7 @@ def surgery_table(surgery: Surgery, shown: list[str], averaged: str) -> str:
         f"What follows the prompt after each edit, and KL to the model's own prediction in nats ({averaged}). "
         f"The model itself says {markup.token(shown[0])}; framed where the edit changes that. Choose a cell."
     )
-    reasons = "".join(markup.message(f"{TITLES[kind]}: {why}.") for kind, why in surgery.not_done.items())
+    reasons = "".join(markup.message(f"{TITLES.get(kind, kind)}: {why}.") for kind, why in surgery.not_done.items())
     return markup.table(["layer", *(TITLES[kind] for kind in kinds)], rows, caption, "surgery") + reasons
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from depthscope.models.families import FAMILIES, Names
+from depthscope.models.hooks import replaced_forward
 from depthscope.models.stack import BlockStack, Entry
 from depthscope.routes import Step
 
@@ -57,15 +58,12 @@ class Components:
         """The step's block with the components the step silences giving zero, for the time of the context."""
         pair = ((step.attention, self.attention[step.block]), (step.mlp, self.mlp[step.block]))
         silent = [module for kept, module in pair if not kept]
-        with _zeroed(*(module for module in silent if module not in self.outputs)):
-            try:
-                for module in silent:
-                    if module in self.outputs:
-                        module.forward = self.outputs[module].zeros
-                yield
-            finally:
-                for module in silent:
-                    module.__dict__.pop("forward", None)
+        skipped = [module for module in silent if module in self.outputs]
+        with (
+            _zeroed(*(module for module in silent if module not in self.outputs)),
+            replaced_forward(skipped, [self.outputs[module].zeros for module in skipped]),
+        ):
+            yield
 
 
 @contextmanager
@@ -101,7 +99,9 @@ def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
         *(" / ".join(dict.fromkeys(column)) for column in zip(*(names for names, _, _ in found), strict=True))
     )
     attention, mlp = (tuple(column) for column in zip(*((a, m) for _, a, m in found), strict=True))
-    outputs = _outputs(stack, (*attention, *mlp), residuals, entry)
+    # What a block stores for later blocks is made inside its attention: that has to run even if its output is zeroed.
+    skippable = [m for pair in zip(attention, mlp, stack.links, strict=True) if not pair[2].writes for m in pair[:2]]
+    outputs = _outputs(stack, skippable, residuals, entry)
     components = Components(names, attention, mlp, parallel=False, outputs=outputs)
     return replace(components, parallel=_mlp_ignores_attention(stack, components, residuals[0], entry))
 

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
+from depthscope.models.hooks import patched, replace_forward
 from depthscope.models.memory import available_memory
 
 TANH_GELU = (NewGELUActivation, FastGELUActivation, BloomGelu)
@@ -56,6 +57,7 @@ class Kernels:
         self._whole_unembedding = unembedding.weight
         self._packed: dict[tuple[Any, ...], Tensor] = {}
         self._activations: list[nn.Module] = [module for module in model.modules() if isinstance(module, TANH_GELU)]
+        self._undo: list[Callable[[], None]] = []
         self._lock, self._users = threading.Lock(), 0
         self._thread = threading.local()
 
@@ -81,11 +83,15 @@ class Kernels:
         """Activations are the model's modules, shared by all threads: the last to leave puts them back."""
         with self._lock:
             self._users += change
-            for module in self._activations if self._users == max(change, 0) else ():
-                if change > 0:
-                    module.forward = _tanh_gelu
-                else:
-                    module.__dict__.pop("forward", None)
+            if self._users == 1 and change > 0:
+                # One whose forward was patched computes what its patch says.
+                self._undo = [
+                    replace_forward(module, _tanh_gelu) for module in self._activations if not patched(module)
+                ]
+            elif self._users == 0:
+                for put_back in self._undo:
+                    put_back()
+                self._undo = []
 
     def forget(self) -> None:
         """Pack anew what is multiplied with from here on: for when weights may have been changed in place since."""

@@ -18,6 +18,7 @@ from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
 from depthscope.models.residency import Residency
 from depthscope.models.stack import BlockStack
+from depthscope.models.state import State
 from depthscope.models.writes import Writers, adds_exactly, find_writers
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
@@ -190,6 +191,7 @@ class Model:
             raise RouteError(f"the route is for {route.depth} blocks, but {self.name} has {self.depth}")
         if route.silences:
             self.require_components()
+        self.stack.check_state(route)
 
     def check_ids(self, ids: TokenIds) -> None:
         """Raise DataError for token ids outside the vocabulary or a window longer than the context."""
@@ -214,12 +216,12 @@ class Model:
         stream = tokens * self.head.weight.shape[1] * self.head.weight.dtype.itemsize
         return max(together, self.stack.residency.room // stream)
 
-    def visit(self, step: Step, residual: Residual, arguments: Any) -> Residual:
-        """The residual stream after one visit."""
+    def visit(self, step: Step, residual: Residual, arguments: Any, state: State | None = None) -> Residual:
+        """The residual stream after one visit; `state` is what earlier blocks handed on, and is written to."""
         if step.whole:
-            return self.stack.call(step.block, residual, arguments)
+            return self.stack.call(step.block, residual, arguments, state)
         with self.require_components().silenced(step):
-            return self.stack.call(step.block, residual, arguments)
+            return self.stack.call(step.block, residual, arguments, state)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added. Raises DataError without a tokenizer."""

@@ -3,7 +3,8 @@
 Nothing of a block is re-implemented. The model's own forward is run with every block bypassed, which costs an embedding
 lookup and the building of masks, and shows what the model passes to each block: the embedding x_0, attention masks,
 rotary embeddings, whatever its family uses. A block is then called again with those arguments on any residual stream.
-A block keeps its own arguments wherever a route visits it (a sliding-window block stays one).
+A block keeps its own arguments wherever a route visits it (a sliding-window block stays one). What blocks hand to each
+other through arguments they write to goes along with each route's own stream (`state`).
 
 Of a streamed model a block's weights are present while it runs (`residency`); who reads them otherwise says so with
 `resident`.
@@ -19,8 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthscope.errors import UnsupportedError
+from depthscope.errors import RouteError, UnsupportedError
+from depthscope.models.hooks import replaced_forward
 from depthscope.models.residency import Residency
+from depthscope.models.state import Links, State, Watch, copied, keys
+from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 
@@ -40,6 +44,8 @@ class Entry:
 
     residual: Tensor
     arguments: tuple[Arguments, ...]
+    state: State
+    """What blocks share besides the residual stream, before the first of them."""
 
 
 class _Entered(Exception):  # noqa: N818 - control flow, not an error: the last block has been reached
@@ -57,7 +63,10 @@ class BlockStack:
         self.model = model
         self.residency = residency
         self.path, self.blocks = find_blocks(model)
+        self.links: list[Links] = []
+        """What each block reads from and writes to arguments that blocks share."""
         self._tuple_outputs = self._check_calls()
+        self._shared = sorted({name for links in self.links for name, _ in (*links.reads, *links.writes)})
         self._cache: dict[tuple[int, int], tuple[Arguments, ...]] = {}
         self._tokens_matter = self._arguments_depend_on_tokens()
 
@@ -86,7 +95,8 @@ class BlockStack:
 
         with self._bypassed([bypass(i) for i in range(self.depth)]), suppress(_Entered):
             self.model.base_model(input_ids=ids, use_cache=False)
-        return Entry(residual[0], tuple(arguments))
+        state = {name: arguments[0].keyword[name] for name in self._shared}
+        return Entry(residual[0], tuple(arguments), copied(state))
 
     @contextmanager
     def passed_on(self) -> Iterator[None]:
@@ -114,14 +124,38 @@ class BlockStack:
             self._cache[shape] = self.enter(ids.repeat(copies, 1)).arguments
         return self._cache[shape]
 
-    def call(self, block: int, residual: Residual, arguments: tuple[Arguments, ...]) -> Residual:
-        """The residual stream after `block`, given the one before it."""
+    def call(
+        self, block: int, residual: Residual, arguments: tuple[Arguments, ...], state: State | None = None
+    ) -> Residual:
+        """The residual stream after `block`, given the one before it.
+
+        `state`: what the stream's earlier blocks handed on; the block writes to it. Without one, blocks share that of
+        `arguments`: right for one stream that goes through them in order.
+        """
         own = arguments[block]
+        keyword = {**own.keyword, **state} if state else own.keyword
         if own.residual_keyword:
-            output = self.blocks[block](*own.positional, hidden_states=residual, **own.keyword)
+            output = self.blocks[block](*own.positional, hidden_states=residual, **keyword)
         else:
-            output = self.blocks[block](residual, *own.positional, **own.keyword)
+            output = self.blocks[block](residual, *own.positional, **keyword)
         return residual_of(output)
+
+    def check_state(self, route: Route) -> None:
+        """Raise RouteError where a block would read what no block before it on the route has stored."""
+        if not self._shared:
+            return
+        stored = keys(self.enter(self._probe_ids(0)).state)
+        for visit in route.visits:
+            for step in (visit,) if isinstance(visit, Step) else visit.members:
+                links = self.links[step.block]
+                if missing := links.reads - stored - links.writes:
+                    argument, key = min(missing, key=str)
+                    sources = [str(block) for block, other in enumerate(self.links) if (argument, key) in other.writes]
+                    raise RouteError(
+                        f"route {route.name!r}: block {step.block} reads {argument}[{key!r}], which block "
+                        f"{' or '.join(sources)} stores; expected a route that visits it before block {step.block}"
+                    )
+                stored = stored | links.writes
 
     @property
     def streamed(self) -> bool:
@@ -158,22 +192,28 @@ class BlockStack:
     @contextmanager
     def _bypassed(self, forwards: Sequence[Any]) -> Iterator[None]:
         paused = nullcontext() if self.residency is None else self.residency.paused()
-        with paused, _replaced_forward(self.blocks, forwards):
+        with paused, replaced_forward(self.blocks, forwards):
             yield
 
     def _check_calls(self) -> list[int]:
-        """Run the model once as it is: each block's output length if it is a tuple, else 0."""
+        """Run the model once as it is: each block's output length if it is a tuple, else 0. Sees what blocks share."""
         order: list[int] = []
         lengths = [0] * self.depth
+        watch = Watch(self.depth)
+
+        def before(index: int):
+            return lambda _module, args, kwargs: watch.enter(index, args, kwargs)
 
         def record(index: int):
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                watch.leave()
                 order.append(index)
                 lengths[index] = len(output) if isinstance(output, tuple | list) else 0
 
             return hook
 
         handles = [block.register_forward_hook(record(i)) for i, block in enumerate(self.blocks)]
+        handles += [block.register_forward_pre_hook(before(i), with_kwargs=True) for i, block in enumerate(self.blocks)]
         try:
             self.model.base_model(input_ids=self._probe_ids(0), use_cache=False)
         finally:
@@ -184,6 +224,13 @@ class BlockStack:
                 f"{type(self.model).__name__} calls its blocks in the order {order}: "
                 f"expected {self.path}.0 … {self.path}.{self.depth - 1}, once each"
             )
+        if watch.changed:
+            block, names = min(watch.changed.items())
+            raise UnsupportedError(
+                f"{type(self.model).__name__}: block {block} writes into what it is given ({', '.join(names)}), so replaying "
+                "it would depend on what ran before"
+            )
+        self.links = watch.links
         return lengths
 
     def _arguments_depend_on_tokens(self) -> bool:
@@ -200,18 +247,6 @@ class BlockStack:
 def residual_of(output: Any) -> Tensor:
     """The residual stream in what a block returns: the output itself, or the first of several."""
     return output[0] if isinstance(output, tuple | list) else output
-
-
-@contextmanager
-def _replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
-    """`forward` of each module replaced for the time of the context; hooks around it still run."""
-    try:
-        for module, forward in zip(modules, forwards, strict=True):
-            module.forward = forward
-        yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:

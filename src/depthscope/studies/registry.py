@@ -95,6 +95,7 @@ def make_experiments(subject: Subject) -> tuple[list[Reading], list[OwnUnits], d
                 raise
             not_done[name] = str(error)
             continue
+        not_done |= made.refused if isinstance(made, sweep.Sweep) else {}
         (readings if isinstance(made, Reading) else others).append(made)
     if sweep.NAME in names and sweep.NAME not in not_done:
         not_done |= sweep.possible_edits(subject.settings.edits, subject.model)[1]

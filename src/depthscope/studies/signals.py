@@ -52,7 +52,7 @@ def _sweep(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
     names, means = _resampled(shards, ["edit", "layer"], [sweep.KL.name, sweep.AGREEMENT.name])
     for edit in sweep.EDIT_KINDS:
         columns = [i for i, (kind, _) in enumerate(names) if kind == edit]
-        if columns:
+        if len(columns) == measured.depth - (edit == sweep.SWAP.name):  # a layer that cannot be edited leaves a gap
             for metric, values in means.items():
                 measured.values[f"{edit}.{metric}"] = values[:, columns]
 

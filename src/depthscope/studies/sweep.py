@@ -71,6 +71,19 @@ def possible_edits(kinds: Sequence[str], model: Model) -> tuple[list[str], dict[
     return kinds, {}
 
 
+def runnable(edits: Sequence[LayerEdit], model: Model) -> tuple[list[LayerEdit], dict[str, str]]:
+    """Those whose route the model can run, and for the others why not (a later block reads what it stores)."""
+    possible, refused = [], {}
+    for edit in edits:
+        try:
+            model.check_route(edit.route)
+        except RouteError as error:
+            refused[f"{edit.kind}({edit.layer})"] = str(error)
+        else:
+            possible.append(edit)
+    return possible, refused
+
+
 class Sweep:
     """A sweep of given edits over given windows: a reading of the shared pass."""
 
@@ -79,7 +92,7 @@ class Sweep:
     def __init__(self, model: Model, length: int, kinds: Sequence[str], per_token: bool = False) -> None:
         self.settings = {"edits": list(kinds), "per_token": per_token}
         self.length, self.per_token = length, per_token
-        self.edits = layer_edits(kinds, model.depth)
+        self.edits, self.refused = runnable(layer_edits(kinds, model.depth), model)
         self.meter = RouteMeter(model, [edit.route for edit in self.edits])
         self.keep, self.readouts = self.meter.keep, len(self.edits) + 1
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]
