@@ -95,11 +95,20 @@ def test_a_neuron_that_is_not_there_is_named(tiny_of, neuron):
         ActivationReader(tiny_of("gpt2"), torch.tensor([neuron]))
 
 
+def test_a_map_that_is_never_called_is_not_taken_for_the_output(tiny_of):
+    model = load(tiny_model("llama"))
+    mlp, asked = model.stack.blocks[1].mlp, torch.tensor([[1, 0], [1, 47]])
+    expected = ActivationReader(tiny_of("llama"), asked).read(IDS, [-1])
+    mlp.afterwards = nn.Linear(32, 32)
+    assert torch.equal(ActivationReader(model, asked).read(IDS, [-1]).values, expected.values)
+    assert not mlp._forward_hooks
+
+
 def test_an_mlp_whose_last_map_is_not_its_output_is_refused():
     model = load(tiny_model("llama"))
     mlp = model.stack.blocks[1].mlp
-    mlp.afterwards = nn.Linear(32, 32)  # never called
-    with pytest.raises(UnsupportedError, match="block 1's MLP gives is not what the MLP gives"):
+    mlp.forward = lambda x: type(mlp).forward(mlp, x).relu()
+    with pytest.raises(UnsupportedError, match="block 1 has no linear map from neurons to its output"):
         ActivationReader(model, torch.tensor([[1, 0]]))
     assert not mlp._forward_hooks
 

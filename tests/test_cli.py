@@ -74,7 +74,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --revision --stream"
+SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --revision --stream --unused-tensors"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --rev
         ("similarity", SHARED),
         ("report", "--out --figures"),
         ("compare", "--out --figures"),
-        ("info", "--dtype --device --revision --stream"),
-        ("verify", "--dtype --device --revision --stream"),
+        ("info", "--dtype --device --revision --stream --unused-tensors"),
+        ("verify", "--dtype --device --revision --stream --unused-tensors"),
     ],
 )
 def test_options_are_frozen_and_explained(command, options):

@@ -10,6 +10,7 @@ from rebuilt import COMPONENT_OUTPUTS, block_list, logits_of
 from torch import nn
 
 from depthscope.errors import UnsupportedError
+from depthscope.models import weights
 from depthscope.models.load import load
 from depthscope.models.weights import (
     centres_writing,
@@ -172,8 +173,7 @@ def test_as_they_are_weights_are_the_models_own(spread):
 
 def test_a_row_that_is_not_of_the_residual_stream_is_refused(monkeypatch):
     model = load(tiny_model("llama"))
-    down = model.stack.blocks[2].mlp.down_proj
-    monkeypatch.setattr(down, "weight", nn.Parameter(torch.zeros(31, 48)))
+    monkeypatch.setattr(weights, "neuron_rows", lambda _model, block: [torch.zeros(48, 31 if block == 2 else 32)])
     with pytest.raises(UnsupportedError, match="block 2 writes rows of 31 numbers, expected 32"):
         require_mlp_output_weights(model)
 

@@ -14,13 +14,13 @@ def command(
     device: options.Device = "auto",
     revision: options.Revision = None,
     stream: options.Stream = "auto",
+    unused_tensors: options.UnusedTensors = "refuse",
 ) -> None:
     """Say what a model is made of: layers, widths, layout, norm, context, parameters."""
-    facts = asdict(options.load_quietly(model, dtype, device, revision, stream).facts)
+    facts = asdict(options.load_quietly(model, dtype, device, revision, stream, unused_tensors).facts)
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        text = (
-            "none" if value is None else f"{value:,}" if isinstance(value, int) and name == "parameters" else str(value)
-        )
+        counted = name in ("parameters", "stored")
+        text = "none" if value is None else f"{value:,}" if counted else str(value)
         shown.add_row(name.replace("_", " "), text)
     console.print(shown, highlight=False)

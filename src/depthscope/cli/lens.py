@@ -6,7 +6,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from depthscope.cli import options
 from depthscope.cli.console import console
 from depthscope.cli.request import Request, measuring, run_and_show
 
@@ -29,7 +28,7 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
     from depthscope import api
     from depthscope.errors import DataError
 
-    model = options.load_quietly(request.model, request.dtype, request.device, request.revision, request.stream)
+    model = request.load()
     found = api.lens(model, prompt, top=top)
     length = int(found["position"].max()) + 1  # type: ignore[arg-type]
     if not -length <= position < length:

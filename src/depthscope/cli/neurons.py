@@ -6,7 +6,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from depthscope.cli import options
 from depthscope.cli.console import console
 from depthscope.cli.request import Request, measuring, run_and_show
 
@@ -24,7 +23,7 @@ def command(request: Request, *, neuron: Neuron = None) -> None:
     from depthscope.studies.neurons import Neurons, parse_neuron
 
     place = parse_neuron(neuron)
-    model = options.load_quietly(request.model, request.dtype, request.device, request.revision, request.stream)
+    model = request.load()
     report = Neurons(model).neuron(*place)
     console.print(f"[bold]{model.name}[/] layer {report.layer}, neuron {report.neuron}: {report.kind}", highlight=False)
     numbers = [f"{name} {value:.3g}" for name, value in report.numbers.items() if value is not None]

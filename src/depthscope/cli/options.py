@@ -80,6 +80,13 @@ Stream = Annotated[
     ),
 ]
 
+UnusedTensors = Annotated[
+    str,
+    typer.Option(
+        help="What to do with a checkpoint that holds tensors the model does not read: refuse it, or ignore them."
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"
@@ -91,7 +98,13 @@ def listed(names: str) -> list[str]:
 
 
 def load_quietly(
-    name: str, dtype: str, device: str, revision: str | None, stream: str = "no", verify: bool = True
+    name: str,
+    dtype: str,
+    device: str,
+    revision: str | None,
+    stream: str = "no",
+    unused_tensors: str = "refuse",
+    verify: bool = True,
 ) -> "Model":
     """Load a model for a command, with transformers' advice to programmers kept off the terminal."""
     import huggingface_hub
@@ -101,4 +114,5 @@ def load_quietly(
 
     transformers.utils.logging.set_verbosity_error()
     huggingface_hub.utils.logging.set_verbosity_error()
-    return load(name, dtype=dtype, device=device, revision=revision, stream=stream, verify=verify)
+    settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream}
+    return load(name, **settings, unused_tensors=unused_tensors, verify=verify)

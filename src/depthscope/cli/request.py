@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
 from depthscope.cli.summary import print_summary
+
+if TYPE_CHECKING:
+    from depthscope.models.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,16 @@ class Request:
     device: options.Device = "auto"
     revision: options.Revision = None
     stream: options.Stream = "auto"
+    unused_tensors: options.UnusedTensors = "refuse"
+
+    def load(self) -> "Model":
+        """The model asked for."""
+        return options.load_quietly(
+            self.model, self.dtype, self.device, self.revision, self.stream, self.unused_tensors
+        )
 
 
+LOADING = ("dtype", "device", "revision", "stream", "unused_tensors")
 SHARED = tuple(inspect.signature(Request).parameters.values())
 
 
@@ -57,7 +68,9 @@ def run_and_show(request: Request, **settings: Any) -> None:
 
     asked = asdict(request)
     name, data, tokens, out = (asked.pop(key) for key in ("model", "data", "tokens", "out"))
-    loaded = options.load_quietly(name, *(asked.pop(key) for key in ("dtype", "device", "revision", "stream")))
+    loaded = options.load_quietly(
+        name, *(asked.pop(key) for key in ("dtype", "device", "revision", "stream", "unused_tensors"))
+    )
     directory = out or Path("runs") / _slug(f"{name}-{data}")
     blocks = f"{loaded.depth} blocks" + (" (streamed: read when they are run)" if loaded.facts.streamed else "")
     console.print(f"[bold]{loaded.name}[/]: {blocks}, {data}, into {directory}", highlight=False)

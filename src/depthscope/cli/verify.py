@@ -13,11 +13,12 @@ def command(
     device: options.Device = "auto",
     revision: options.Revision = None,
     stream: options.Stream = "auto",
+    unused_tensors: options.UnusedTensors = "refuse",
 ) -> None:
     """Check that replaying a model's blocks and head gives its own logits. Exit status 1 where it does not."""
     from depthscope.models.verify import verify
 
-    checks = verify(options.load_quietly(model, dtype, device, revision, stream, verify=False))
+    checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, verify=False))
     shown = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         shown.add_row("[green]passed[/]" if check.passed else "[bold red]failed[/]", check.name, check.detail)

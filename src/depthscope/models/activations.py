@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import NumericError, UnsupportedError
+from depthscope.models.maps import outermost
 from depthscope.models.model import Model
+from depthscope.models.neurons import mlp_calls
 from depthscope.shapes import TokenIds
 
 
@@ -118,8 +119,8 @@ class ActivationReader:
             raise ValueError(f"block {block} has neurons 0 … {most - 1}, asked for {asked.tolist()}")
 
 
-def output_map(model: Model, block: int) -> nn.Linear | Conv1D:
-    """The last linear map of a block's MLP: its input are the neurons.
+def output_map(model: Model, block: int) -> nn.Module:
+    """The map from a block's neurons to its MLP's output, adapters and quantisation included: its input are the neurons.
 
     Raises UnsupportedError for experts, of which a token uses only some, and where there is no such map.
     """
@@ -129,16 +130,16 @@ def output_map(model: Model, block: int) -> nn.Linear | Conv1D:
             f"{model.name}: the MLP of block {block} is made of experts, of which a token uses only some, so its neurons "
             "cannot be read one by one"
         )
-    linear = [module for module in mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
-    if not linear:
+    calls = mlp_calls(model, block)
+    found = outermost(mlp, calls) if mlp in calls else None
+    if found is None:
         raise UnsupportedError(f"{model.name}: the MLP of block {block} has no linear map from neurons to its output")
-    return linear[-1]
+    return found
 
 
 def neuron_count(model: Model, block: int) -> int:
     """How many neurons a block's MLP has. Raises UnsupportedError as output_map does."""
-    module = output_map(model, block)
-    return module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
+    return mlp_calls(model, block)[output_map(model, block)].given.shape[-1]
 
 
 def _keep(into: list[Tensor]):

@@ -3,7 +3,6 @@
 Only safetensors are read and no code from a model's repository is run; there is no switch for either.
 """
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from depthscope.errors import DepthscopeError, ModelError, UnsupportedError
+from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, check_trust, unused_message
 from depthscope.models.model import Model
 from depthscope.models.residency import Residency
 from depthscope.models.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
@@ -33,13 +33,14 @@ def embedded() -> list[str]:
 
 
 def load(
-    source: str | Path | PreTrainedModel = DEFAULT,
+    source: str | Path | nn.Module = DEFAULT,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     stream: str = "auto",
+    unused_tensors: str = "refuse",
     verify: bool = True,
 ) -> Model:
     """Load a causal language model and check that replay gives its own logits.
@@ -49,6 +50,7 @@ def load(
     there is one. `stream` "yes" leaves the blocks on disk (beside CUDA in the host's memory, where they fit) and reads each
     when it is run, one thread using the model at a time; "auto" does so where the weights would take more than 70% of the
     memory available. The weights are the same, and so are the numbers but for the rounding of packed products (`kernels`).
+    `unused_tensors` "ignore" loads a checkpoint that holds tensors the model has no use for (`Model.unused` names them).
 
     Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no blocks to take apart,
     or cannot be streamed), VerificationError (replay is not the model) or NumericError (NaN in the weights).
@@ -57,11 +59,18 @@ def load(
         if stream == "yes":
             raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
         model = _taken_apart(source, tokenizer, source.name_or_path or type(source).__name__, revision)
-    else:
-        hf, residency, found, name, commit = _from_pretrained(
+    elif isinstance(source, str | Path):
+        if unused_tensors not in ("refuse", "ignore"):
+            raise ModelError(f"unused_tensors is {unused_tensors!r}: expected 'refuse' or 'ignore'")
+        hf, residency, found, name, commit, unused = _from_pretrained(
             str(source), revision, _dtype(dtype), _device(device), stream
         )
+        if unused and unused_tensors == "refuse":
+            raise ModelError(unused_message(name, unused))
         model = _taken_apart(hf, tokenizer or found, name, commit, residency)
+        model.unused = tuple(unused)
+    else:
+        raise ModelError(_no_source(source))
     if model.tokenizer is not None:
         _check_vocabulary(model)
     if verify:
@@ -109,11 +118,11 @@ def _device(name: str) -> torch.device:
 
 def _from_pretrained(
     source: str, revision: str | None, dtype: torch.dtype, device: torch.device, stream: str
-) -> tuple[PreTrainedModel, Residency | None, PreTrainedTokenizerBase | None, str, str | None]:
+) -> tuple[PreTrainedModel, Residency | None, PreTrainedTokenizerBase | None, str, str | None, list[str]]:
     folder = EMBEDDED / source if source in embedded() else Path(source).expanduser()
     local = folder.is_dir()
     if local:
-        _check_folder(folder)
+        check_folder(folder)
     elif folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(f"no model folder at {source}: expected a folder with config.json and model.safetensors")
     location = str(folder) if local else source
@@ -140,50 +149,25 @@ def _from_pretrained(
             f"the weights of {source} lack {len(missing)} tensors the model needs (they would be random): "
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
         )
+    if getattr(hf, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{source} holds an adapter beside the model's weights. {ADAPTER}")
+    unused = sorted(name for name in set(loading["unexpected_keys"]) if not HARMLESS.search(name))
     residency = None if stored is None else keep_blocks_out(hf, device)
     hf = hf if residency else hf.to(device)
-    return hf, residency, _tokenizer(location, revision), source.rstrip("/"), getattr(config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
+    return hf, residency, _tokenizer(location, revision), source.rstrip("/"), commit, unused
 
 
-def _check_folder(folder: Path) -> None:
-    """Read config.json before transformers does: what a folder asks for is decided here."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise ModelError(f"{folder} holds no config.json: expected a transformers model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {_first_line(error)}") from error
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise ModelError(f"{path} names no model_type: expected a transformers model configuration")
-    _check_trust(config, str(path))
-    if not any(folder.glob("*.safetensors")):
-        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
-        if pickles:
-            raise ModelError(
-                f"{folder} has weights only as pickle ({', '.join(pickles[:3])}), which can run code when read: expected "
-                "model.safetensors. Convert it once where you trust it, with save_pretrained"
-            )
-        raise ModelError(f"{folder} has no weights: expected model.safetensors or model-…-of-….safetensors")
-
-
-def _check_trust(config: dict[str, Any], where: str) -> None:
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        asks = " and asks for code from its repository (auto_map), which is never run" if "auto_map" in config else ""
-        raise ModelError(
-            f"{where}: model_type {kind!r} is not one transformers {transformers.__version__} knows{asks}. "
-            "Expected a model type built into transformers"
-        )
-    for key, value in config.items():
-        if "attn_implementation" in key and isinstance(value, str) and "/" in value:
-            raise ModelError(f"{where}: {key} is {value!r}, which would fetch and run code; it is never run. Remove it")
+def _no_source(source: object) -> str:
+    if hasattr(source, "merge_and_unload"):
+        return "expected a transformers model, got one wrapped in an adapter: give model.get_base_model() or the merged model"
+    return f"expected the name of a model, a folder or a transformers model, got {type(source).__name__}"
 
 
 def _config(location: str, source: str, revision: str | None) -> Any:
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(location, revision=revision or "main")
-        _check_trust(raw, f"{source} config.json")
+        check_trust(raw, f"{source} config.json")
         with _quiet():
             config = AutoConfig.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

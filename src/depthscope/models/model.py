@@ -38,6 +38,10 @@ class ModelFacts:
     vocabulary: int
     context: int | None
     parameters: int
+    """Numbers of the model as it acts; `stored` are those that its tensors hold (fewer where several are packed in one)."""
+    stored: int
+    quantisation: str | None
+    """transformers' name of the method, None for plain weights."""
     layout: str
     norm: str
     tied: bool
@@ -69,6 +73,8 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.unused: tuple[str, ...] = ()
+        """Tensors of the checkpoint that the model does not read, where loading went on all the same."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
@@ -153,7 +159,9 @@ class Model:
             d_model=self.head.weight.shape[1],
             vocabulary=self.head.vocabulary,
             context=self.context,
-            parameters=sum(p.numel() for p in self.hf.parameters()),
+            parameters=sum(map(_logical_size, _owners(self.hf))),
+            stored=sum(p.numel() for p in self.hf.parameters()),
+            quantisation=_quantisation(self.hf.config),
             layout="unknown" if found is None else "parallel" if found.parallel else "sequential",
             norm=self._norm(),
             tied=embedding is self.head.weight,
@@ -255,6 +263,30 @@ class Model:
             first = self.head.modules[0]
             shifted, plain = first(x + 3).float(), first(x).float()
         return "LayerNorm" if torch.allclose(shifted, plain, atol=0.05, rtol=0.05) else "RMSNorm"
+
+
+def _owners(hf: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
+    """Every parameter once, with its module and its name there."""
+    seen: set[int] = set()
+    for module in hf.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, name, parameter
+
+
+def _logical_size(owner: tuple[torch.nn.Module, str, Tensor]) -> int:
+    """How many numbers a parameter stands for: a packed weight of a linear layer holds several in one."""
+    module, name, parameter = owner
+    if isinstance(module, torch.nn.Linear) and name == "weight":
+        return int(module.in_features) * int(module.out_features)
+    return parameter.numel()
+
+
+def _quantisation(config: Any) -> str | None:
+    settings = getattr(config, "quantization_config", None)
+    found = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return None if found is None else str(getattr(found, "value", found))
 
 
 PROBE_TEXT = (

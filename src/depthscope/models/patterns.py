@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from depthscope.errors import UnsupportedError
+from depthscope.models.maps import ROUNDING
 from depthscope.models.model import Model
 from depthscope.shapes import Residual, TokenIds
 
@@ -42,12 +44,38 @@ def attention_patterns(
 
 
 def pattern_heads(model: Model) -> list[int]:
-    """For each block how many heads' patterns can be read; 0 where it has none."""
-    ids = model.probe_ids(7)
+    """For each block how many heads' patterns can be read; 0 where it has none.
+
+    Raises UnsupportedError where a block that has patterns gives something else under eager attention than in the model's
+    own run: the patterns would be of another computation.
+    """
+    ids = model.probe_ids()
     with torch.inference_mode():
-        residual = model.stack.enter(ids).residual
-        patterns = attention_patterns(model, ids, [residual] * model.depth)
-        return [0 if pattern is None else pattern.shape[1] for pattern in patterns]
+        entry = model.stack.enter(ids)
+        residuals = [entry.residual]
+        for block in range(model.depth):
+            residuals.append(model.stack.call(block, residuals[-1], entry.arguments))
+        heads: list[int] = []
+        with _eager(model.hf):
+            entry = model.stack.enter(ids)
+            for block in range(model.depth):
+                seen: list[Tensor] = []
+                with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
+                    after = model.stack.call(block, residuals[block], entry.arguments)
+                heads.append(seen[0].shape[1] if seen else 0)
+                if seen:
+                    _require_same(model, block, after - residuals[block], residuals[block + 1] - residuals[block])
+        return heads
+
+
+def _require_same(model: Model, block: int, eager: Tensor, own: Tensor) -> None:
+    away, largest = float((eager.float() - own.float()).abs().max()), float(own.float().abs().max())
+    allowed = ROUNDING.get(own.dtype, 0.02) * max(largest, 1e-6)
+    if not away <= allowed:
+        raise UnsupportedError(
+            f"{model.name}: eager attention is not what block {block} computes (its output differs by {away:.2g}, "
+            f"allowed {allowed:.2g}), so attention patterns cannot be read from it"
+        )
 
 
 def has_patterns(model: Model) -> list[bool]:

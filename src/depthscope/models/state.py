@@ -101,7 +101,7 @@ class Watch:
 
     def leave(self) -> None:
         """After it."""
-        changed = [name for name, tensor, before in self._before if not torch.equal(tensor, before)]
+        changed = [name for name, tensor, before in self._before if not _same(tensor, before)]
         if changed:
             self.changed[self._block] = changed
         self._before = []
@@ -130,3 +130,8 @@ class Watch:
             kind.__setitem__(mapping, key, value)
 
         return write
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are equal; NaN, which is not equal to itself, counts as equal to NaN."""
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

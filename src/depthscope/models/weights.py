@@ -22,7 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.components import is_norm
+from depthscope.models.maps import Called, is_linear, linear_map, plain
 from depthscope.models.model import Model
+from depthscope.models.neurons import neuron_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,42 +110,31 @@ def centres_writing(model: Model) -> bool:
 
 
 def require_mlp_output_weights(model: Model) -> None:
-    """Raise UnsupportedError unless every block has weights with one row of d_model per neuron. Converts no weights."""
+    """Raise UnsupportedError unless every block has weights with one row of d_model per neuron, and they are all that its
+    MLP writes with: W x is compared with the module's own output.
+    """
     if model.components is None:
         raise UnsupportedError(
             f"{model.name} ({model.family}) has no separate MLP that its blocks add to the residual stream, so it has no "
             "neurons to read"
         )
     for block in range(model.depth):
-        shape = _rows_as_stored(model, block).shape
-        if shape[-1] != model.head.weight.shape[1]:
-            raise UnsupportedError(
-                f"{model.name}: the MLP of block {block} writes rows of {shape[-1]} numbers, expected "
-                f"{model.head.weight.shape[1]}, the width the unembedding reads"
-            )
+        with model.stack.resident(block):
+            for rows in neuron_rows(model, block):
+                if rows.shape[-1] != model.head.weight.shape[1]:
+                    raise UnsupportedError(
+                        f"{model.name}: the MLP of block {block} writes rows of {rows.shape[-1]} numbers, expected "
+                        f"{model.head.weight.shape[1]}, the width the unembedding reads"
+                    )
 
 
 def _written_rows(model: Model, block: int) -> Tensor:
-    rows = _rows_as_stored(model, block).float()
-    return rows.flatten(0, 1) if rows.ndim == 3 else rows
-
-
-def _rows_as_stored(model: Model, block: int) -> Tensor:
-    """A view of the weights, [neurons, d_model] or [experts, neurons, d_model], in the model's own dtype."""
-    mlp = model.require_components().mlp[block]
-    linear = [module for module in mlp.modules() if isinstance(module, nn.Linear | Conv1D)]
-    if linear and not any("gate" in name and p.ndim == 3 for name, p in mlp.named_parameters()):
-        weight = linear[-1].weight.detach()
-        return weight if isinstance(linear[-1], Conv1D) else weight.T
-    experts = [p for name, p in mlp.named_parameters() if p.ndim == 3 and "down" in name]
-    if not experts:
-        raise UnsupportedError(f"{model.name}: the MLP of block {block} has no weights with one row per neuron")
-    weights = experts[0].detach()
-    return weights if model.family in EXPERTS_BY_ROW else weights.transpose(1, 2)
+    rows = [part.float().flatten(0, -2) for part in neuron_rows(model, block)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 EXPERTS_BY_ROW = {"gpt_oss"}
-"""Families that keep an expert's output weights as [neurons, d_model]; the others keep [d_model, neurons]."""
+"""Families that keep an expert's input weights as [d_model, features]; the others keep [features, d_model]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +175,21 @@ def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
     normed = {_place(made[n]): n for n, m in modules.items() if is_norm(m) and n in made and _wide(model, made[n])}
     raw = {_place(given[n]) for n in _containers(model, block, modules) if n in given}
     found: dict[str, ReadingWeights] = {}
+    wrapped: list[str] = []
+    """Paths of maps that are made of several modules (adapters, quantised layers): what is inside them is not read again."""
     for name, module in modules.items():
         if name not in given or not ((place := _place(given[name])) in normed or place in raw):
             continue
+        if any(name.startswith(f"{path}.") for path in wrapped):
+            continue
         norm = normed.get(place)
-        for path, weight, bias in _linear_maps(name, module, model.family):
+        maps = _linear_maps(name, module, model.family)
+        if not plain(module) and name in made and any(True for _ in module.parameters()):
+            called = Called((given[name],), {}, made[name])
+            if is_linear(module, called):
+                whole = linear_map(module, called)
+                maps, wrapped = [(name, whole.weight, whole.bias)], [*wrapped, name]
+        for path, weight, bias in maps:
             if weight.shape[1] == model.head.weight.shape[1]:
                 own = _folded(weight, bias, None if norm is None else modules[norm], norm)
                 found[path] = _kept(own) if model.stack.streamed else own

@@ -222,6 +222,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "noise_floor": None if floor is None else floor.kl,
         "noise_floor_of": None if floor is None else asdict(floor),
         "model": asdict(subject.model.facts),
+        "unused_tensors": list(subject.model.unused),
         "text": _text(subject.windows),
         "versions": versions(),
     }

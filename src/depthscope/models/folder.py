@@ -1,0 +1,97 @@
+"""What a model's folder holds, seen before transformers reads it: what is not to be run, and what cannot be meant."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from depthscope.errors import ModelError
+
+LFS_POINTER = b"version https://git-lfs"
+HARMLESS = re.compile(
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_bias|bias_mask|position_ids)$|attn\.bias$|^lm_head\.weight$"
+)
+"""Tensors a checkpoint may hold beyond what the model reads: rotary tables, causal masks, a copy of a tied unembedding."""
+SCALES = re.compile(r"(scale|scale_inv|scales|zeros|qzeros|absmax|zero_point|g_idx|SCB|quant_state.*)$")
+"""Names of tensors that belong to quantised weights."""
+ADAPTER = (
+    "Expected plain weights: merge the adapter (PEFT's merge_and_unload, then save_pretrained) or remove its files"
+)
+
+
+def unused_message(source: str, names: Sequence[str]) -> str:
+    """Why a checkpoint with tensors that the model does not read is refused, and what to do."""
+    some = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+    if any(SCALES.search(name) for name in names):
+        return (
+            f"{source} holds {len(names)} tensors the model does not read, of quantised weights by their names: {some}. Its "
+            "config.json declares no quantisation that transformers would undo, so the weights would be read as they are "
+            "packed. Expected a checkpoint with quantization_config, or plain weights"
+        )
+    return (
+        f"{source} holds {len(names)} tensors the model does not read: {some}. Expected none, since they may be part of what "
+        "the model should compute; --unused-tensors ignore goes on without them"
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Read a folder before transformers does: what it asks for is decided here. Raises ModelError, saying what it holds."""
+    _check_kind(folder)
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder} holds no config.json: expected a transformers model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise ModelError(f"{path} names no model_type: expected a transformers model configuration")
+    check_trust(config, str(path))
+    if not any(folder.glob("*.safetensors")):
+        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
+        if pickles:
+            raise ModelError(
+                f"{folder} has weights only as pickle ({', '.join(pickles[:3])}), which can run code when read: expected "
+                "model.safetensors. Convert it once where you trust it, with save_pretrained"
+            )
+        raise ModelError(f"{folder} has no weights: expected model.safetensors or model-…-of-….safetensors")
+
+
+def check_trust(config: dict[str, Any], where: str) -> None:
+    """Raise ModelError for a configuration that asks for code that does not come with transformers."""
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        asks = " and asks for code from its repository (auto_map), which is never run" if "auto_map" in config else ""
+        raise ModelError(
+            f"{where}: model_type {kind!r} is not one transformers {transformers.__version__} knows{asks}. "
+            "Expected a model type built into transformers"
+        )
+    for key, value in config.items():
+        if "attn_implementation" in key and isinstance(value, str) and "/" in value:
+            raise ModelError(f"{where}: {key} is {value!r}, which would fetch and run code; it is never run. Remove it")
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise ModelError for an adapter, a GGUF file or Git LFS pointers in place of a model's weights."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    adapter = next(
+        (f for f in files if f.name.startswith("adapter_") and f.suffix in (".json", ".safetensors", ".bin")), None
+    )
+    weights = [file for file in files if file.suffix == ".safetensors" and not file.name.startswith("adapter_")]
+    if adapter is not None and not weights:
+        raise ModelError(
+            f"{folder} holds an adapter alone ({adapter.name}), not the model it belongs to: expected that model's folder or id"
+        )
+    if adapter is not None:
+        raise ModelError(f"{folder} holds an adapter beside the model's weights ({adapter.name}). {ADAPTER}")
+    gguf = next((file for file in files if file.suffix == ".gguf"), None)
+    if gguf is not None and not weights:
+        raise ModelError(f"{folder} holds a GGUF file ({gguf.name}): expected safetensors with config.json")
+    for file in weights:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ModelError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull in {folder}")
