@@ -74,7 +74,8 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --revision --stream --unused-tensors"
+MODEL = "--dtype --device --revision --stream --unused-tensors"
+SHARED = f"--data --tokens --out --window --bos --special-tokens --protocol {MODEL}"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ SHARED = "--data --tokens --out --window --bos --protocol --dtype --device --rev
         ("similarity", SHARED),
         ("report", "--out --figures"),
         ("compare", "--out --figures"),
-        ("info", "--dtype --device --revision --stream --unused-tensors"),
-        ("verify", "--dtype --device --revision --stream --unused-tensors"),
+        ("info", MODEL),
+        ("verify", MODEL),
     ],
 )
 def test_options_are_frozen_and_explained(command, options):

@@ -74,8 +74,45 @@ def test_bos_before_each_window(gpt2, text_file):
 def test_double_bos_is_refused(gpt2, text_file):
     source = text_file("a.jsonl", "<|endoftext|>the cat sat on the mat. " * 40)
     with pytest.raises(DataError, match=r"window 0 would begin with two BOS tokens \(id 0\)"):
-        make_windows(ds.corpus(source, tokens=60), gpt2, length=20, bos="window")
-    assert make_windows(ds.corpus(source, tokens=60), gpt2, length=20).ids[0, 0] == 0
+        make_windows(ds.corpus(source, tokens=60, special_tokens="keep"), gpt2, length=20, bos="window")
+    assert make_windows(ds.corpus(source, tokens=60, special_tokens="keep"), gpt2, length=20).ids[0, 0] == 0
+
+
+def test_text_is_text(gpt2, text_file):
+    """A special token's name written in a document is those characters, and never the token, unless that is asked for."""
+    source = text_file("a.jsonl", "<|endoftext|>the cat <|endoftext|> sat on the mat. " * 40)
+    windows = make_windows(ds.corpus(source, tokens=200), gpt2, length=20, bos="window")
+    assert (windows.ids[:, 1:] != 0).all()
+    assert (windows.ids[:, 0] == 0).all()
+    assert gpt2.tokenizer.decode(windows.ids[0, 1:]).startswith("<|endoftext|>the cat <|")
+    assert windows.special_tokens == 80
+    kept = make_windows(ds.corpus(source, tokens=200, special_tokens="keep"), gpt2, length=20)
+    assert (kept.ids == 0).any()
+    assert kept.token_hash() != make_windows(ds.corpus(source, tokens=200), gpt2, length=20).token_hash()
+    with pytest.raises(DataError, match="special_tokens is 'drop': expected text or keep"):
+        ds.corpus(source, special_tokens="drop")
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_byte_order_mark_is_no_text(gpt2, tmp_path, kind):
+    text = "the cat sat on the mat. " * 40
+    content = text if kind == "txt" else json.dumps({"text": text})
+    files = [tmp_path / f"plain.{kind}", tmp_path / f"marked.{kind}"]
+    files[0].write_bytes(content.encode())
+    files[1].write_bytes(b"\xef\xbb\xbf" + content.encode())
+    plain, marked = (make_windows(ds.corpus(str(file), tokens=60), gpt2, length=20) for file in files)
+    assert np.array_equal(plain.ids, marked.ids)
+
+
+def test_a_document_of_long_tokens_gives_the_tokens_asked_for(gpt2, text_file):
+    """As whitespace in code or repeated signs: many characters a token."""
+    longest = max(gpt2.tokenizer.get_vocab(), key=lambda token: len(gpt2.tokenizer.convert_tokens_to_string([token])))
+    text = gpt2.tokenizer.convert_tokens_to_string([longest]) * 3000
+    tokens = gpt2.tokenize(text)
+    assert len(text) > 8 * len(tokens), "more characters a token than expected"
+    windows = make_windows(ds.corpus(text_file("a.jsonl", text), tokens=1000), gpt2, length=20)
+    assert windows.tokens == 1000
+    assert np.array_equal(windows.ids[:, :-1].ravel(), tokens[:1000])
 
 
 def test_short_documents_are_left_out_and_counted(gpt2, text_file):

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
 
 
-def corpus(source: str = BOOKSHELF, tokens: int | None = None) -> Corpus:
+def corpus(source: str = BOOKSHELF, tokens: int | None = None, special_tokens: str = "text") -> Corpus:
     """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, or `hf:NAME`.
 
-    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). Nothing is read yet.
+    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: what
+    the name of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token).
+    Nothing is read yet.
     """
-    return Corpus(source=source, tokens=tokens)
+    return Corpus(source=source, tokens=tokens, special_tokens=special_tokens)
 
 
 class Study:

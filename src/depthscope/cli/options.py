@@ -87,6 +87,13 @@ UnusedTensors = Annotated[
     ),
 ]
 
+SpecialTokens = Annotated[
+    str,
+    typer.Option(
+        help="What a special token's name means where the text writes it: text (its characters) or keep (the token)."
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"

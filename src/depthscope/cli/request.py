@@ -28,6 +28,7 @@ class Request:
     out: options.Out = None
     window: options.Window = None
     bos: options.Bos = "auto"
+    special_tokens: options.SpecialTokens = "text"
     protocol: options.Protocol = "text"
     dtype: options.Dtype = options.DEFAULT_DTYPE
     device: options.Device = "auto"
@@ -67,7 +68,9 @@ def run_and_show(request: Request, **settings: Any) -> None:
     from depthscope import api
 
     asked = asdict(request)
-    name, data, tokens, out = (asked.pop(key) for key in ("model", "data", "tokens", "out"))
+    name, data, tokens, out, special_tokens = (
+        asked.pop(key) for key in ("model", "data", "tokens", "out", "special_tokens")
+    )
     loaded = options.load_quietly(
         name, *(asked.pop(key) for key in ("dtype", "device", "revision", "stream", "unused_tensors"))
     )
@@ -75,7 +78,7 @@ def run_and_show(request: Request, **settings: Any) -> None:
     blocks = f"{loaded.depth} blocks" + (" (streamed: read when they are run)" if loaded.facts.streamed else "")
     console.print(f"[bold]{loaded.name}[/]: {blocks}, {data}, into {directory}", highlight=False)
     try:
-        study = api.study(loaded, api.corpus(data, tokens), out=directory, **asked, **settings)
+        study = api.study(loaded, api.corpus(data, tokens, special_tokens), out=directory, **asked, **settings)
     except KeyboardInterrupt:
         errors_console.print(f"stopped; the same command goes on where it was ({directory})")
         raise typer.Exit(130) from None

@@ -1,5 +1,6 @@
 """Where text comes from: the embedded shelf, files and globs, Hugging Face data sets. Read as a stream of documents."""
 
+import codecs
 import glob
 import gzip
 import json
@@ -34,8 +35,12 @@ class Corpus:
 
     source: str = BOOKSHELF
     tokens: int | None = None
+    special_tokens: str = "text"
+    """What a special token's name written in a document means: `text`, the characters that are there, or `keep`, the token."""
 
     def __post_init__(self) -> None:
+        if self.special_tokens not in ("text", "keep"):
+            raise DataError(f"special_tokens is {self.special_tokens!r}: expected text or keep")
         if self.tokens is not None and self.tokens < 1:
             raise DataError(f"expected a positive number of tokens, got {self.tokens}")
 
@@ -90,7 +95,8 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with OPENERS.get(path.suffix, partial(Path.open, mode="rb"))(path) as stream:
             for number, line in enumerate(stream, start=1):
-                yield _decoded(line, f"{path}, line {number}")
+                own = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                yield _decoded(own, f"{path}, line {number}")
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

@@ -132,7 +132,9 @@ def _read(corpus: Corpus, model: Model, length: int, read_at_most: int) -> tuple
     kept: dict[int, np.ndarray] = {}
     read = 0
     for number, text in enumerate(corpus.documents()):
-        tokens = model.tokenize(text[: LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN])[:LONGEST_DOCUMENT]
+        tokens = model.tokenize(text[: LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN], corpus.special_tokens)[
+            :LONGEST_DOCUMENT
+        ]
         read += len(tokens)
         if len(tokens) > length:
             kept[number] = np.array(tokens, dtype=np.int32)

@@ -7,7 +7,6 @@ on: the first window of each document, then the second of each, until there are 
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -26,7 +25,9 @@ LONGEST_DEFAULT = 512
 READ_AHEAD, READ_FREELY = 4, 1_000_000
 """In search of more documents, at most so many times the wanted tokens are read; so many tokens always may be."""
 CHARACTERS_PER_TOKEN = 8
-"""More than a token has on average, so that text cut at this many characters a token still holds enough tokens."""
+"""More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
+MARGIN = 16
+"""Tokens at the end of a part that may be others once the text goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Windows:
     """`none`, or `window` where each window begins with the BOS token."""
     too_short: int = field(default=0)
     """Documents that were shorter than one window and left out."""
+    special_tokens: int = field(default=0)
+    """How often the documents write the name of a special token."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -119,7 +122,7 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
     prefix = bos_prefix(model, bos)
     stride = length - len(prefix)
     wanted = -(-(corpus.tokens or DEFAULT_TOKENS) // length)
-    documents, too_short = _read(corpus, model, stride, wanted)
+    documents, too_short, special = _read(corpus, model, stride, wanted)
     chosen = _spread([(len(ids) - 1) // stride for ids in documents.values()], wanted)
     if not chosen:
         raise DataError(
@@ -134,7 +137,7 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
     _refuse_double_bos(ids, prefix, model)
     document = np.array([numbers[which] for which, _ in chosen], dtype=np.int64)
     start = np.array([place * length for _, place in chosen], dtype=np.int64)
-    return Windows(ids, document, start, "window" if prefix else "none", too_short)
+    return Windows(ids, document, start, "window" if prefix else "none", too_short, special)
 
 
 def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
@@ -156,28 +159,41 @@ def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
     return (int(bos),) if policy == "window" or adds_itself else ()
 
 
-def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[int, np.ndarray], int]:
-    """Token ids of documents that fill a window, by number: until there are enough documents."""
+def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[int, np.ndarray], int, int]:
+    """Token ids of documents that fill a window, by number: until there are enough documents. How many documents were too
+    short, and how often special tokens are named in the others."""
     kept: dict[int, np.ndarray] = {}
-    too_short = tokens = 0
+    too_short = tokens = special = 0
+    names = [] if model.tokenizer is None else list(model.tokenizer.all_special_tokens)
     most = max(READ_AHEAD * wanted * stride, READ_FREELY)
-    longest = (wanted * stride + 1) * CHARACTERS_PER_TOKEN
+    needed = wanted * stride + 1
     numbered = enumerate(corpus.documents(passage=8 * stride * CHARACTERS_PER_TOKEN // 2))
     while batch := list(islice(numbered, 32)):
-        for (number, _), ids in zip(batch, _tokenized(model, [text[:longest] for _, text in batch]), strict=True):
+        for number, text in batch:
+            ids = _first_tokens(model, text, needed, corpus.special_tokens)
             if len(ids) <= stride:
                 too_short += 1
                 continue
-            kept[number] = ids[: wanted * stride + 1]
+            kept[number] = ids[:needed]
+            special += sum(text.count(name) for name in names)
             tokens += len(kept[number])
             if len(kept) >= wanted or tokens >= most:
-                return kept, too_short
-    return kept, too_short
+                return kept, too_short, special
+    return kept, too_short, special
 
 
-def _tokenized(model: Model, texts: list[str]) -> Iterator[np.ndarray]:
-    for text in texts:
-        yield np.array(model.tokenize(text), dtype=np.int32)
+def _first_tokens(model: Model, text: str, needed: int, special_tokens: str) -> np.ndarray:
+    """Token ids of a document, `needed` of them at least if it has so many.
+
+    A long document is read as far as it takes: where its tokens are longer than expected, further. The last tokens of a part
+    may change with what follows the cut, so MARGIN more are asked for than are used.
+    """
+    length = needed * CHARACTERS_PER_TOKEN
+    while True:
+        ids = model.tokenize(text[:length], special_tokens)
+        if length >= len(text) or len(ids) >= needed + MARGIN:
+            return np.array(ids, dtype=np.int32)
+        length *= 2
 
 
 def _spread(available: list[int], wanted: int) -> list[tuple[int, int]]:

@@ -141,10 +141,12 @@ def token_spans(model: Model, text: str) -> tuple[list[int], Spans]:
     """
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
-        ids = model.tokenize(text)
+        ids = model.tokenize(text, "text")
         spans = spans_by_decoding(tokenizer, ids, text)
         return (ids, spans) if spans else ([], [])
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+    )
     return list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
 

@@ -231,11 +231,15 @@ class Model:
         with self.require_components().silenced(step):
             return self.stack.call(step.block, residual, arguments, state)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, no special tokens added. Raises DataError without a tokenizer."""
+    def tokenize(self, text: str, special_tokens: str = "keep") -> list[int]:
+        """Token ids of a text, no special tokens added. Raises DataError without a tokenizer.
+
+        The name of a special token in the text is that token, or with `special_tokens` "text" the characters that are there.
+        """
         if self.tokenizer is None:
             raise DataError(f"{self.name} came without a tokenizer, so text cannot be used with it: give token ids")
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        settings = {"add_special_tokens": False, "split_special_tokens": special_tokens == "text", "verbose": False}
+        return list(self.tokenizer(text, **settings)["input_ids"])
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""

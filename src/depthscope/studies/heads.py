@@ -8,7 +8,7 @@ random tokens said twice, where nothing but the repetition can be attended to, a
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -192,7 +192,7 @@ def natural_windows(model: Model, corpus: Corpus, bos: str) -> Int64[Tensor, "se
     """The first window of each of up to 64 documents; none where no document is so long."""
     length = min(WINDOW_LENGTH, model.context or WINDOW_LENGTH)
     try:
-        windows = make_windows(Corpus(source=corpus.source, tokens=WINDOWS * length), model, length=length, bos=bos)
+        windows = make_windows(replace(corpus, tokens=WINDOWS * length), model, length=length, bos=bos)
     except DataError:
         return torch.empty((0, length), dtype=torch.int64)
     return torch.from_numpy(windows.ids[windows.start == 0, :-1].astype(np.int64))

@@ -233,6 +233,7 @@ def _text(windows: Windows) -> dict[str, Any]:
         "documents": windows.documents,
         "too_short": windows.too_short,
         "token_entropy": windows.token_entropy,
+        "special_tokens": windows.special_tokens,
     }
 
 
