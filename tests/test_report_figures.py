@@ -150,7 +150,11 @@ def test_the_stage_map_and_its_tables(run):
     assert signatures.rows[1][2] == ("cannot be told", "made up: no such signal")
     said = " ".join(section.sentences)
     assert "Feature engineering begins at layer 2 (95% interval 1 to 3; at this layer in 93% of resamples)" in said
-    assert "1 of 2 signals that would speak for it do, each alone at: cost of dropping the layer (2)" in said
+    assert (
+        "1 of the 2 signals that would speak for it change within a layer of it by themselves (alone they change"
+        in said
+    )
+    assert "at: cost of dropping the layer (2))" in said
 
 
 def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthscope.data.corpus import BOOKSHELF, Corpus
-from depthscope.edits import Edit
+from depthscope.edits import Edit, parse_edit
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
-from depthscope.errors import DataError
+from depthscope.errors import DataError, RouteError
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
@@ -30,14 +31,21 @@ if TYPE_CHECKING:
 __all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
 
 
-def corpus(source: str = BOOKSHELF, tokens: int | None = None, special_tokens: str = "text") -> Corpus:
-    """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, or `hf:NAME`.
+def corpus(source: str | Sequence[Any] = BOOKSHELF, tokens: int | None = None, special_tokens: str = "text") -> Corpus:
+    """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, `hf:NAME`, or a list of texts.
 
-    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: what
-    the name of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token).
-    Nothing is read yet.
+    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: what the name
+    of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token). Nothing
+    is read yet. Raises DataError for a list that holds anything but texts.
     """
-    return Corpus(source=source, tokens=tokens, special_tokens=special_tokens)
+    if isinstance(source, str):
+        return Corpus(source=source, tokens=tokens, special_tokens=special_tokens)
+    texts = tuple(source)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        other = next((type(text).__name__ for text in texts if not isinstance(text, str)), "none")
+        raise DataError(f"a corpus in memory is a list of documents, each a text; got {len(texts)} of them and {other}")
+    name = f"{len(texts)} documents in memory"
+    return Corpus(source=name, tokens=tokens, special_tokens=special_tokens, texts=texts)
 
 
 class Study:
@@ -94,11 +102,12 @@ class Study:
 
 def study(
     model: Model | str,
-    text: Corpus | str = BOOKSHELF,
+    text: Corpus | str | Sequence[Any] = BOOKSHELF,
     *,
     out: str | Path | None = None,
+    tokens: int | None = None,
     experiments: Sequence[str] = (),
-    edits: Sequence[str] = StudySettings().edits,
+    edits: Sequence[str | Edit] = StudySettings().edits,
     per_token: bool = False,
     precision: float | None = None,
     window: int | None = None,
@@ -109,6 +118,7 @@ def study(
 ) -> Study:
     """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
 
+    `model` may be a name or folder as for `load`, `text` what `corpus` takes; `tokens` is then how much of it is used.
     The same call on the same directory resumes; other experiments on it join those that are there. `experiments` are all by
     default; `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps every token's numbers in the sweep's
     shards; `precision`, such as 0.05, reads until each mean KL of the sweep is known to ±5% of itself, at most the text's
@@ -116,12 +126,18 @@ def study(
     `protocol` is text (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a
     DepthscopeError that says what was expected and what came.
     """
-    model = load(model) if isinstance(model, str) else model
-    text = corpus(text) if isinstance(text, str) else text
+    model = _model(model)
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    if others := [edit.name if isinstance(edit, Edit) else repr(edit) for edit in edits if not isinstance(edit, str)]:
+        raise RouteError(
+            f"edits are the kinds a sweep does at every layer, some of {', '.join(StudySettings().edits)}, as text; got "
+            f"{', '.join(others)}. One edit at one place runs with ds.logits"
+        )
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
     settings = StudySettings(
         experiments=tuple(experiments),
-        edits=tuple(edits),
+        edits=tuple(edit for edit in edits if isinstance(edit, str)),
         per_token=per_token,
         precision=precision,
         window=window,
@@ -142,13 +158,15 @@ def study(
 
 
 def logits(
-    model: Model, text: str | Sequence[int] | Tensor, edit: Edit | Route | None = None
+    model: Model | str, text: str | Sequence[Any] | Tensor, edit: Edit | Route | str | None = None
 ) -> Float[Tensor, "batch seq vocab"]:
     """Logits of an edited model, shaped [batch, seq, vocab], in the model's dtype.
 
     `text` is a text (cut, with a warning, at the model's context) or token ids shaped [seq] or [batch, seq]; no special
-    tokens are added. `edit` is an Edit, a Route, or None for the model itself.
+    tokens are added. `edit` is an Edit, a text such as "swap(3) | drop_mlp(7)", a Route, or None for the model itself.
+    `model` may be a name or folder as for `load`.
     """
+    model, edit = _model(model), parse_edit(edit) if isinstance(edit, str) else edit
     route = edit if isinstance(edit, Route) else (edit or Edit())(Route.own(model.depth))
     model.check_route(route)
     ids = _ids(model, text)
@@ -157,16 +175,21 @@ def logits(
         return model.head.logits(model.head.hidden(residual)).unflatten(0, ids.shape)
 
 
-def lens(model: Model, text: str | Sequence[int] | Tensor, top: int = 5) -> pl.DataFrame:
+def lens(model: Model | str, text: str | Sequence[Any] | Tensor, top: int = 5) -> pl.DataFrame:
     """The logit lens on one text: the `top` most likely next tokens at every position and depth, a row each.
 
     Columns: position, token (the text's own), layer (l is before block l, L after the last), kl to the final distribution
     and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`.
     """
+    model = _model(model)
     return prompt_lens(model, _ids(model, text), top)
 
 
-def _ids(model: Model, text: str | Sequence[int] | Tensor) -> Tensor:
+def _model(model: Model | str) -> Model:
+    return load(model) if isinstance(model, str) else model
+
+
+def _ids(model: Model, text: str | Sequence[Any] | Tensor) -> Tensor:
     if isinstance(text, str):
         found = model.tokenize(text)
         if not found:
@@ -178,6 +201,10 @@ def _ids(model: Model, text: str | Sequence[int] | Tensor) -> Tensor:
             )
             found = found[: model.context]
         ids = torch.tensor(found, dtype=torch.int64)
+    elif not isinstance(text, Tensor) and any(isinstance(one, str) for one in text):
+        raise DataError(
+            "expected one text, or token ids shaped [seq] or [batch, seq]; got a list of texts: give them in turn"
+        )
     else:
         ids = torch.as_tensor(text, dtype=torch.int64)
     if ids.ndim == 1:

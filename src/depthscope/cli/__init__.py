@@ -1,6 +1,8 @@
 """The command line: one module per command, no logic of its own, heavy imports only when a command runs."""
 
 import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -29,10 +31,23 @@ app = typer.Typer(
     help="Take a language model apart layer by layer, and see what each depth is doing.",
     epilog="Every command takes --debug, which shows the traceback of an error.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+) -> None:
+    """Take a language model apart layer by layer, and see what each depth is doing."""
+    if version:
+        typer.echo(f"depthscope {installed_version('depthscope')}")
+        raise typer.Exit
+
+
 app.command("study", short_help="The whole study of a model: all experiments, stages, page.")(study.command)
 app.command("sweep", short_help="Swap, drop and silence every layer and measure what that does.")(sweep.command)
 app.command("lens", short_help="The logit lens at every depth, or on one prompt.")(lens.command)

@@ -14,7 +14,7 @@ Page = Annotated[
 ]
 Figures = Annotated[
     Path | None,
-    typer.Option(help="Also write every figure into this directory, as SVG, PDF and PNG (needs depthscope[figures])."),
+    typer.Option(help="Also write every figure into this directory, as SVG, PDF and PNG (needs matplotlib)."),
 ]
 
 

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from depthscope.cli.console import console
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, written
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, votes_near, written
 
 WIDTH = 72
 STYLES = {"detokenization": "cyan", "feature_engineering": "green", "prediction_ensembling": "yellow"}
@@ -59,7 +59,7 @@ def _print_bar(found: dict[str, Any]) -> None:
 def _boundary_line(boundary: dict[str, Any]) -> str:
     before, after = (STAGES[boundary[side]].lower() for side in ("before", "after"))
     votes = boundary["votes"]
-    near = sum(vote is not None and abs(vote - boundary["layer"]) <= 1 for vote in votes.values())
+    near = votes_near(boundary["layer"], votes)
     interval = (
         "no interval: too few documents"
         if boundary["low"] is None
@@ -68,7 +68,7 @@ def _boundary_line(boundary: dict[str, Any]) -> str:
     low, high = boundary["without_one"]
     return (
         f"{before} ends before layer {boundary['layer']} ({interval}; without any one signal {low} to {high}; "
-        f"{near} of the {len(votes)} signals for {after} change there by themselves)"
+        f"{near} of the {len(votes)} signals for {after} change within a layer of it by themselves)"
     )
 
 

@@ -38,6 +38,9 @@ class Corpus:
     special_tokens: str = "text"
     """What a special token's name written in a document means: `text`, the characters that are there, or `keep`, the token."""
 
+    texts: tuple[str, ...] = ()
+    """The documents themselves, where they are not read from `source`, which then only names them."""
+
     def __post_init__(self) -> None:
         if self.special_tokens not in ("text", "keep"):
             raise DataError(f"special_tokens is {self.special_tokens!r}: expected text or keep")
@@ -50,6 +53,8 @@ class Corpus:
         A .txt file marks no documents: it is read as passages of about `passage` characters that end at a line break,
         each counted as a document. Raises DataError for what cannot be found, read or understood.
         """
+        if self.texts:
+            return iter(self.texts)
         location, _, field = self.source.partition("#")
         if location == BOOKSHELF:
             return _jsonl(BOOKSHELF_FILE, DEFAULT_FIELD)

@@ -82,6 +82,10 @@ class Model:
             with self.stack.passed_on() if residency else nullcontext():
                 self.head = Head(hf, self.stack)
 
+    def __repr__(self) -> str:
+        where = f"{str(self.head.weight.dtype).removeprefix('torch.')} on {self.device}"
+        return f"Model({self.name!r}: {self.family}, {self.depth} blocks, d_model {self.head.weight.shape[1]}, {where})"
+
     @cached_property
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""

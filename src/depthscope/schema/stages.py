@@ -1,5 +1,6 @@
 """Stages of inference: their names, the signals they are found by, and how each signal speaks for them. Torch-free."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 DETOKENIZATION = "detokenization"
@@ -250,3 +251,8 @@ SIGNATURES = {
         ),
     )
 }
+
+
+def votes_near(layer: int, votes: Mapping[str, int | None]) -> int:
+    """How many of the signals that would speak for a boundary change within a layer of it when each is taken alone."""
+    return sum(vote is not None and abs(vote - layer) <= 1 for vote in votes.values())

@@ -9,7 +9,7 @@ from depthscope.report.measured import NBSP
 from depthscope.report.palette import OWN
 from depthscope.report.panels import Panel, layers
 from depthscope.report.wording import joined
-from depthscope.schema.stages import SIGNALS, STAGES, written
+from depthscope.schema.stages import SIGNALS, STAGES, votes_near, written
 
 FURTHEST = 3.0
 """Robust spreads at which the stage finder cuts standardised signals."""
@@ -180,8 +180,9 @@ def _votes(one: dict[str, Any]) -> str:
     if not votes:
         return ""
     there = [f"{_named(name)} ({vote})" for name, vote in votes.items() if vote is not None]
-    said = f"; {len(there)} of {len(votes)} signals that would speak for it do"
-    return f"{said}, each alone at: {joined(there)}" if there else said
+    near = votes_near(one["layer"], votes)
+    said = f"; {near} of the {len(votes)} signals that would speak for it change within a layer of it by themselves"
+    return f"{said} (alone they change at: {joined(there)})" if there else said
 
 
 def _named(signal: str) -> str:
