@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(
+def about(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
 ) -> None:
     """Take a language model apart layer by layer, and see what each depth is doing."""

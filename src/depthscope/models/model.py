@@ -242,8 +242,8 @@ class Model:
         """
         if self.tokenizer is None:
             raise DataError(f"{self.name} came without a tokenizer, so text cannot be used with it: give token ids")
-        settings = {"add_special_tokens": False, "split_special_tokens": special_tokens == "text", "verbose": False}
-        return list(self.tokenizer(text, **settings)["input_ids"])
+        settings: dict[str, Any] = {"split_special_tokens": special_tokens == "text", "verbose": False}
+        return list(self.tokenizer(text, add_special_tokens=False, **settings)["input_ids"])
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""
