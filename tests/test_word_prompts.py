@@ -174,8 +174,9 @@ class WithoutOffsets:
     def __getattr__(self, name):
         return getattr(self.tokenizer, name)
 
-    def __call__(self, text, add_special_tokens=True, verbose=True):
-        return self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=verbose)
+    def __call__(self, text, **settings):
+        assert "return_offsets_mapping" not in settings
+        return self.tokenizer(text, **settings)
 
 
 def test_a_tokenizer_without_offsets_gives_the_same_prompts(gpt2, monkeypatch):
