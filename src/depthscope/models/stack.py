@@ -66,7 +66,8 @@ class BlockStack:
         self.links: list[Links] = []
         """What each block reads from and writes to arguments that blocks share."""
         self._tuple_outputs = self._check_calls()
-        self._shared = sorted({name for links in self.links for name, _ in (*links.reads, *links.writes)})
+        # A mapping that is only read is an argument like any other.
+        self._shared = sorted({name for links in self.links for name, _ in links.writes})
         self._cache: dict[tuple[int, int], tuple[Arguments, ...]] = {}
         self._tokens_matter = self._arguments_depend_on_tokens()
 
@@ -148,7 +149,8 @@ class BlockStack:
         for visit in route.visits:
             for step in (visit,) if isinstance(visit, Step) else visit.members:
                 links = self.links[step.block]
-                if missing := links.reads - stored - links.writes:
+                reads = {link for link in links.reads if link[0] in self._shared}
+                if missing := reads - stored - links.writes:
                     argument, key = min(missing, key=str)
                     sources = [str(block) for block, other in enumerate(self.links) if (argument, key) in other.writes]
                     raise RouteError(
