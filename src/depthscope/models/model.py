@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthscope.errors import DataError, NumericError, RouteError, UnsupportedError
 from depthscope.models import components as component_search
+from depthscope.models.adapter import Adapter
 from depthscope.models.components import Components
 from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
@@ -75,6 +76,8 @@ class Model:
         self.revision = revision
         self.unused: tuple[str, ...] = ()
         """Tensors of the checkpoint that the model does not read, where loading went on all the same."""
+        self.adapter: Adapter | None = None
+        """The adapter that was put into the model."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
@@ -102,6 +105,12 @@ class Model:
     def depth(self) -> int:
         """Number of blocks."""
         return self.stack.depth
+
+    @property
+    def known_tokens(self) -> int:
+        """How many token ids the model can read and predict; its tokenizer may have more, as those for images."""
+        embedding: Any = self.hf.get_input_embeddings()
+        return min(self.head.vocabulary, embedding.weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +173,7 @@ class Model:
             vocabulary=self.head.vocabulary,
             context=self.context,
             parameters=sum(map(_logical_size, _owners(self.hf))),
-            stored=sum(p.numel() for p in self.hf.parameters()),
+            stored=sum(parameter.numel() for _, _, parameter in _owners(self.hf)),
             quantisation=_quantisation(self.hf.config),
             layout="unknown" if found is None else "parallel" if found.parallel else "sequential",
             norm=self._norm(),
@@ -208,10 +217,10 @@ class Model:
     def check_ids(self, ids: TokenIds) -> None:
         """Raise DataError for token ids outside the vocabulary or a window longer than the context."""
         lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.head.vocabulary:
+        if lowest < 0 or highest >= self.known_tokens:
             raise DataError(
                 f"token id {highest if lowest >= 0 else lowest} is outside the vocabulary of {self.name}: "
-                f"expected 0 … {self.head.vocabulary - 1}"
+                f"expected 0 … {self.known_tokens - 1}"
             )
         if self.context is not None and ids.shape[1] > self.context:
             raise DataError(
@@ -274,9 +283,10 @@ class Model:
 
 
 def _owners(hf: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
-    """Every parameter once, with its module and its name there."""
+    """Every parameter of the text model once, with its module and its name there; not those for images or sound."""
     seen: set[int] = set()
-    for module in hf.modules():
+    unembedding: Any = hf.get_output_embeddings()
+    for module in (*hf.get_decoder().modules(), unembedding):
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
