@@ -65,6 +65,70 @@ SHAPES: dict[str, dict] = {
 }
 """model type -> configuration; sliding windows are shorter than the test windows, so that they matter."""
 
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}
+HYBRIDS: dict[str, dict] = {
+    "falcon_h1": LLAMA | MAMBA | {"mamba_d_ssm": 64},
+    "granitemoehybrid": LLAMA
+    | MAMBA
+    | {
+        "layer_types": ["mamba", "attention"] * 2,
+        "shared_intermediate_size": 24,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "nemotron_h": {key: value for key, value in LLAMA.items() if key != "num_hidden_layers"}
+    | {
+        "layers_block_type": ["mamba", "attention", "mamba", "moe"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "expand": 2,
+        "chunk_size": 8,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "moe_shared_expert_intermediate_size": 24,
+    },
+    "gemma4_text": LLAMA
+    | SLIDING
+    | {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+    },
+    "minimax": LLAMA
+    | {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 8,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "zamba2": LLAMA
+    | {
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "mamba_expand": 2,
+        "chunk_size": 8,
+        "num_mem_blocks": 1,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "adapter_rank": 4,
+        "use_mem_rope": True,
+    },
+}
+"""Families whose blocks are not all an attention and an MLP."""
+
 WITHOUT_COMPONENTS = ("mamba",)
 FAMILIES = list(SHAPES)
 
@@ -72,7 +136,9 @@ FAMILIES = list(SHAPES)
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of the family, spread widely enough that its predictions differ and edits matter."""
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, **(special | {"vocab_size": VOCABULARY} | SHAPES[family] | changes))
+    config = AutoConfig.for_model(
+        family, **(special | {"vocab_size": VOCABULARY} | (SHAPES | HYBRIDS)[family] | changes)
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_backend(config))
     generator = torch.Generator().manual_seed(seed)

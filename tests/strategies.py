@@ -2,12 +2,25 @@
 
 from hypothesis import strategies as st
 
-from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, repeat, reverse, shuffle, swap
-from depthscope.routes import Parallel, Route, Step
+from depthscope.edits import (
+    Edit,
+    drop,
+    drop_attn,
+    drop_mlp,
+    drop_ple,
+    drop_ssm,
+    parallel,
+    repeat,
+    reverse,
+    shuffle,
+    swap,
+)
+from depthscope.routes import COMPONENTS, Parallel, Route, Step
 
 DEPTH = 6
 layers = st.integers(0, DEPTH - 1)
-steps = st.builds(Step, layers, st.booleans(), st.booleans())
+silences = st.lists(st.sampled_from(COMPONENTS), max_size=3).map(tuple)
+steps = st.builds(Step, layers, silences)
 visits = steps | st.lists(steps, min_size=1, max_size=3).map(lambda members: Parallel(tuple(members)))
 routes = st.lists(visits, max_size=9).map(lambda seen: Route(DEPTH, tuple(seen)))
 spans = st.tuples(layers, layers).map(sorted)
@@ -21,6 +34,8 @@ edits: st.SearchStrategy[Edit] = st.one_of(
     spans.map(lambda span: drop(*span)),
     layers.map(drop_attn),
     layers.map(drop_mlp),
+    layers.map(drop_ssm),
+    layers.map(drop_ple),
     st.builds(lambda span, times: repeat(*span, times), spans, st.integers(1, 3)),
     spans.map(lambda span: parallel(*span)),
 )

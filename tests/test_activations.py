@@ -34,7 +34,8 @@ def mlp_outputs(model, ids):
     outputs = []
     handles = [
         module.register_forward_hook(lambda _m, _a, out: outputs.append(out.clone().reshape(*ids.shape, -1)))
-        for module in model.components.mlp
+        for block in range(model.depth)
+        for module in model.component("mlp", block)
     ]
     with torch.inference_mode():
         logits = model.hf(input_ids=ids, use_cache=False).logits

@@ -74,7 +74,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-MODEL = "--dtype --device --revision --stream --unused-tensors"
+MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
 SHARED = f"--data --tokens --out --window --bos --special-tokens --protocol {MODEL}"
 
 

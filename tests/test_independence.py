@@ -147,7 +147,7 @@ def patches(hf, model):
     inside = next(m for m in model.stack.blocks[2].modules() if not list(m.children()) and list(m.parameters()))
     modules = [model.stack.blocks[2], inside, hf.base_model]
     if model.components is not None:
-        modules += [model.components.attention[1], model.components.mlp[1]]
+        modules += [model.component("attn", 1)[0], model.component("mlp", 1)[0]]
     return modules
 
 

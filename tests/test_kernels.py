@@ -96,7 +96,7 @@ def test_weights_changed_in_place_are_seen(tmp_path):
     model = load(save("gpt2", tmp_path / "model"))
     text, routes = text_of(model), routes_of(model)[:4]
     before = RouteMeter(model, routes).measure(*text)
-    model.components.mlp[1].c_fc.weight.data.mul_(0.5)
+    model.component("mlp", 1)[0].c_fc.weight.data.mul_(0.5)
     changed = RouteMeter(model, routes).measure(*text)
     assert not torch.equal(before.loss[0], changed.loss[0])
     fresh = RouteMeter(load(model.hf), routes).measure(*text)
@@ -136,13 +136,15 @@ def test_what_follows_from_the_own_run_is_bit_for_bit_what_the_block_gives(tiny_
 
 def test_a_silenced_component_is_not_computed(gpt2):
     calls = []
-    handles = [module.register_forward_hook(lambda *_: calls.append(1)) for module in gpt2.components.mlp[3].children()]
+    handles = [
+        module.register_forward_hook(lambda *_: calls.append(1)) for module in gpt2.component("mlp", 3)[0].children()
+    ]
     try:
         with torch.inference_mode():
             entry = gpt2.stack.enter(text_of(gpt2)[0])
-            gpt2.visit(Step(3, mlp=False), entry.residual, entry.arguments)
+            gpt2.visit(Step(3, ("mlp",)), entry.residual, entry.arguments)
             assert not calls
-            gpt2.visit(Step(3, attention=False), entry.residual, entry.arguments)
+            gpt2.visit(Step(3, ("attn",)), entry.residual, entry.arguments)
             assert calls
     finally:
         for handle in handles:

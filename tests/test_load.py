@@ -137,7 +137,7 @@ def test_nan_weights_are_named():
 def test_a_tokenizer_larger_than_the_embedding(saved):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED / "bookshelf-gpt2" / name, saved.path)
-    assert "has 4096 tokens, but its embedding only 97 rows" in refuse(saved)
+    assert "makes token 4020 of plain English, but the model has 97 only" in refuse(saved)
 
 
 def test_unknown_names(saved):

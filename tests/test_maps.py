@@ -48,7 +48,7 @@ def left_over(model, block):
     """The share of what the MLP writes that lies outside the rows that were read."""
     rows = mlp_output_weights(model, block, processed=False).double()
     seen = []
-    handle = model.components.mlp[block].register_forward_hook(
+    handle = model.component("mlp", block)[0].register_forward_hook(
         lambda _module, _args, output: seen.append(output[0] if isinstance(output, tuple) else output)
     )
     ds.logits(model, IDS)
@@ -72,7 +72,7 @@ def test_the_rows_read_span_what_experts_write(family):
 def test_which_way_experts_lie_is_seen_where_both_sides_are_equally_wide(family):
     model = load(made(family, moe_intermediate_size=32, intermediate_size=32, num_experts=1, num_local_experts=1,
                       num_experts_per_tok=1))  # fmt: skip
-    for name, parameter in model.components.mlp[1].named_parameters():
+    for name, parameter in model.component("mlp", 1)[0].named_parameters():
         if parameter.ndim == 3 and name.endswith("down_proj"):
             with torch.no_grad():
                 parameter.zero_()
@@ -102,7 +102,7 @@ def test_the_map_from_neurons_to_output_is_the_mlps(tiny_of, family):
     model = tiny_of(family)
     require_mlp_output_weights(model)
     for block in range(model.depth):
-        mlp, calls = model.components.mlp[block], mlp_calls(model, block)
+        mlp, calls = model.component("mlp", block)[0], mlp_calls(model, block)
         found = outermost(mlp, calls)
         if found is None:
             continue  # experts

@@ -69,7 +69,7 @@ def test_an_error_inside_a_block_leaves_no_hook_behind(gpt2):
     entry = gpt2.stack.enter(gpt2.probe_ids())
     with pytest.raises((RuntimeError, IndexError)):
         gpt2.visit(ds.drop_attn(0)(ds.Route.own(12)).visits[0], torch.zeros(1, 1, 3), entry.arguments)
-    assert all(not module._forward_hooks for module in gpt2.components.attention)
+    assert all(not module._forward_hooks for block in range(12) for module in gpt2.component("attn", block))
 
 
 def test_verify_passes_and_says_so(tiny):
@@ -88,11 +88,11 @@ def test_a_model_without_components_refuses_component_edits_only(tiny_of, family
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITHOUT_COMPONENTS])
 def test_components_are_found_by_structure_too(tiny_of, family, monkeypatch):
-    from depthscope.models import components
+    from depthscope.models import components_search
 
     model = tiny_of(family)
-    monkeypatch.setattr(components, "FAMILIES", {})
-    found = components.find(model.stack, family, model.stack.enter(IDS))
+    monkeypatch.setattr(components_search, "FAMILIES", {})
+    found = components_search.find(model.stack, family, model.stack.enter(IDS))
     assert found is not None
     assert found.parallel == model.components.parallel
 

@@ -94,7 +94,7 @@ def test_output_weights_are_what_a_neuron_adds_to_the_residual_stream(family):
     """A neuron's w_out is the change of the block's output when its activation changes, centred where that is unseen."""
     model = spread_norms(tiny_model(family))
     rows = mlp_output_weights(model, 1)
-    linear = [m for m in model.components.mlp[1].modules() if hasattr(m, "weight") and m.weight.ndim == 2][-1]
+    linear = [m for m in model.component("mlp", 1)[0].modules() if hasattr(m, "weight") and m.weight.ndim == 2][-1]
     entry = model.stack.enter(IDS[:1, :4])
     outputs = []
     for nudge in (0.0, 1.0):

@@ -138,7 +138,7 @@ def _against_cpu(device: str, windows: int) -> Iterator[Line]:
     for name, values in other.items():
         yield _relative(f"{name}, from the CPU's", one[name], values)
     found = here.require_components()
-    same = (found.names, found.parallel) == ((own := cpu.require_components()).names, own.parallel)
+    same = (found.paths, found.layout) == ((own := cpu.require_components()).paths, own.layout)
     yield Line(what="components found as on the CPU", value=float(same), bound=1.0, over=True)
 
 

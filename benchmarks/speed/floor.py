@@ -23,7 +23,7 @@ from benchmarks.speed.rounds import Seconds, steady_seconds
 from benchmarks.speed.routes import sweep_routes
 from depthscope.models.kernels import packed, product
 from depthscope.models.model import Model
-from depthscope.routes import Route, Step
+from depthscope.routes import ATTN, MLP, Route, Step
 
 ROWS = (256, 512, 1024, 2048)
 SLICES = (2048, 4096, 8192, 16_384)
@@ -64,10 +64,10 @@ def work(routes: Sequence[Route], parallel: bool) -> Work:
         for place, step in enumerate(route.visits):
             assert isinstance(step, Step), "sweeps have no parallel visits"
             read = (route.visits[:place], step.block)
-            if step.attention:
+            if ATTN not in step.silent:
                 attention.add(read)
-            if step.mlp:
-                mlp.add(read if parallel else (*read, step.attention))
+            if MLP not in step.silent:
+                mlp.add(read if parallel else (*read, ATTN in step.silent))
     return Work(len(attention), len(mlp), len(set(routes)))
 
 
@@ -92,8 +92,8 @@ class Floor:
         self.device = str(model.device)
         blocks = range(0, model.depth, max(1, model.depth // BLOCKS))
         self.parts = {
-            "attention": [list(_weights(components.attention[block])) for block in blocks],
-            "mlp": [list(_weights(components.mlp[block])) for block in blocks],
+            "attention": [list(_weights(*model.component(ATTN, block))) for block in blocks],
+            "mlp": [list(_weights(*model.component(MLP, block))) for block in blocks],
         }
         self.work = {
             sweep: work([Route.own(model.depth), *sweep_routes(kinds, model.depth)], components.parallel)

@@ -87,8 +87,8 @@ class Hooks:
             block.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
             undo = lambda: delattr(block, "forward")  # noqa: E731
         else:
-            silent = self.components.attention if kind == "drop_attn" else self.components.mlp
-            undo = silent[layer].register_forward_hook(_zero).remove
+            (silent,) = self.components.parts[layer][kind.removeprefix("drop_")]
+            undo = silent.register_forward_hook(_zero).remove
         try:
             yield
         finally:

@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depthscope.api import Study, corpus, lens, load, logits, study
-    from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, parse_edit, repeat, reverse, shuffle, swap
+    from depthscope.edits import (
+        Edit,
+        drop,
+        drop_attn,
+        drop_mlp,
+        drop_ple,
+        drop_ssm,
+        parallel,
+        parse_edit,
+        repeat,
+        reverse,
+        shuffle,
+        swap,
+    )
     from depthscope.errors import DepthscopeError
     from depthscope.routes import Route, parse_route
 
@@ -27,6 +40,8 @@ _HOMES = {
         "drop",
         "drop_attn",
         "drop_mlp",
+        "drop_ple",
+        "drop_ssm",
         "parallel",
         "parse_edit",
         "repeat",
@@ -48,6 +63,8 @@ __all__ = [
     "drop",
     "drop_attn",
     "drop_mlp",
+    "drop_ple",
+    "drop_ssm",
     "lens",
     "load",
     "logits",

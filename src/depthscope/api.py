@@ -21,6 +21,7 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
+from depthscope.schema.sweep import EDIT_KINDS
 from depthscope.studies.prompt_lens import prompt_lens
 from depthscope.studies.registry import StudySettings
 from depthscope.studies.study import Progress, run_study
@@ -107,7 +108,7 @@ def study(
     out: str | Path | None = None,
     tokens: int | None = None,
     experiments: Sequence[str] = (),
-    edits: Sequence[str | Edit] = StudySettings().edits,
+    edits: Sequence[str | Edit] | None = None,
     per_token: bool = False,
     precision: float | None = None,
     window: int | None = None,
@@ -120,7 +121,8 @@ def study(
 
     `model` may be a name or folder as for `load`, `text` what `corpus` takes; `tokens` is then how much of it is used.
     The same call on the same directory resumes; other experiments on it join those that are there. `experiments` are all by
-    default; `edits` are some of swap, drop, drop_attn, drop_mlp; `per_token` keeps every token's numbers in the sweep's
+    default; `edits` are some of swap, drop and drop_attn, drop_mlp, drop_ssm, drop_ple (all that the model has by default);
+    `per_token` keeps every token's numbers in the sweep's
     shards; `precision`, such as 0.05, reads until each mean KL of the sweep is known to ±5% of itself, at most the text's
     `tokens` or a million; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window;
     `protocol` is text (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a
@@ -129,15 +131,17 @@ def study(
     model = _model(model)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
-    if others := [edit.name if isinstance(edit, Edit) else repr(edit) for edit in edits if not isinstance(edit, str)]:
+    if others := [
+        edit.name if isinstance(edit, Edit) else repr(edit) for edit in edits or () if not isinstance(edit, str)
+    ]:
         raise RouteError(
-            f"edits are the kinds a sweep does at every layer, some of {', '.join(StudySettings().edits)}, as text; got "
+            f"edits are the kinds a sweep does at every layer, some of {', '.join(EDIT_KINDS)}, as text; got "
             f"{', '.join(others)}. One edit at one place runs with ds.logits"
         )
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
     settings = StudySettings(
         experiments=tuple(experiments),
-        edits=tuple(edit for edit in edits if isinstance(edit, str)),
+        edits=None if edits is None else tuple(edit for edit in edits if isinstance(edit, str)),
         per_token=per_token,
         precision=precision,
         window=window,

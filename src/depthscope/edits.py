@@ -15,10 +15,10 @@ import inspect
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from depthscope.errors import RouteError
-from depthscope.routes import Parallel, Route, Step, Visit, check_layer
+from depthscope.routes import COMPONENTS, Parallel, Route, Step, Visit, check_layer
 
 
 def _span(depth: int, first: int | None, last: int | None) -> tuple[int, int]:
@@ -51,14 +51,12 @@ def _dropped(route: Route, first: int, last: int | None = None) -> Route:
     return route.map(lambda step: None if low <= step.block <= high else step)
 
 
-def _without_attention(route: Route, layer: int) -> Route:
-    check_layer(layer, route.depth, "drop_attn layer")
-    return route.map(lambda step: replace(step, attention=False) if step.block == layer else step)
+def _without(part: str) -> Callable[[Route, int], Route]:
+    def change(route: Route, layer: int) -> Route:
+        check_layer(layer, route.depth, f"drop_{part} layer")
+        return route.map(lambda step: step.without(part) if step.block == layer else step)
 
-
-def _without_mlp(route: Route, layer: int) -> Route:
-    check_layer(layer, route.depth, "drop_mlp layer")
-    return route.map(lambda step: replace(step, mlp=False) if step.block == layer else step)
+    return change
 
 
 def _repeated(route: Route, first: int, last: int | None = None, times: int = 2) -> Route:
@@ -117,8 +115,7 @@ def _in_parallel(route: Route, first: int | None = None, last: int | None = None
 ACTIONS: dict[str, Callable[..., Route]] = {
     "swap": _swapped,
     "drop": _dropped,
-    "drop_attn": _without_attention,
-    "drop_mlp": _without_mlp,
+    **{f"drop_{part}": _without(part) for part in COMPONENTS},
     "repeat": _repeated,
     "reverse": _reversed,
     "shuffle": _shuffled,
@@ -176,6 +173,16 @@ def drop_attn(layer: int) -> Edit:
 def drop_mlp(layer: int) -> Edit:
     """The MLP output of block `layer`, bias included, is zero; its attention runs (E3)."""
     return _edit("drop_mlp", layer)
+
+
+def drop_ssm(layer: int) -> Edit:
+    """The output of the state-space mixer of block `layer`, which has an attention too (Falcon-H1), is zero."""
+    return _edit("drop_ssm", layer)
+
+
+def drop_ple(layer: int) -> Edit:
+    """What block `layer` adds of the token's embedding for this layer (Gemma 4's per-layer input) is zero."""
+    return _edit("drop_ple", layer)
 
 
 def repeat(first: int, last: int | None = None, times: int = 2) -> Edit:

@@ -5,14 +5,14 @@ A model's own route is `0 1 2 … L-1`; every intervention is an edit (`depthsco
     >>> Route.own(6).name
     '0-5'
     >>> parse_route("0-1 3 2 4~mlp 5", depth=6).visits[4]
-    Step(block=4, attention=True, mlp=False)
+    Step(block=4, silent=('mlp',))
 
 Routes are immutable values in a normal form, so two edits that lead to the same route are equal and share one name.
 Nothing here knows torch.
 
 Route names: `4-7` is `4 5 6 7` (and `7-4` the reverse), `3~attn` is block 3 with its attention silenced, `3~mlp` with
-its MLP silenced, `(3+4+5)` the mean of the outputs of blocks 3, 4 and 5, all given the same input, and `empty` the
-route that visits nothing.
+its MLP silenced (and so on for each of COMPONENTS), `(3+4+5)` the mean of the outputs of blocks 3, 4 and 5, all given the
+same input, and `empty` the route that visits nothing.
 """
 
 import re
@@ -22,24 +22,38 @@ from itertools import pairwise
 
 from depthscope.errors import RouteError
 
+ATTN, SSM, MLP, PLE = "attn", "ssm", "mlp", "ple"
+COMPONENTS = (ATTN, SSM, MLP, PLE)
+"""What a block may add to the residual stream: attention (or whatever mixes tokens in its place), a state-space mixer next
+to an attention, an MLP or experts, and an embedding of the token for this layer alone (Gemma 4's per-layer input)."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Step:
-    """One visit to a block. A silenced component's output, bias included, is replaced by zero."""
+    """One visit to a block, with those of its COMPONENTS `silent` whose output, bias included, is replaced by zero."""
 
     block: int
-    attention: bool = True
-    mlp: bool = True
+    silent: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.silent if part not in COMPONENTS]
+        if unknown:
+            raise RouteError(f"unknown component {unknown[0]!r}: expected some of {', '.join(COMPONENTS)}")
+        object.__setattr__(self, "silent", tuple(part for part in COMPONENTS if part in self.silent))
 
     @property
     def whole(self) -> bool:
-        """Whether neither component is silenced."""
-        return self.attention and self.mlp
+        """Whether no component is silenced."""
+        return not self.silent
+
+    def without(self, part: str) -> "Step":
+        """The same visit with one more component silenced."""
+        return Step(self.block, (*self.silent, part))
 
     @property
     def name(self) -> str:
-        """`3`, `3~attn` or `3~mlp`."""
-        return f"{self.block}{'' if self.attention else '~attn'}{'' if self.mlp else '~mlp'}"
+        """`3`, `3~attn` or `3~attn~mlp`."""
+        return "".join([str(self.block), *(f"~{part}" for part in self.silent)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +75,8 @@ Visit = Step | Parallel
 class Route:
     """The visits of one forward pass through a model of `depth` blocks, in normal form.
 
-    Normal form: a visit with both components silenced is no visit; parallel members are sorted, and a single one (or
-    several that are all the same) is a plain step. Raises RouteError for a block outside `0 … depth-1`.
+    Normal form: parallel members are sorted, and a single one (or several that are all the same) is a plain step. Raises
+    RouteError for a block outside `0 … depth-1`.
     """
 
     depth: int
@@ -110,11 +124,10 @@ class Route:
 def _normalised(visits: Iterable[Visit]) -> Iterator[Visit]:
     for visit in visits:
         members = visit.members if isinstance(visit, Parallel) else (visit,)
-        heard = sorted(step for step in members if step.attention or step.mlp)
-        if len(set(heard)) == 1:
-            yield heard[0]
-        elif heard:
-            yield Parallel(tuple(heard))
+        if len(set(members)) == 1:
+            yield members[0]
+        elif members:
+            yield Parallel(tuple(sorted(members)))
 
 
 def _runs(visits: tuple[Visit, ...]) -> Iterator[str]:
@@ -143,7 +156,7 @@ def check_layer(layer: int, depth: int, what: str) -> None:
         raise RouteError(f"{what} {layer} is out of range: the model has blocks 0 … {depth - 1}")
 
 
-_STEP = re.compile(r"(\d+)((?:~(?:attn|mlp))*)")
+_STEP = re.compile(rf"(\d+)((?:~(?:{'|'.join(COMPONENTS)}))*)")
 
 
 def parse_route(text: str, depth: int) -> Route:
@@ -170,4 +183,4 @@ def _parse_step(word: str, text: str) -> Step:
     match = _STEP.fullmatch(word)
     if match is None:
         raise RouteError(f"cannot read {word!r} in the route {text!r}: expected 3, 3~attn, 3~mlp, 4-7 or (3+4+5)")
-    return Step(int(match[1]), attention="~attn" not in match[2], mlp="~mlp" not in match[2])
+    return Step(int(match[1]), tuple(match[2].split("~")[1:]))

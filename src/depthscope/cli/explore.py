@@ -28,6 +28,7 @@ def command(
     dtype: options.Dtype = options.DEFAULT_DTYPE,
     device: options.Device = "auto",
     revision: options.Revision = None,
+    adapter: options.Adapter = None,
 ) -> None:
     """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and the runs there are.
 
@@ -48,7 +49,7 @@ def command(
     folder = Path(subject)
     is_folder_of_runs = folder.is_dir() and not (folder / "config.json").exists()
     name = (model_of(folder) if is_folder_of_runs else subject) or options.DEFAULT_MODEL
-    model, note = _loaded(name, is_folder_of_runs, dtype, device, revision)
+    model, note = _loaded(name, is_folder_of_runs, dtype, device, revision, adapter)
     facts = model.facts
     said = f"{facts.name}: {facts.layers} blocks of {facts.d_model}, {facts.vocabulary:,} tokens, {facts.family}"
     page = build(Answers(Session(model)), Runs(folder if is_folder_of_runs else Path()), said, note)
@@ -64,12 +65,14 @@ def command(
         console.print()
 
 
-def _loaded(name: str, of_a_run: bool, dtype: str, device: str, revision: str | None) -> "tuple[Model, str]":
+def _loaded(
+    name: str, of_a_run: bool, dtype: str, device: str, revision: str | None, adapter: str | None
+) -> "tuple[Model, str]":
     """The model, and what to say where a run's own is not to be had and the embedded one takes its place."""
     from depthscope.errors import DepthscopeError
 
     try:
-        return options.load_quietly(name, dtype, device, revision), ""
+        return options.load_quietly(name, dtype, device, revision, adapter=adapter), ""
     except DepthscopeError as error:
         if not of_a_run or name == options.DEFAULT_MODEL:
             raise

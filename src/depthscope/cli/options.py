@@ -87,6 +87,14 @@ UnusedTensors = Annotated[
     ),
 ]
 
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="A PEFT adapter to put into the model: a folder with adapter_config.json and safetensors, or a Hugging Face id.",
+        show_default=False,
+    ),
+]
+
 SpecialTokens = Annotated[
     str,
     typer.Option(
@@ -111,15 +119,21 @@ def load_quietly(
     revision: str | None,
     stream: str = "no",
     unused_tensors: str = "refuse",
+    adapter: str | None = None,
     verify: bool = True,
 ) -> "Model":
-    """Load a model for a command, with transformers' advice to programmers kept off the terminal."""
-    import huggingface_hub
-    import transformers
+    """Load a model for a command: says what it waits for, keeps transformers' advice to programmers off the terminal."""
+    from depthscope.cli.console import errors_console
 
-    from depthscope.models.load import load
+    with errors_console.status(
+        f"loading {name}" + ("" if Path(name).expanduser().is_dir() else " (embedded, or from the hub)")
+    ):
+        import huggingface_hub
+        import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream}
-    return load(name, **settings, unused_tensors=unused_tensors, verify=verify)
+        from depthscope.models.load import load
+
+        transformers.utils.logging.set_verbosity_error()
+        huggingface_hub.utils.logging.set_verbosity_error()
+        settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream, "adapter": adapter}
+        return load(name, **settings, unused_tensors=unused_tensors, verify=verify)

@@ -35,15 +35,14 @@ class Request:
     revision: options.Revision = None
     stream: options.Stream = "auto"
     unused_tensors: options.UnusedTensors = "refuse"
+    adapter: options.Adapter = None
 
     def load(self) -> "Model":
         """The model asked for."""
-        return options.load_quietly(
-            self.model, self.dtype, self.device, self.revision, self.stream, self.unused_tensors
-        )
+        return options.load_quietly(self.model, *(getattr(self, name) for name in LOADING))
 
 
-LOADING = ("dtype", "device", "revision", "stream", "unused_tensors")
+LOADING = ("dtype", "device", "revision", "stream", "unused_tensors", "adapter")
 SHARED = tuple(inspect.signature(Request).parameters.values())
 
 
@@ -71,9 +70,9 @@ def run_and_show(request: Request, **settings: Any) -> None:
     name, data, tokens, out, special_tokens = (
         asked.pop(key) for key in ("model", "data", "tokens", "out", "special_tokens")
     )
-    loaded = options.load_quietly(
-        name, *(asked.pop(key) for key in ("dtype", "device", "revision", "stream", "unused_tensors"))
-    )
+    for key in LOADING:
+        del asked[key]
+    loaded = request.load()
     directory = out or Path("runs") / _slug(f"{name}-{data}")
     blocks = f"{loaded.depth} blocks" + (" (streamed: read when they are run)" if loaded.facts.streamed else "")
     console.print(f"[bold]{loaded.name}[/]: {blocks}, {data}, into {directory}", highlight=False)

@@ -20,7 +20,7 @@ WHOLE_STUDY = ("sweep",)
 """What is printed of a study with all experiments: the rest is on the page."""
 EXPECTED_KERNELS = ("packed", "torch's own", "compiled", "plain")
 """What is not worth a line: anything else says why work was slower than it could be."""
-PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"))
+PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"), ("drop_ssm", "drop_ple"))
 
 
 def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:

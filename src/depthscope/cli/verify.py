@@ -14,11 +14,12 @@ def command(
     revision: options.Revision = None,
     stream: options.Stream = "auto",
     unused_tensors: options.UnusedTensors = "refuse",
+    adapter: options.Adapter = None,
 ) -> None:
     """Check that replaying a model's blocks and head gives its own logits. Exit status 1 where it does not."""
     from depthscope.models.verify import verify
 
-    checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, verify=False))
+    checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter, verify=False))
     shown = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         shown.add_row("[green]passed[/]" if check.passed else "[bold red]failed[/]", check.name, check.detail)

@@ -13,7 +13,7 @@ from depthscope.models.model import Model
 from depthscope.models.patterns import Pattern, attention_patterns
 from depthscope.models.state import State, copied, mapped
 from depthscope.models.writes import Writes
-from depthscope.routes import Step
+from depthscope.routes import ATTN, MLP, Step
 from depthscope.shapes import Residual, TokenIds
 
 
@@ -69,7 +69,7 @@ class Baseline:
         part.entry = self.model.stack.enter(part.ids)
         part.residuals = [residual[rows] for residual in self.residuals]
         part.states = [mapped(state, lambda kept: kept[rows]) for state in self.states]
-        part.writes = [Writes(written.attention[rows], written.mlp[rows]) for written in self.writes]
+        part.writes = [written.rows(rows) for written in self.writes]
         part.silenced = {step: residual[rows] for step, residual in self.silenced.items()}
         part.__dict__.pop("measured", None)
         if "reference" in self.__dict__:
@@ -106,9 +106,9 @@ class Baseline:
         if Keep.WRITES in keep:
             self.writes += written
         if Keep.SILENCED in keep:
-            self.silenced[Step(block, mlp=False)] = residual + written[0].attention
+            self.silenced[Step(block, (MLP,))] = residual + written[0].attention
             if self.model.require_components().parallel:
-                self.silenced[Step(block, attention=False)] = residual + written[0].mlp
+                self.silenced[Step(block, (ATTN,))] = residual + written[0].mlp
         return after
 
 

@@ -25,7 +25,7 @@ TOGETHER = 1024
 """Tokens in one call of a block: several routes go in together on a short prompt."""
 FAINT, STRONG = 1e-3, 10.0
 """KL in nats at which a cell begins to be coloured, and at which it is at its fullest; logarithmic between."""
-TITLES = {kind.name: kind.title for kind in (schema.SWAP, schema.DROP, schema.DROP_ATTN, schema.DROP_MLP)}
+TITLES = {kind.name: kind.title for kind in schema.EDIT_KINDS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Surgery:
 
 
 def operate(model: Model, baseline: Baseline, top: int, averaged: str = LAST) -> Surgery:
-    """Every swap, drop, drop_attn and drop_mlp the model can do, in one plan that shares what routes have in common.
+    """Every swap, drop and drop of a component that the model can do, in one plan that shares what routes have in common.
 
     KL is taken at the last token alone or, which is more work, at all. Raises NumericError, naming the route, for NaN or
     infinity.
     """
-    kinds, not_done = possible_edits(list(EDITS), model)
-    edits, refused = runnable(layer_edits(kinds, model.depth), model)
+    kinds, not_done = possible_edits(None, model)
+    edits, refused = runnable(layer_edits(kinds, model.depth, model.components), model)
     not_done |= refused
     routes = [Route.own(model.depth), *(edit.route for edit in edits)]
     first = baseline.ids.shape[1] - 1 if averaged == LAST else 0

@@ -17,6 +17,7 @@ from depthscope.errors import NumericError, UnsupportedError
 from depthscope.models.maps import outermost
 from depthscope.models.model import Model
 from depthscope.models.neurons import mlp_calls
+from depthscope.routes import MLP
 from depthscope.shapes import TokenIds
 
 
@@ -91,13 +92,16 @@ class ActivationReader:
 
     def _check(self) -> None:
         """Each map is called once by its block, and what it gives is what the MLP gives."""
-        components = self.model.require_components()
         entry = self.model.stack.enter(self.model.probe_ids(4))
         residual = entry.residual
         for block in range(self.model.depth):
             mapped: list[Tensor] = []
             written: list[Tensor] = []
-            watched = [(self._maps[block], mapped), (components.mlp[block], written)] if block in self._maps else []
+            watched = (
+                [(self._maps[block], mapped), (self.model.component(MLP, block)[0], written)]
+                if block in self._maps
+                else []
+            )
             handles = [module.register_forward_hook(_keep(into)) for module, into in watched]
             try:
                 residual = self.model.stack.call(block, residual, entry.arguments)
@@ -124,8 +128,8 @@ def output_map(model: Model, block: int) -> nn.Module:
 
     Raises UnsupportedError for experts, of which a token uses only some, and where there is no such map.
     """
-    mlp = model.require_components().mlp[block]
-    if any(parameter.ndim == 3 for parameter in mlp.parameters()):
+    mlp, *others = model.component(MLP, block)
+    if others or any(parameter.ndim == 3 for parameter in mlp.parameters()):
         raise UnsupportedError(
             f"{model.name}: the MLP of block {block} is made of experts, of which a token uses only some, so its neurons "
             "cannot be read one by one"

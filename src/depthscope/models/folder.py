@@ -18,9 +18,7 @@ HARMLESS = re.compile(
 """Tensors a checkpoint may hold beyond what the model reads: rotary tables, causal masks, a copy of a tied unembedding."""
 SCALES = re.compile(r"(scale|scale_inv|scales|zeros|qzeros|absmax|zero_point|g_idx|SCB|quant_state.*)$")
 """Names of tensors that belong to quantised weights."""
-ADAPTER = (
-    "Expected plain weights: merge the adapter (PEFT's merge_and_unload, then save_pretrained) or remove its files"
-)
+ADAPTER = "Move the adapter's files into a folder of their own, and give it with --adapter to apply it"
 
 
 def unused_message(source: str, names: Sequence[str]) -> str:
@@ -48,7 +46,7 @@ def check_folder(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    if not isinstance(config, dict) or not config.get("model_type"):
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str) or not config["model_type"]:
         raise ModelError(f"{path} names no model_type: expected a transformers model configuration")
     check_trust(config, str(path))
     if not any(folder.glob("*.safetensors")):
@@ -84,7 +82,8 @@ def _check_kind(folder: Path) -> None:
     weights = [file for file in files if file.suffix == ".safetensors" and not file.name.startswith("adapter_")]
     if adapter is not None and not weights:
         raise ModelError(
-            f"{folder} holds an adapter alone ({adapter.name}), not the model it belongs to: expected that model's folder or id"
+            f"{folder} holds an adapter alone ({adapter.name}), not the model it belongs to: give that model's folder or id, "
+            "and this one with --adapter"
         )
     if adapter is not None:
         raise ModelError(f"{folder} holds an adapter beside the model's weights ({adapter.name}). {ADAPTER}")

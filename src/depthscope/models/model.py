@@ -12,15 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthscope.errors import DataError, NumericError, RouteError, UnsupportedError
-from depthscope.models import components as component_search
-from depthscope.models.components import Components
+from depthscope.models import components_search
+from depthscope.models.adapter import Adapter
+from depthscope.models.components import NAMES, Components
 from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
 from depthscope.models.residency import Residency
 from depthscope.models.stack import BlockStack
 from depthscope.models.state import State
 from depthscope.models.writes import Writers, adds_exactly, find_writers
-from depthscope.routes import Route, Step
+from depthscope.routes import ATTN, MLP, Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -47,6 +48,8 @@ class ModelFacts:
     tied: bool
     attention_module: str | None
     mlp_module: str | None
+    other_modules: str | None
+    """What else adds to the residual stream: state-space mixers next to an attention, per-layer inputs."""
     logit_map: str
     attention_backend: str
     dtype: str
@@ -75,6 +78,8 @@ class Model:
         self.revision = revision
         self.unused: tuple[str, ...] = ()
         """Tensors of the checkpoint that the model does not read, where loading went on all the same."""
+        self.adapter: Adapter | None = None
+        """The adapter that was put into the model."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
@@ -104,6 +109,12 @@ class Model:
         return self.stack.depth
 
     @property
+    def known_tokens(self) -> int:
+        """How many token ids the model can read and predict; its tokenizer may have more, as those for images."""
+        embedding: Any = self.hf.get_input_embeddings()
+        return min(self.head.vocabulary, embedding.weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.hf.device
@@ -116,20 +127,21 @@ class Model:
 
     @cached_property
     def components(self) -> Components | None:
-        """Where attention and MLP are in each block; None where the model has no separate ones."""
+        """Where attention, MLP and whatever else adds to the residual stream are in each block; None where they cannot be
+        taken apart."""
         with torch.inference_mode():
-            return component_search.find(self.stack, self.family, self.stack.enter(self.probe_ids()))
+            return components_search.find(self.stack, self.family, self.stack.enter(self.probe_ids()))
 
     @cached_property
     def writers(self) -> Writers:
-        """What attention and MLP add to the residual stream. Raises UnsupportedError where that cannot be read."""
+        """What the components add to the residual stream. Raises UnsupportedError where that cannot be read."""
         components = self.require_components()
         with torch.inference_mode():
             found = find_writers(self.stack, components, self.stack.enter(self.probe_ids()))
         if found is None:
             raise UnsupportedError(
                 f"{self.name} ({self.family}): a block's output is not the residual stream plus what "
-                f"{components.names.attention} and {components.names.mlp} write, so their parts cannot be told"
+                f"{' and '.join(components.paths.values())} write, so their shares cannot be read"
             )
         return found
 
@@ -154,6 +166,7 @@ class Model:
     def facts(self) -> ModelFacts:
         """What `depthscope info` says."""
         found = self.components
+        others = [kind for kind in found.kinds if kind not in (ATTN, MLP)] if found else []
         embedding = self.hf.get_input_embeddings().weight
         return ModelFacts(
             name=self.name,
@@ -164,13 +177,14 @@ class Model:
             vocabulary=self.head.vocabulary,
             context=self.context,
             parameters=sum(map(_logical_size, _owners(self.hf))),
-            stored=sum(p.numel() for p in self.hf.parameters()),
+            stored=sum(parameter.numel() for _, _, parameter in _owners(self.hf)),
             quantisation=_quantisation(self.hf.config),
-            layout="unknown" if found is None else "parallel" if found.parallel else "sequential",
+            layout="unknown" if found is None else found.layout,
             norm=self._norm(),
             tied=embedding is self.head.weight,
-            attention_module=found.names.attention if found else None,
-            mlp_module=found.names.mlp if found else None,
+            attention_module=found.paths.get(ATTN) if found else None,
+            mlp_module=found.paths.get(MLP) if found else None,
+            other_modules=None if found is None or not others else ", ".join(found.paths[kind] for kind in others),
             logit_map=self.head.map.kind,
             attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
             dtype=str(self.head.weight.dtype).removeprefix("torch."),
@@ -189,7 +203,7 @@ class Model:
         return spread[None]
 
     def require_components(self) -> Components:
-        """The components, or UnsupportedError where the model has no separate attention and MLP."""
+        """The components, or UnsupportedError where the model's blocks cannot be taken apart into such."""
         if self.components is None:
             raise UnsupportedError(
                 f"{self.name} ({self.family}) has no separate attention and MLP that its blocks add to the residual "
@@ -201,17 +215,38 @@ class Model:
         """Raise unless the route can be run on this model."""
         if route.depth != self.depth:
             raise RouteError(f"the route is for {route.depth} blocks, but {self.name} has {self.depth}")
-        if route.silences:
-            self.require_components()
+        for step in route.steps():
+            for kind in step.silent:
+                self._check_component(kind, step.block)
         self.stack.check_state(route)
+
+    def require_pairs(self) -> None:
+        """Raise UnsupportedError unless every block has an attention and an MLP."""
+        for block in range(self.depth):
+            for kind in (ATTN, MLP):
+                self.component(kind, block)
+
+    def component(self, kind: str, block: int) -> tuple[torch.nn.Module, ...]:
+        """The modules of one component of a block, nearly always one. Raises UnsupportedError where it has none."""
+        parts = self.require_components().parts[block]
+        if kind not in parts:
+            has = " and ".join(NAMES[other] for other in parts)
+            raise UnsupportedError(f"{self.name} ({self.family}): block {block} has no {NAMES[kind]}, only {has}")
+        return parts[kind]
+
+    def _check_component(self, kind: str, block: int) -> None:
+        if kind not in self.require_components().parts[block]:
+            raise RouteError(
+                f"{self.name}: drop_{kind}({block}) cannot be done, because block {block} has no {NAMES[kind]}"
+            )
 
     def check_ids(self, ids: TokenIds) -> None:
         """Raise DataError for token ids outside the vocabulary or a window longer than the context."""
         lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.head.vocabulary:
+        if lowest < 0 or highest >= self.known_tokens:
             raise DataError(
                 f"token id {highest if lowest >= 0 else lowest} is outside the vocabulary of {self.name}: "
-                f"expected 0 … {self.head.vocabulary - 1}"
+                f"expected 0 … {self.known_tokens - 1}"
             )
         if self.context is not None and ids.shape[1] > self.context:
             raise DataError(
@@ -274,9 +309,10 @@ class Model:
 
 
 def _owners(hf: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
-    """Every parameter once, with its module and its name there."""
+    """Every parameter of the text model once, with its module and its name there; not those for images or sound."""
     seen: set[int] = set()
-    for module in hf.modules():
+    unembedding: Any = hf.get_output_embeddings()
+    for module in (*hf.get_decoder().modules(), unembedding):
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))

@@ -15,13 +15,19 @@ from transformers.pytorch_utils import Conv1D
 from depthscope.errors import UnsupportedError
 from depthscope.models.maps import Called, linear_map, neurons_first, outermost, plain, writes_with
 from depthscope.models.model import Model
+from depthscope.routes import MLP
 
 
 def neuron_rows(model: Model, block: int) -> list[Tensor]:
     """What the MLP writes with, each [neurons, d_model] or [experts, neurons, d_model], in the model's own dtype: one for a
-    dense MLP; of experts the routed ones, then what every token goes through besides (shared experts)."""
-    mlp = model.require_components().mlp[block]
+    dense MLP; of experts the routed ones, then what every token goes through besides (shared experts). Where experts and a
+    dense part are modules of their own, those of one after the other."""
     calls = mlp_calls(model, block)
+    return [rows for mlp in model.component(MLP, block) for rows in module_rows(model, block, mlp, calls)]
+
+
+def module_rows(model: Model, block: int, mlp: nn.Module, calls: dict[nn.Module, Called]) -> list[Tensor]:
+    """The same of one of the modules that make up a block's MLP, given the calls of `mlp_calls`."""
     if mlp not in calls:
         raise UnsupportedError(f"{model.name}: the MLP of block {block} is not called once by its block")
     if (found := outermost(mlp, calls)) is not None:
@@ -82,7 +88,7 @@ def mlp_calls(model: Model, block: int) -> dict[nn.Module, Called]:
         if isinstance(made, Tensor) and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             seen.setdefault(module, []).append(Called(args, kwargs, made.clone()))
 
-    modules = dict.fromkeys(model.require_components().mlp[block].modules())
+    modules = dict.fromkeys(inner for mlp in model.component(MLP, block) for inner in mlp.modules())
     handles = [module.register_forward_hook(keep, with_kwargs=True) for module in modules]
     try:
         with torch.inference_mode():

@@ -252,14 +252,15 @@ def residual_of(output: Any) -> Tensor:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
-    """The list of decoder blocks, with its path: of the module lists as long as the model is deep, the one with most
-    parameters. Raises UnsupportedError where there is none.
+    """The list of decoder blocks, with its path: of the text model's module lists that are as long as it is deep, the one
+    with most parameters. Raises UnsupportedError where there is none.
     """
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    of_text = {id(module) for module in model.get_decoder().modules()}
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+        if isinstance(module, nn.ModuleList) and len(module) == depth and id(module) in of_text
     }
     if not lists:
         raise UnsupportedError(

@@ -79,5 +79,7 @@ def _components(model: Model) -> Check:
     found = model.components
     if found is None:
         return Check("components", True, None, "no separate attention and MLP: swap and drop only")
-    detail = f"a block without {found.names.attention} and {found.names.mlp} passes the residual stream on bit for bit"
+    passed = "bit for bit" if all(carried == 1 for carried in found.carried) else "times a constant"
+    passed = "normalised" if any(carried is None for carried in found.carried) else passed
+    detail = f"a block without {' and '.join(found.paths.values())} passes the residual stream on {passed}"
     return Check("components", True, 0.0, detail)

@@ -24,7 +24,8 @@ from depthscope.errors import UnsupportedError
 from depthscope.models.components import is_norm
 from depthscope.models.maps import Called, is_linear, linear_map, plain
 from depthscope.models.model import Model
-from depthscope.models.neurons import neuron_rows
+from depthscope.models.neurons import mlp_calls, module_rows, neuron_rows
+from depthscope.routes import MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,28 @@ def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Floa
     vectors are centred. Not `processed`: the rows as they are in the model. Raises UnsupportedError where no weights
     with one row per neuron write to the residual stream.
     """
-    writer = model.writers.mlp[block] if processed else None
     with model.stack.resident(block):
-        rows = _written_rows(model, block)
-        if writer is not None and writer is not model.require_components().mlp[block]:
-            rows = rows * norm_affine(writer, rows.shape[1]).scale
+        calls = mlp_calls(model, block)
+        written = [
+            (rows.float().flatten(0, -2), place)
+            for place, module in enumerate(model.component(MLP, block))
+            for rows in module_rows(model, block, module, calls)
+        ]
+        if processed:
+            written = [(_as_added(model, block, rows, place), place) for rows, place in written]
+        parts = [rows for rows, _ in written]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = rows.clone() if model.stack.streamed else rows
     if not processed:
         return rows
-    rows = model.writers.scale(rows)
+    rows = model.writers.scales[block](rows)
     return rows - rows.mean(1, keepdim=True) if centres_writing(model) else rows
+
+
+def _as_added(model: Model, block: int, rows: Tensor, place: int) -> Tensor:
+    """Rows of the MLP's module at `place`, through the norm between it and the residual stream."""
+    module, writer = model.component(MLP, block)[place], model.writers.parts[block][MLP][place]
+    return rows if writer is module else rows * norm_affine(writer, rows.shape[1]).scale
 
 
 def centres_writing(model: Model) -> bool:
@@ -126,11 +139,6 @@ def require_mlp_output_weights(model: Model) -> None:
                         f"{model.name}: the MLP of block {block} writes rows of {rows.shape[-1]} numbers, expected "
                         f"{model.head.weight.shape[1]}, the width the unembedding reads"
                     )
-
-
-def _written_rows(model: Model, block: int) -> Tensor:
-    rows = [part.float().flatten(0, -2) for part in neuron_rows(model, block)]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 EXPERTS_BY_ROW = {"gpt_oss"}
@@ -235,8 +243,8 @@ def _containers(model: Model, block: int, modules: dict[str, nn.Module]) -> list
     """Paths of the block's attention and MLP where they have modules of their own inside."""
     if model.components is None:
         return []
-    pair = (model.components.attention[block], model.components.mlp[block])
-    return [name for name, module in modules.items() if module in pair and any(True for _ in module.children())]
+    own = {module for several in model.components.parts[block].values() for module in several}
+    return [name for name, module in modules.items() if module in own and any(True for _ in module.children())]
 
 
 def _traced(model: Model, block: int, modules: dict[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,8 +1,10 @@
-"""What attention and MLP add to the residual stream, as it is added.
+"""What the components of a block add to the residual stream, as it is added.
 
 A component's output may go through more before it is added: a norm (Gemma 2, OLMo 2), a scale (Granite). The norm is
 found by seeing which module reads the component's very output, the scale by comparing what was written with how the
-residual stream changed; and the sum is checked, x + attention + MLP being the block's output, before anything is read.
+residual stream changed; and the sum is checked, x + attention + MLP (and whatever else the block has) being the block's
+output, before anything is read. Where a block also scales the stream itself (Gemma 4), what it adds is what it adds to
+the scaled stream.
 """
 
 from collections.abc import Iterator
@@ -13,49 +15,61 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthscope.models.components import Components, is_norm
+from depthscope.models.components import Components, Parts, is_norm
 from depthscope.models.head import ElementwiseMap, scale_between
 from depthscope.models.stack import BlockStack, Entry
-from depthscope.routes import Step
+from depthscope.routes import ATTN, MLP, Step
 from depthscope.shapes import Residual
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Writes:
-    """What the components of one block added to the residual stream in one call, shaped [batch, seq, d_model]."""
+    """What the components of one block added to the residual stream in one call, each shaped [batch, seq, d_model]."""
 
-    attention: Residual
-    mlp: Residual
+    parts: dict[str, Residual]
+    """By component, those the block has."""
+
+    @property
+    def attention(self) -> Residual:
+        """What the attention added."""
+        return self.parts[ATTN]
+
+    @property
+    def mlp(self) -> Residual:
+        """What the MLP added."""
+        return self.parts[MLP]
+
+    def rows(self, rows: slice) -> "Writes":
+        """Those of some windows."""
+        return Writes({kind: written[rows] for kind, written in self.parts.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """Per block the modules whose outputs, scaled, are added to the residual stream."""
+    """Per block the modules whose outputs, scaled, are added to the residual stream, by component: as many as the component
+    has modules, in the same order."""
 
-    attention: tuple[nn.Module, ...]
-    mlp: tuple[nn.Module, ...]
-    scale: ElementwiseMap
+    parts: tuple[Parts, ...]
+    scales: tuple[ElementwiseMap, ...]
 
     @contextmanager
     def watched(self, block: int) -> Iterator[list[Writes]]:
         """While open, every call of the block puts what it wrote behind the others in the list."""
         written: list[Writes] = []
-        parts: dict[str, Tensor] = {}
+        seen: dict[tuple[str, int], Tensor] = {}
+        places = {(kind, i): module for kind, several in self.parts[block].items() for i, module in enumerate(several)}
 
-        def keep(part: str):
+        def keep(place: tuple[str, int]):
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 # Copied: Falcon adds the attention's output into the MLP's, in place.
-                parts[part] = self.scale(_tensor(output)).clone()
-                if len(parts) == 2:
-                    attention, mlp = parts.pop("attention"), parts.pop("mlp")
-                    written.append(Writes(attention, mlp.view_as(attention)))  # OPT's MLP lays positions end to end
+                seen[place] = self.scales[block](_tensor(output)).clone()
+                if len(seen) == len(places):
+                    written.append(_writes({p: seen[p] for p in places}))
+                    seen.clear()
 
             return hook
 
-        handles = [
-            self.attention[block].register_forward_hook(keep("attention")),
-            self.mlp[block].register_forward_hook(keep("mlp")),
-        ]
+        handles = [module.register_forward_hook(keep(place)) for place, module in places.items()]
         try:
             yield written
         finally:
@@ -63,35 +77,50 @@ class Writers:
                 handle.remove()
 
 
+def _writes(outputs: dict[tuple[str, int], Tensor]) -> Writes:
+    """Outputs by component and place among its modules, summed by component."""
+    shape = max(outputs.values(), key=lambda output: output.ndim).shape  # OPT's MLP lays positions end to end
+    parts: dict[str, Tensor] = {}
+    for (kind, _), output in outputs.items():
+        parts[kind] = parts[kind] + output.view(shape) if kind in parts else output.view(shape)
+    return Writes(parts)
+
+
 def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Writers | None:
-    """The writers of a model; None where x + attention + MLP is not what its blocks give. `entry`: a batch to try on."""
-    attention, mlp = list(components.attention), list(components.mlp)
+    """The writers of a model; None where the stream and its components do not sum to what its blocks give. `entry`: a batch
+    to try on."""
+    found: list[Parts] = []
+    scales: list[ElementwiseMap] = []
     residual = entry.residual
-    scales: set[ElementwiseMap] = set()
-    for block in range(stack.depth):
-        attention[block] = _norm_after(stack, block, attention[block], residual, entry) or attention[block]
-        mlp[block] = _norm_after(stack, block, mlp[block], residual, entry) or mlp[block]
-        plain = Writers(tuple(attention), tuple(mlp), ElementwiseMap())
+    for block, parts in enumerate(components.parts):
+        own = {
+            kind: tuple(_norm_after(stack, block, module, residual, entry) or module for module in several)
+            for kind, several in parts.items()
+        }
+        plain = Writers((*found, own), (*scales, ElementwiseMap()))
         with plain.watched(block) as written:
             after = stack.call(block, residual, entry.arguments)
-        scale = _scale(residual, written, after)
+        scale = _scale(residual, components.carried[block], written, after)
         if scale is None:
             return None
-        scales.add(scale)
+        found.append(own)
+        scales.append(scale)
         residual = after
-    return Writers(tuple(attention), tuple(mlp), scales.pop()) if len(scales) == 1 else None
+    return Writers(tuple(found), tuple(scales))
 
 
 def adds_exactly(stack: BlockStack, components: Components, writers: Writers, entry: Entry) -> bool:
     """Whether, bit for bit, a block without its MLP is x + attention, and one without its attention, where that does not
     change what the MLP reads, x + MLP. Then both follow from the block's own run."""
+    if not components.pairs:
+        return False
     residual = entry.residual
     for block in range(stack.depth):
         with writers.watched(block) as written:
             after = stack.call(block, residual, entry.arguments)
-        pairs = [(Step(block, mlp=False), written[0].attention)]
+        pairs = [(Step(block, (MLP,)), written[0].attention)]
         if components.parallel:
-            pairs.append((Step(block, attention=False), written[0].mlp))
+            pairs.append((Step(block, (ATTN,)), written[0].mlp))
         for step, write in pairs:
             with components.silenced(step):
                 if not torch.equal(stack.call(block, residual, entry.arguments), residual + write):
@@ -100,12 +129,13 @@ def adds_exactly(stack: BlockStack, components: Components, writers: Writers, en
     return True
 
 
-def _scale(before: Tensor, written: list[Writes], after: Tensor) -> ElementwiseMap | None:
-    """The scale s for which before + s · (attention + MLP) = after, within rounding; None where there is none."""
-    if len(written) != 1:
+def _scale(before: Tensor, carried: float | None, written: list[Writes], after: Tensor) -> ElementwiseMap | None:
+    """The scale s for which carried · before + s · (sum of what was written) = after, within rounding; None where there is
+    none."""
+    if len(written) != 1 or carried is None:
         return None
-    total = (written[0].attention.double() + written[0].mlp.double()).flatten()
-    change = (after.double() - before.double()).flatten()
+    total = torch.stack([part.double() for part in written[0].parts.values()]).sum(0).flatten()
+    change = (after.double() - carried * before.double()).flatten()
     ratio = float(total @ change / (total @ total))
     rounding = 16 * torch.finfo(after.dtype).eps * float(torch.maximum(after.abs(), before.abs()).max())
     fits = [scale for scale in scale_between(ratio) if bool(((scale(total) - change).abs() <= rounding).all())]

@@ -40,10 +40,18 @@ def further(measured: Measured) -> list[str]:
     ]
 
 
+COMPONENT_EDITS = {
+    "drop_attn": "attention",
+    "drop_ssm": "state-space mixer",
+    "drop_mlp": "MLP",
+    "drop_ple": "per-layer input",
+}
+
+
 def components(measured: Measured) -> list[str]:
-    """Where silencing attention, and where silencing the MLP, changes the predictions most."""
+    """Where silencing each component changes the predictions most."""
     said = []
-    for edit, part in (("drop_attn", "attention"), ("drop_mlp", "MLP")):
+    for edit, part in COMPONENT_EDITS.items():
         series = measured.series(edit, KL)
         if len(series) > 1:
             layer = ranked(series)[0]

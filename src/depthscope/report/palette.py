@@ -39,7 +39,9 @@ SWAP = _edit(schema.SWAP, "#0072B2", "#56B4E9", "circle", "●")
 DROP = _edit(schema.DROP, "#D55E00", "#D55E00", "square", "■")
 DROP_ATTN = _edit(schema.DROP_ATTN, GREEN, GREEN, "triangle-up", "▲")
 DROP_MLP = _edit(schema.DROP_MLP, PURPLE, PURPLE, "diamond", "◆")
-SHOWN = {edit.name: edit for edit in (SWAP, DROP, DROP_ATTN, DROP_MLP)}
+DROP_SSM = _edit(schema.DROP_SSM, ORANGE, ORANGE, "triangle-down", "▼")
+DROP_PLE = _edit(schema.DROP_PLE, "#56B4E9", "#56B4E9", "cross", "✚")
+SHOWN = {edit.name: edit for edit in (SWAP, DROP, DROP_ATTN, DROP_SSM, DROP_MLP, DROP_PLE)}
 """The edits of the sweep."""
 
 OWN = Look("own", "The model", "the model as it is", *INK, "circle", "●")
@@ -138,5 +140,7 @@ def place_name(edit: str, layer: int) -> str:
         "swap": f"swapping layers {layer} and {layer + 1}",
         "drop": f"dropping layer {layer}",
         "drop_attn": f"silencing the attention of layer {layer}",
+        "drop_ssm": f"silencing the state-space mixer of layer {layer}",
         "drop_mlp": f"silencing the MLP of layer {layer}",
+        "drop_ple": f"silencing the per-layer input of layer {layer}",
     }[edit]

@@ -33,6 +33,7 @@ class Norms:
     readouts = 0
 
     def __init__(self, model: Model) -> None:
+        model.require_pairs()
         assert model.writers
         self.settings = {"centred": centres_writing(model)}
         self.rows = Rows({"layer": pl.Int32}, [(layer,) for layer in range(model.depth)], METRICS)

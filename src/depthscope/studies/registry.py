@@ -30,7 +30,8 @@ class StudySettings:
 
     experiments: tuple[str, ...] = ()
     """Some of NAMES; all of them by default."""
-    edits: tuple[str, ...] = tuple(sweep.EDITS)
+    edits: tuple[str, ...] | None = None
+    """Some of sweep.EDITS; all that the model has by default."""
     per_token: bool = False
     precision: float | None = None
     """Read until each mean KL of the sweep is known to this share of itself, instead of a number of tokens."""

@@ -35,6 +35,7 @@ class Similarity:
     readouts = 0
 
     def __init__(self, model: Model) -> None:
+        model.require_pairs()
         assert model.writers
         if model.depth < 2:
             raise UnsupportedError(f"{model.name} has one layer: expected two that could change places")

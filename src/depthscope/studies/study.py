@@ -203,6 +203,7 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
         "model": model.name,
         "revision": model.revision,
         "weights": model.weight_hash(),
+        **({} if model.adapter is None else {"adapter": asdict(model.adapter)}),
         "dtype": model.facts.dtype,
         "device": model.device.type,
         "attention_backend": model.facts.attention_backend,

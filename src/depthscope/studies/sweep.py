@@ -8,10 +8,11 @@ import polars as pl
 from jaxtyping import Float32, Float64
 
 from depthscope.data.windows import Windows
-from depthscope.edits import Edit, drop, drop_attn, drop_mlp, swap
+from depthscope.edits import Edit, drop, drop_attn, drop_mlp, drop_ple, drop_ssm, swap
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
-from depthscope.errors import RouteError
+from depthscope.errors import RouteError, UnsupportedError
+from depthscope.models.components import NAMES, Components
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema.sweep import (
@@ -20,6 +21,9 @@ from depthscope.schema.sweep import (
     DROP,
     DROP_ATTN,
     DROP_MLP,
+    DROP_PLE,
+    DROP_SSM,
+    DROPS_OF,
     MEASURED,
     METRICS,
     SWAP,
@@ -34,8 +38,11 @@ EDITS: dict[str, Callable[[int], Edit]] = {
     DROP.name: drop,
     DROP_ATTN.name: drop_attn,
     DROP_MLP.name: drop_mlp,
+    DROP_SSM.name: drop_ssm,
+    DROP_PLE.name: drop_ple,
 }
-COMPONENT_EDITS = (DROP_ATTN.name, DROP_MLP.name)
+COMPONENT_EDITS = {kind.name: part for part, kind in DROPS_OF.items()}
+"""Edit -> the component it silences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +54,49 @@ class LayerEdit:
     route: Route
 
 
-def layer_edits(kinds: Sequence[str], depth: int) -> list[LayerEdit]:
-    """Each kind of edit at each layer it can be applied to. Raises RouteError for an unknown kind."""
+def layer_edits(kinds: Sequence[str], depth: int, components: Components | None = None) -> list[LayerEdit]:
+    """Each kind of edit at each layer it can be applied to: of a component, where `components` has it (everywhere by default).
+
+    Raises RouteError for an unknown kind.
+    """
+    check_edits(kinds)
+    own = Route.own(depth)
+    layers = {kind: depth - 1 if kind == SWAP.name else depth for kind in kinds}
+    return [
+        LayerEdit(kind, layer, EDITS[kind](layer)(own))
+        for kind in kinds
+        for layer in range(layers[kind])
+        if components is None or kind not in COMPONENT_EDITS or COMPONENT_EDITS[kind] in components.parts[layer]
+    ]
+
+
+def check_edits(kinds: Sequence[str]) -> None:
+    """Raise RouteError unless all are kinds of edits that a sweep can do, and there are some."""
     unknown = [kind for kind in kinds if kind not in EDITS]
     if unknown or not kinds:
         raise RouteError(f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDITS)}")
-    own = Route.own(depth)
-    layers = {kind: depth - 1 if kind == SWAP.name else depth for kind in kinds}
-    return [LayerEdit(kind, layer, EDITS[kind](layer)(own)) for kind in kinds for layer in range(layers[kind])]
 
 
-def possible_edits(kinds: Sequence[str], model: Model) -> tuple[list[str], dict[str, str]]:
-    """The kinds that can be done on a model, each once, and for the others why not.
+def possible_edits(kinds: Sequence[str] | None, model: Model) -> tuple[list[str], dict[str, str]]:
+    """The kinds that can be done on a model, each once, and for the others why not; None: all that the model has.
 
-    Raises UnsupportedError where none of them can be.
+    Raises UnsupportedError where none of them can be, RouteError for one there is not.
     """
-    kinds = list(dict.fromkeys(kinds))
+    asked = list(dict.fromkeys(EDITS if kinds is None else kinds))
+    check_edits(asked)
     if model.components is None:
-        if kinds and all(kind in COMPONENT_EDITS for kind in kinds):
+        silencing = [kind for kind in asked if kind in COMPONENT_EDITS]
+        if silencing == asked:
             model.require_components()
         reason = "the model has no separate attention and MLP that its blocks add to the residual stream"
-        return [k for k in kinds if k not in COMPONENT_EDITS], {k: reason for k in kinds if k in COMPONENT_EDITS}
-    return kinds, {}
+        named = silencing if kinds is not None else [DROP_ATTN.name, DROP_MLP.name]
+        return [kind for kind in asked if kind not in silencing], dict.fromkeys(named, reason)
+    has = model.components.kinds
+    lacking = [kind for kind in asked if kind in COMPONENT_EDITS and COMPONENT_EDITS[kind] not in has]
+    if lacking == asked:
+        raise UnsupportedError(f"{model.name} ({model.family}): no block has a {NAMES[COMPONENT_EDITS[lacking[0]]]}")
+    not_done = {kind: f"no block has a {NAMES[COMPONENT_EDITS[kind]]}" for kind in lacking if kinds is not None}
+    return [kind for kind in asked if kind not in lacking], not_done
 
 
 def runnable(edits: Sequence[LayerEdit], model: Model) -> tuple[list[LayerEdit], dict[str, str]]:
@@ -92,7 +120,7 @@ class Sweep:
     def __init__(self, model: Model, length: int, kinds: Sequence[str], per_token: bool = False) -> None:
         self.settings = {"edits": list(kinds), "per_token": per_token}
         self.length, self.per_token = length, per_token
-        self.edits, self.refused = runnable(layer_edits(kinds, model.depth), model)
+        self.edits, self.refused = runnable(layer_edits(kinds, model.depth, model.components), model)
         self.meter = RouteMeter(model, [edit.route for edit in self.edits])
         self.keep, self.readouts = self.meter.keep, len(self.edits) + 1
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]

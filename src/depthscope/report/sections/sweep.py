@@ -12,7 +12,7 @@ from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL, METRICS
 
 PANELS = (KL, AGREEMENT, ENTROPY_CHANGE)
 WHOLE, PARTS = "sweep", "components"
-SHOWS = {WHOLE: ("swap", "drop"), PARTS: ("drop", "drop_attn", "drop_mlp")}
+SHOWS = {WHOLE: ("swap", "drop"), PARTS: ("drop", "drop_attn", "drop_ssm", "drop_mlp", "drop_ple")}
 """The edits laid over each other."""
 NEEDS = {WHOLE: ("swap", "drop"), PARTS: ("drop_attn", "drop_mlp")}
 """Without one of these the figure says nothing of its own."""
