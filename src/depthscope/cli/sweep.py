@@ -19,4 +19,4 @@ def command(
     precision: options.Precision = None,
 ) -> None:
     """Apply each edit at every layer, one at a time, and measure KL divergence, agreement, entropy and loss."""
-    run_and_show(request, experiments=["sweep"], edits=options.listed(edits), per_token=per_token, precision=precision)
+    run_and_show(request, experiments=("sweep",), edits=options.listed(edits), per_token=per_token, precision=precision)

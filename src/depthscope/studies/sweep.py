@@ -26,6 +26,7 @@ from depthscope.schema.sweep import (
     TOKEN_SHARD,
 )
 from depthscope.studies.document_sums import Rows, Sums, window_sums
+from depthscope.studies.settings import check_edits
 
 NAME = "sweep"
 KEYS = {"edit": pl.String, "layer": pl.Int32}
@@ -49,9 +50,7 @@ class LayerEdit:
 
 def layer_edits(kinds: Sequence[str], depth: int) -> list[LayerEdit]:
     """Each kind of edit at each layer it can be applied to. Raises RouteError for an unknown kind."""
-    unknown = [kind for kind in kinds if kind not in EDITS]
-    if unknown or not kinds:
-        raise RouteError(f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDITS)}")
+    check_edits(kinds)
     own = Route.own(depth)
     layers = {kind: depth - 1 if kind == SWAP.name else depth for kind in kinds}
     return [LayerEdit(kind, layer, EDITS[kind](layer)(own)) for kind in kinds for layer in range(layers[kind])]
@@ -111,10 +110,11 @@ class Sweep:
         return {NAME: table.estimated(self.rows.documents(summed(shards, self.length)), _with_changes)}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
-        length, names = windows.length, self.rows.names
+        names = self.rows.names
+        document, position = windows.places
         per_route = {
-            "document": np.repeat(windows.document, length),
-            "position": (windows.start[:, None] + np.arange(length)).ravel(),
+            "document": document.ravel(),
+            "position": position.ravel(),
             "token": windows.ids[:, :-1].ravel(),
             "next_token": windows.ids[:, 1:].ravel(),
         }
@@ -130,7 +130,10 @@ class Sweep:
 
 
 def summed(shards: Iterable[pl.DataFrame], length: int) -> Iterator[pl.DataFrame]:
-    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long."""
+    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long.
+
+    A window's first token belongs to the document that the window counts as.
+    """
     for shard in shards:
         if "position" not in shard.columns:
             yield shard
