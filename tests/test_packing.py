@@ -12,6 +12,8 @@ from depthscope.data.packing import Packer
 from depthscope.data.windows import make_windows
 from depthscope.errors import DataError, RunMismatchError
 from depthscope.models.load import load
+from depthscope.report.method import method
+from depthscope.report.wording import counted_documents
 
 SENTENCE = "the cat sat on the mat. "
 SHORT = [f"{word} {SENTENCE * times}" for word, times in zip("abcdefghijklmnopqrstuvwxyz", [1, 2, 3] * 9, strict=False)]
@@ -142,7 +144,16 @@ def test_a_packed_study_has_packs_as_units_and_says_so(tiny, tmp_path):
     document, position = windows.places
     assert shard["document"].to_list() == document.ravel().tolist()
     assert shard["position"].to_list() == position.ravel().tolist()
-    with pytest.raises(RunMismatchError, match="pack: '<|endoftext|>' there, None now"):
+    said = method(run.manifest)["text"]
+    for fact in (
+        "<|endoftext|> after each",
+        f"{windows.packed['documents']} documents were used",
+        "counts as one document",
+    ):
+        assert fact in said
+    counted = f"{windows.packed['documents']} documents, in {windows.documents} independent units"
+    assert counted_documents(run.manifest["text"]) == counted
+    with pytest.raises(RunMismatchError, match=r"pack: '<\|endoftext\|>' there, None now"):
         ds.study(tiny, [*SHORT, LONG], out=tmp_path / "True", per_token=True, **settings)
     with pytest.raises(DataError, match="no document as long as one window"):
         ds.study(tiny, SHORT, out=tmp_path / "other", **settings)
