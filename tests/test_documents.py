@@ -37,15 +37,15 @@ def test_reading_is_told_and_comes_to_an_end(gpt2):
 def test_a_stream_of_short_documents_ends_with_what_to_do(gpt2, monkeypatch):
     """Endless or not: so many tokens without a document that fills a window are enough."""
     monkeypatch.setattr(documents, "READ_FREELY", 5000)
-    monkeypatch.setattr(Corpus, "documents", lambda self, passage: (f"{SENTENCE * (1 + n % 3)}" for n in count()))
+    monkeypatch.setattr(Corpus, "documents", lambda self, passage: (SENTENCE * (3 + n % 3) for n in count()))
     with pytest.raises(DataError) as error:
         make_windows(ds.corpus(tokens=64), gpt2, length=64)
-    lengths = [len(gpt2.tokenize(SENTENCE * times)) for times in (1, 2, 3)]
+    lengths = [len(gpt2.tokenize(SENTENCE * times)) for times in (3, 4, 5)]
     for said in (
         "has no document as long as one window: expected a document of at least 65 tokens",
-        "read before giving up have a median of",
-        f"a median of {lengths[1]} tokens, the longest {lengths[2]}",
-        f"give --window {lengths[1] - 1}, which half of them fill",
+        "documents were read before giving up",
+        f"a median of {lengths[1]} tokens and the longest of {lengths[2]}",
+        f"Give longer documents or --window {lengths[1] - 1}, which half of them fill, or join",
         "--pack",
     ):
         assert said in str(error.value), said

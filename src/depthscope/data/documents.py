@@ -21,6 +21,8 @@ CHARACTERS_PER_TOKEN = 8
 """More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
 MARGIN = 16
 """Tokens at the end of a part that may be others once the text goes on."""
+SHORTEST_ADVISED = 16
+"""Shorter windows than this are not proposed: too little comes before most of their tokens."""
 SHOWN_EVERY = 32
 READING = "reading documents"
 
@@ -128,19 +130,20 @@ def _none(corpus: Corpus, found: Found, stride: int, prefix: int) -> str:
     """Why no window could be filled, and what would fill one."""
     if not found.read:
         return f"{corpus.source} has no text: {found.skipped:,} rows were read and all are empty. Name another #FIELD"
-    expected = f"expected a document of at least {stride + 1} tokens"
-    seen = f"the {found.read:,} read{' before giving up' if found.given_up else ''}"
+    giving_up = " before giving up" if found.given_up else ""
+    counted = f"{found.read:,} document{'s were' if found.read != 1 else ' was'} read{giving_up}"
     if corpus.pack:
         total = sum(length * count for length, count in found.short.items())
         return (
-            f"{corpus.source} has fewer tokens than one window: expected at least {stride + 1}, and {seen} documents have "
-            f"{total:,} in all. Give more text or a shorter --window"
+            f"{corpus.source} has fewer tokens than one window: expected at least {stride + 1}; {counted}, of {total:,} tokens "
+            "in all. Give more text or a shorter --window"
         )
     window = found.median - 1 + prefix
-    shorter = f"give --window {window}, which half of them fill, or" if window >= 2 else "give longer documents, or"
+    half = f" --window {window}, which half of them fill, or" if window >= SHORTEST_ADVISED else ""
     return (
-        f"{corpus.source} has no document as long as one window: {expected}, and {seen} have a median of {found.median} "
-        f"tokens, the longest {max(found.short)}. Either {shorter} join them with --pack (pack=True)"
+        f"{corpus.source} has no document as long as one window: expected a document of at least {stride + 1} tokens; "
+        f"{counted}, with a median of {found.median} tokens and the longest of {max(found.short)}. Give longer documents "
+        f"or{half} join them with --pack (pack=True)"
     )
 
 

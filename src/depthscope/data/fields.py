@@ -65,14 +65,11 @@ class Field:
         return value
 
     def _missing(self, key: str, found: Any) -> str:
+        ask = "Name the field of messages with #FIELD" if self.chat else "Name the text field with #FIELD"
         if not isinstance(found, Mapping):
-            return f"no field {key!r} (it is a {type(found).__name__}). Name the {self._what} with #FIELD"
-        hint = f", or read its {CHAT_FIELD} with --chat" if CHAT_FIELD in found and not self.chat else ""
-        return f"no field {key!r} (it has {', '.join(map(str, found))}). Name the {self._what} with #FIELD{hint}"
-
-    @property
-    def _what(self) -> str:
-        return "field of messages" if self.chat else "text field"
+            return f"no field {key!r} (it is a {type(found).__name__}). {ask}"
+        hint = ", or read its messages with --chat" if CHAT_FIELD in found and not self.chat else ""
+        return f"no field {key!r} (it has {', '.join(map(str, found))}). {ask}{hint}"
 
 
 def messages_of(value: Any, where: str) -> tuple[Message, ...]:

@@ -16,9 +16,10 @@ DEFAULT_SPLIT = "train"
 
 def hub_parts(location: str) -> tuple[str, str | None, str]:
     """Name, configuration and split of hf:NAME[:CONFIG[:SPLIT]]. Raises DataError for another form."""
-    path, *rest = location.removeprefix(HUB).split(":")
+    name = location.removeprefix(HUB)
+    path, *rest = name.split(":")
     if len(rest) > 2 or not path:
-        raise DataError(f"cannot read {location}: expected {HUB_FORM}")
+        raise DataError(f"cannot read hf:{name}: expected hf:NAME[:CONFIG[:SPLIT]][#FIELD]")
     config, split = [*rest, "", ""][:2]
     return path, config or None, split or DEFAULT_SPLIT
 
@@ -35,7 +36,9 @@ def hub_documents(location: str, field: Field) -> Iterator[Document]:
     except DataError:
         raise
     except Exception as error:  # the library raises dozens of kinds for one user mistake: a name that is not there
-        raise DataError(f"data set {location} cannot be read: {_first_line(error)}. Expected {HUB_FORM}") from error
+        raise DataError(
+            f"data set hf:{location.removeprefix(HUB)} cannot be read: {_first_line(error)}. Expected {HUB_FORM}"
+        ) from error
 
 
 def is_saved(folder: Path) -> bool:
