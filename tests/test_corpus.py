@@ -52,7 +52,7 @@ def files(tmp_path):
     ],
 )
 def test_every_kind_of_file_gives_the_same_documents(files, name):
-    corpus = ds.corpus(str(files / name))
+    corpus = ds.corpus(files / name)
     assert list(corpus.documents()) == TEXTS
     assert corpus[2] == "第三"
 
@@ -98,6 +98,11 @@ def test_a_cell_may_be_long_and_hold_line_breaks(tmp_path):
     text = 'line "one"\n\n' * 20_000
     pl.DataFrame({"text": [text, "b"], "n": [1, 2]}).write_csv(tmp_path / "a.csv")
     assert list(ds.corpus(str(tmp_path / "a.csv")).documents()) == [text, "b"]
+
+
+def test_a_name_that_could_be_a_pattern_is_a_file_where_there_is_one(tmp_path):
+    (tmp_path / "a[1].txt").write_text("one")
+    assert ds.corpus(tmp_path / "a[1].txt")[0] == "one"
 
 
 def test_a_folder_is_what_can_be_read_in_it(files):

@@ -126,12 +126,22 @@ def tiny(gpt2):
 
 def test_a_packed_study_has_packs_as_units_and_says_so(tiny, tmp_path):
     text = ds.corpus([*SHORT, LONG], pack=True)
-    settings = {"window": 40, "edits": ["drop"], "experiments": ["sweep"], "progress": False}
+    settings = {"window": 40, "edits": ["drop"], "experiments": ["sweep"]}
+    told = []
     studies = {
-        per_token: ds.study(tiny, text, out=tmp_path / str(per_token), per_token=per_token, **settings)
+        per_token: ds.study(
+            tiny,
+            text,
+            out=tmp_path / str(per_token),
+            per_token=per_token,
+            progress=lambda *one: told.append(one),
+            **settings,
+        )
         for per_token in (False, True)
     }
+    settings["progress"] = False
     windows = make_windows(text, tiny, length=40)
+    assert [what for what, _, _ in told[:2]] == ["reading documents"] * 2
     tables = [study.table("sweep") for study in studies.values()]
     assert tables[0].equals(tables[1])
     assert tables[0]["documents"].unique().to_list() == [windows.documents]

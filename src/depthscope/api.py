@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthscope.data.corpus import BOOKSHELF, Corpus
-from depthscope.data.fields import messages_of
+from depthscope.data.fields import messages_of, require_text
 from depthscope.edits import Edit, parse_edit
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
@@ -33,7 +33,7 @@ __all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
 
 
 def corpus(
-    source: str | Sequence[Any] = BOOKSHELF,
+    source: str | Path | Sequence[Any] = BOOKSHELF,
     tokens: int | None = None,
     special_tokens: str = "text",
     *,
@@ -50,8 +50,8 @@ def corpus(
     documents shorter than a window are joined until they fill one. Nothing is read yet. Raises DataError for a source that is
     not there or of no kind that is read, or a list that holds anything but documents.
     """
-    if isinstance(source, str):
-        named = Corpus(source=source, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+    if isinstance(source, str | Path):
+        named = Corpus(source=str(source), tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
         named.check()
         return named
     documents = tuple(source)
@@ -63,6 +63,9 @@ def corpus(
             f"a corpus in memory is a list of documents, each a text, or with chat=True a list of messages; got "
             f"{len(documents)} of them and {other}"
         )
+    for number, text in enumerate(documents):
+        if isinstance(text, str):
+            require_text(text, f"document {number}")
     name = f"{len(documents)} documents in memory"
     return Corpus(source=name, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack, texts=documents)
 
@@ -121,7 +124,7 @@ class Study:
 
 def study(
     model: Model | str,
-    text: Corpus | str | Sequence[Any] = BOOKSHELF,
+    text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
     *,
     out: str | Path | None = None,
     tokens: int | None = None,

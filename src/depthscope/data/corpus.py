@@ -122,6 +122,8 @@ def _files(pattern: str) -> list[Path]:
                 "read, or one written by save_to_disk"
             )
         return found
+    if place.is_file():
+        return [place]  # its name may hold what means something else in a pattern
     found = (Path(name) for name in sorted(glob.glob(str(place), recursive=True)))  # noqa: PTH207
     paths = [path for path in found if not path.is_dir()]
     if not paths:

@@ -36,14 +36,14 @@ class Field:
         Raises DataError, naming the place `where`, for a record without the field or a field that holds something else.
         """
         if isinstance(record, str) and self == Field(TEXT_FIELD):
-            return _encodable(record, where)  # a JSON list of texts
+            return require_text(record, where)  # a JSON list of texts
         value = self._find(record, where)
         if self.chat:
             return messages_of(value, f"{where}: field {self.name!r}")
         if value is None:
             return ""
         if isinstance(value, str):
-            return _encodable(value, where)
+            return require_text(value, where)
         if _looks_like_chat(value):
             raise DataError(
                 f"{where}: field {self.name!r} is a list of messages, expected text. --chat (chat=True) reads messages "
@@ -83,7 +83,7 @@ def messages_of(value: Any, where: str) -> tuple[Message, ...]:
             has = ", ".join(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
             raise DataError(f"{where}, message {number}: expected an object with role and content, got {has}")
         if isinstance(message["content"], str):
-            _encodable(message["content"], f"{where}, message {number}")
+            require_text(message["content"], f"{where}, message {number}")
     return tuple(value)
 
 
@@ -91,7 +91,8 @@ def _looks_like_chat(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "content" in value[0]
 
 
-def _encodable(text: str, where: str) -> str:
+def require_text(text: str, where: str) -> str:
+    """The text as it is. Raises DataError for one that UTF-8 cannot write, which no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
