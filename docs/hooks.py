@@ -139,10 +139,11 @@ def tables() -> str:
 
 def others(page: str) -> str:
     """The experiments of a study that a page does not name, each with its module's first sentence."""
-    from depthscope.studies import registry  # the one import that brings torch
+    from depthscope.studies import registry  # noqa: F401  the one import that brings torch: the experiments' modules
+    from depthscope.studies.settings import NAMES
 
     said = []
-    for name in registry.NAMES:
+    for name in NAMES:
         if f"[`{name}`]" not in page:
             module = sys.modules.get(f"depthscope.studies.{name}")
             first = ((module and module.__doc__) or "").strip().partition("\n")[0]

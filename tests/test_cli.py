@@ -75,7 +75,7 @@ def run(*arguments: str) -> str:
 
 
 MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
-SHARED = f"--data --tokens --out --window --bos --special-tokens --protocol {MODEL}"
+SHARED = f"--data --tokens --out --window --bos --special-tokens --chat --pack --protocol {MODEL}"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from depthscope.edits import parse_edit
 from depthscope.engine.plan import block_calls, make_plan
 from depthscope.routes import Route
 from depthscope.schema import stages as stages_schema
-from depthscope.studies.registry import NAMES
+from depthscope.studies.settings import NAMES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -31,6 +31,8 @@ def test_documents_in_memory_are_a_corpus(gpt2, tmp_path):
     assert study.table("sweep")["tokens"].unique().to_list() == [60]
     assert study.run.settings["data"] == "3 documents in memory"
     assert ds.corpus(texts)[1] == TEXT.upper()
+    with pytest.raises(DataError, match="document 1: half of a surrogate pair"):
+        ds.corpus([TEXT, "\ud800"])
     for wrong in ([], [TEXT, 3]):
         with pytest.raises(DataError, match="list of documents, each a text"):
             ds.corpus(wrong)

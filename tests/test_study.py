@@ -16,7 +16,8 @@ from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.models.load import load
 from depthscope.run.store import RunDirectory
-from depthscope.studies.registry import EXPERIMENTS, NAMES, experiment_names
+from depthscope.studies.registry import EXPERIMENTS
+from depthscope.studies.settings import NAMES, experiment_names
 
 TABLES = [
     "attention",

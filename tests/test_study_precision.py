@@ -22,7 +22,7 @@ from depthscope.models.load import load
 from depthscope.report.trust import precision_goal
 from depthscope.run.local import document_units
 from depthscope.schema.precision import PRECISION_TABLE
-from depthscope.studies.registry import StudySettings
+from depthscope.studies.settings import StudySettings
 from depthscope.studies.study import run_study
 
 DOCUMENTS = 80

@@ -125,7 +125,7 @@ def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
 
 def test_a_document_may_go_on_in_the_next_unit(tmp_path):
     """Its parts are put together before intervals are made, however the windows fall into units."""
-    from depthscope.studies.registry import StudySettings
+    from depthscope.studies.settings import StudySettings
     from depthscope.studies.study import run_study
 
     model = load(save("gpt2", tmp_path / "model"))

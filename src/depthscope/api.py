@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthscope.data.corpus import BOOKSHELF, Corpus
+from depthscope.data.fields import messages_of, require_text
 from depthscope.edits import Edit, parse_edit
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
@@ -23,7 +24,7 @@ from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
 from depthscope.schema.sweep import EDIT_KINDS
 from depthscope.studies.prompt_lens import prompt_lens
-from depthscope.studies.registry import StudySettings
+from depthscope.studies.settings import StudySettings
 from depthscope.studies.study import Progress, run_study
 
 if TYPE_CHECKING:
@@ -32,21 +33,42 @@ if TYPE_CHECKING:
 __all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
 
 
-def corpus(source: str | Sequence[Any] = BOOKSHELF, tokens: int | None = None, special_tokens: str = "text") -> Corpus:
-    """Text to measure on: `bookshelf` (embedded), a file or glob of .txt, .jsonl or .parquet, `hf:NAME`, or a list of texts.
+def corpus(
+    source: str | Path | Sequence[Any] = BOOKSHELF,
+    tokens: int | None = None,
+    special_tokens: str = "text",
+    *,
+    chat: bool = False,
+    pack: bool = False,
+) -> Corpus:
+    """Text to measure on: `bookshelf` (embedded), a file, pattern or folder, `hf:NAME`, or a list of texts.
 
+    Files are .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, all but the last also .gz, .xz, .bz2 or .zst; a
+    folder holds such files or was written by `save_to_disk`. `#FIELD` after the name is the field with the text.
     `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: what the name
-    of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token). Nothing
-    is read yet. Raises DataError for a list that holds anything but texts.
+    of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token).
+    `chat`: documents are lists of messages with role and content, read through the tokenizer's chat template. `pack`:
+    documents shorter than a window are joined until they fill one. Nothing is read yet. Raises DataError for a source that is
+    not there or of no kind that is read, or a list that holds anything but documents.
     """
-    if isinstance(source, str):
-        return Corpus(source=source, tokens=tokens, special_tokens=special_tokens)
-    texts = tuple(source)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        other = next((type(text).__name__ for text in texts if not isinstance(text, str)), "none")
-        raise DataError(f"a corpus in memory is a list of documents, each a text; got {len(texts)} of them and {other}")
-    name = f"{len(texts)} documents in memory"
-    return Corpus(source=name, tokens=tokens, special_tokens=special_tokens, texts=texts)
+    if isinstance(source, str | Path):
+        named = Corpus(source=str(source), tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+        named.check()
+        return named
+    documents = tuple(source)
+    if chat:
+        documents = tuple(messages_of(one, f"document {number}") for number, one in enumerate(documents))
+    if not documents or not (chat or all(isinstance(text, str) for text in documents)):
+        other = next((type(text).__name__ for text in documents if not isinstance(text, str)), "none")
+        raise DataError(
+            f"a corpus in memory is a list of documents, each a text, or with chat=True a list of messages; got "
+            f"{len(documents)} of them and {other}"
+        )
+    for number, text in enumerate(documents):
+        if isinstance(text, str):
+            require_text(text, f"document {number}")
+    name = f"{len(documents)} documents in memory"
+    return Corpus(source=name, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack, texts=documents)
 
 
 class Study:
@@ -103,7 +125,7 @@ class Study:
 
 def study(
     model: Model | str,
-    text: Corpus | str | Sequence[Any] = BOOKSHELF,
+    text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
     *,
     out: str | Path | None = None,
     tokens: int | None = None,
@@ -126,11 +148,8 @@ def study(
     shards; `precision`, such as 0.05, reads until each mean KL of the sweep is known to ±5% of itself, at most the text's
     `tokens` or a million; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window;
     `protocol` is text (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a
-    DepthscopeError that says what was expected and what came.
+    DepthscopeError that says what was expected and what came, for a wrong value before the model is loaded.
     """
-    model = _model(model)
-    text = text if isinstance(text, Corpus) else corpus(text)
-    text = text if tokens is None else replace(text, tokens=tokens)
     if others := [
         edit.name if isinstance(edit, Edit) else repr(edit) for edit in edits or () if not isinstance(edit, str)
     ]:
@@ -138,7 +157,6 @@ def study(
             f"edits are the kinds a sweep does at every layer, some of {', '.join(EDIT_KINDS)}, as text; got "
             f"{', '.join(others)}. One edit at one place runs with ds.logits"
         )
-    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
     settings = StudySettings(
         experiments=tuple(experiments),
         edits=None if edits is None else tuple(edit for edit in edits if isinstance(edit, str)),
@@ -149,6 +167,11 @@ def study(
         protocol=protocol,
         suffix=suffix,
     )
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
+    RunDirectory.check_place(out)
+    model = _model(model)
     if callable(progress):
         run_study(model, text, out, settings, progress)
     elif progress:

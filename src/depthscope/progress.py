@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per experiment; yields a function told (experiment, units done, units in all)."""
+    """A bar per experiment, and one for reading text; yields a function told (what, units done, units in all as known)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -23,6 +23,6 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int,
         def tell(experiment: str, done: int, total: int) -> None:
             if experiment not in tasks:
                 tasks[experiment] = bars.add_task(experiment, total=total)
-            bars.update(tasks[experiment], completed=done)
+            bars.update(tasks[experiment], completed=done, total=total)
 
         yield tell

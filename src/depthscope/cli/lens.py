@@ -23,7 +23,7 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
     With --prompt: the most likely next tokens at every depth.
     """
     if prompt is None:
-        run_and_show(request, experiments=["lens"])
+        run_and_show(request, experiments=("lens",))
         return
     from depthscope import api
     from depthscope.errors import DataError

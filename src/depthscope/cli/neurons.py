@@ -18,7 +18,7 @@ Neuron = Annotated[
 def command(request: Request, *, neuron: Neuron = None) -> None:
     """Count prediction, suppression, entropy and partition neurons by what their output weights do to the vocabulary."""
     if neuron is None:
-        run_and_show(request, experiments=["neurons"])
+        run_and_show(request, experiments=("neurons",))
         return
     from depthscope.studies.neurons import Neurons, parse_neuron
 

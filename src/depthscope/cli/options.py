@@ -19,8 +19,9 @@ ModelName = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Text: bookshelf (embedded), a file or glob of .txt, .jsonl or .parquet (#FIELD names the text field), or "
-        r"hf:NAME\[:CONFIG\[:SPLIT]]\[#FIELD].",
+        help="Text: bookshelf (embedded); a file, pattern or folder of .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or "
+        ".parquet (all but the last also .gz, .xz, .bz2, .zst); a folder written by save_to_disk; or "
+        r"hf:NAME\[:CONFIG\[:SPLIT]]. #FIELD names the field with the text, #A.B one within another.",
     ),
 ]
 Tokens = Annotated[
@@ -102,14 +103,32 @@ SpecialTokens = Annotated[
     ),
 ]
 
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Documents are lists of messages (role and content), in the field messages or #FIELD, read through the "
+        "tokenizer's chat template.",
+    ),
+]
+
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack",
+        help="Join documents shorter than a window until they fill one, a separator (EOS, or else BOS) after each. A window "
+        "of joined documents counts as one document in intervals.",
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"
 
 
-def listed(names: str) -> list[str]:
+def listed(names: str) -> tuple[str, ...]:
     """Names separated by commas, hyphens or not."""
-    return [name.strip().replace("-", "_") for name in names.split(",") if name.strip()]
+    return tuple(name.strip().replace("-", "_") for name in names.split(",") if name.strip())
 
 
 def load_quietly(

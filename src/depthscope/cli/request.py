@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ class Request:
     window: options.Window = None
     bos: options.Bos = "auto"
     special_tokens: options.SpecialTokens = "text"
+    chat: options.Chat = False
+    pack: options.Pack = False
     protocol: options.Protocol = "text"
     dtype: options.Dtype = options.DEFAULT_DTYPE
     device: options.Device = "auto"
@@ -43,6 +45,7 @@ class Request:
 
 
 LOADING = ("dtype", "device", "revision", "stream", "unused_tensors", "adapter")
+TEXT = ("tokens", "special_tokens", "chat", "pack")
 SHARED = tuple(inspect.signature(Request).parameters.values())
 
 
@@ -63,21 +66,27 @@ def measuring(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_and_show(request: Request, **settings: Any) -> None:
-    """Measure, make the tables, write the page and print what was found. `settings` go to `api.study`."""
+    """Measure, make the tables, write the page and print what was found. `settings` go to `api.study`.
+
+    What is wrong about options, text or directory is said before torch is imported and the model is loaded.
+    """
+    from depthscope.data.corpus import Corpus
+    from depthscope.run.store import RunDirectory
+    from depthscope.studies.settings import StudySettings
+
+    asked: dict[str, Any] = {"window": request.window, "bos": request.bos, "protocol": request.protocol, **settings}
+    StudySettings(**asked)
+    text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
+    text.check()
+    directory = request.out or Path("runs") / _slug(f"{request.model}-{request.data}")
+    RunDirectory.check_place(directory)
     from depthscope import api
 
-    asked = asdict(request)
-    name, data, tokens, out, special_tokens = (
-        asked.pop(key) for key in ("model", "data", "tokens", "out", "special_tokens")
-    )
-    for key in LOADING:
-        del asked[key]
     loaded = request.load()
-    directory = out or Path("runs") / _slug(f"{name}-{data}")
     blocks = f"{loaded.depth} blocks" + (" (streamed: read when they are run)" if loaded.facts.streamed else "")
-    console.print(f"[bold]{loaded.name}[/]: {blocks}, {data}, into {directory}", highlight=False)
+    console.print(f"[bold]{loaded.name}[/]: {blocks}, {request.data}, into {directory}", highlight=False)
     try:
-        study = api.study(loaded, api.corpus(data, tokens, special_tokens), out=directory, **asked, **settings)
+        study = api.study(loaded, text, out=directory, **asked)
     except KeyboardInterrupt:
         errors_console.print(f"stopped; the same command goes on where it was ({directory})")
         raise typer.Exit(130) from None

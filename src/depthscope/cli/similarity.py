@@ -9,4 +9,4 @@ def command(request: Request) -> None:
 
     Cosines under every swap of neighbours; block influence; angular distance and linear CKA between depths.
     """
-    run_and_show(request, experiments=["similarity", "influence", "geometry"])
+    run_and_show(request, experiments=("similarity", "influence", "geometry"))

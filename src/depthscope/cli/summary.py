@@ -8,6 +8,7 @@ from rich.table import Table
 from depthscope.cli.console import console
 from depthscope.cli.stage_map import print_stages
 from depthscope.report.trust import precision_goal
+from depthscope.report.wording import counted_documents
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms, probes, similarity
 from depthscope.schema.heads import HEAD_METRICS
@@ -26,9 +27,9 @@ PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"), ("drop_ssm", "drop_ple"))
 def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     """Print the tables of some experiments, by default the sweep's, then the stages and what was not done."""
     settings = run.settings
-    documents = run.manifest["text"]["documents"]
+    text = run.manifest["text"]
     console.print(
-        f"\n{settings['model']} on {settings['tokens']:,} tokens of {documents} documents ({settings['data']})\n"
+        f"\n{settings['model']} on {settings['tokens']:,} tokens of {counted_documents(text)} ({settings['data']})\n"
         "each number ± half of its 95% interval over documents; information in nats, shares in %\n",
         highlight=False,
     )
@@ -41,8 +42,15 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
         console.print(f"{goal}\n", highlight=False)
     if (not experiments or "stages" in experiments) and (found := run.read_json("stages")):
         print_stages(found)
-    if documents == 1:
-        console.print("one document gives no interval: give text with several documents", highlight=False)
+    if text["documents"] == 1:
+        what = "pack" if "packed" in text else "document"
+        console.print(f"one {what} gives no interval: give text with several documents", highlight=False)
+    if text.get("given_up"):
+        console.print(
+            f"reading ended early: {text['too_short']:,} of {text['documents_read']:,} documents are shorter than a window. "
+            "Give a shorter --window, or join them with --pack",
+            highlight=False,
+        )
     for what, how in run.manifest.get("kernels", {}).items():
         if how not in EXPECTED_KERNELS:
             console.print(f"{what}: {how}", highlight=False)

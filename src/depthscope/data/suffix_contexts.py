@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
+from depthscope.data.tokens import document_tokens
 from depthscope.data.windows import bos_prefix
 from depthscope.errors import DataError
 from depthscope.models.model import Model
@@ -131,10 +132,9 @@ def _read(corpus: Corpus, model: Model, length: int, read_at_most: int) -> tuple
     """Token ids, by number, of documents longer than a context, and how many tokens were read."""
     kept: dict[int, np.ndarray] = {}
     read = 0
-    for number, text in enumerate(corpus.documents()):
-        tokens = model.tokenize(text[: LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN], corpus.special_tokens)[
-            :LONGEST_DOCUMENT
-        ]
+    most_characters = LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN
+    for number, document in enumerate(corpus.documents()):
+        tokens = document_tokens(model, document, corpus.special_tokens, most_characters)[:LONGEST_DOCUMENT]
         read += len(tokens)
         if len(tokens) > length:
             kept[number] = np.array(tokens, dtype=np.int32)

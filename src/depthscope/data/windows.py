@@ -3,12 +3,13 @@
 One policy for everything. A document's tokens are cut into windows of `length`; what is left at its end is not used. Each
 window also keeps the token after its last one, so every position has a next token and all measures are over the same
 positions. Windows are taken from as many documents as possible, because documents, not tokens, are what intervals rest
-on: the first window of each document, then the second of each, until there are enough.
+on: the first window of each document, then the second of each, until there are enough. Where the corpus asks for it, short
+documents are joined into windows of several (see packing): then such a window counts as one document.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,15 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from depthscope.data.bos import NONE, WINDOW, check_bos
 from depthscope.data.corpus import Corpus
+from depthscope.data.documents import Tell, read_documents, spread
+from depthscope.data.packing import separator
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
 DEFAULT_TOKENS = 16_384
 LONGEST_DEFAULT = 512
-READ_AHEAD, READ_FREELY = 4, 1_000_000
-"""In search of more documents, at most so many times the wanted tokens are read; so many tokens always may be."""
-CHARACTERS_PER_TOKEN = 8
-"""More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
-MARGIN = 16
-"""Tokens at the end of a part that may be others once the text goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Windows:
 
     `ids` holds inputs and, in the last column, the token after them: a window of `length` tokens is a row of width
     `length + 1`. `document` numbers the documents of the corpus from 0, `start` is the window's place among the tokens
-    (BOS included) of its document's windows.
+    (BOS included) of its document's windows. A window of joined documents has the number of the first.
     """
 
     ids: Int32[np.ndarray, "windows width"]
@@ -48,6 +46,16 @@ class Windows:
     """Documents that were shorter than one window and left out."""
     special_tokens: int = field(default=0)
     """How often the documents write the name of a special token."""
+    read: int = field(default=0)
+    """Documents that were read, used or not."""
+    skipped: int = field(default=0)
+    """Rows without text."""
+    given_up: bool = field(default=False)
+    """Whether reading ended early, because documents were too short for too long."""
+    owner: Int64[np.ndarray, "windows length"] | None = field(default=None)
+    """With packing: the document that each token belongs to, a separator to the one it ends."""
+    separator: str = field(default="")
+    """With packing: the token between two documents."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -68,6 +76,31 @@ class Windows:
         return len(np.unique(self.document))
 
     @property
+    def packed(self) -> dict[str, Any] | None:
+        """What packing did: how many documents there are, in how many windows several, and how many positions follow a
+        boundary within their window. None without packing.
+        """
+        if self.owner is None:
+            return None
+        after = self.owner != self.owner[:, :1]
+        return {
+            "separator": self.separator,
+            "documents": len(np.unique(self.owner)),
+            "windows_with_boundary": int(after.any(1).sum()),
+            "positions_after_boundary": int(after.sum()),
+        }
+
+    @property
+    def places(self) -> tuple[Int64[np.ndarray, "windows length"], Int64[np.ndarray, "windows length"]]:
+        """Of each token the document it belongs to and its position among the document's tokens."""
+        position = self.start[:, None] + np.arange(self.length)
+        if self.owner is None:
+            return np.repeat(self.document[:, None], self.length, 1), position
+        begins = np.diff(self.owner, prepend=self.owner[:, :1], axis=1) != 0
+        first = np.maximum.accumulate(np.where(begins, position, 0), axis=1)
+        return self.owner, position - first
+
+    @property
     def token_entropy(self) -> float:
         """Entropy, in nats, of the next tokens' frequencies in these windows: the loss of guessing by frequency alone,
         in hindsight, so that no guess by frequency can do better.
@@ -78,15 +111,17 @@ class Windows:
 
     def part(self, start: int, stop: int) -> "Windows":
         """Windows `start … stop-1` of these."""
-        rows = slice(start, stop)
-        return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows])
+        return self._rows(slice(start, stop))
 
     def in_random_order(self, seed: int) -> "Windows":
         """The documents in an order drawn from `seed`, which says nothing of them; each one's windows stay together."""
         numbers, place = np.unique(self.document, return_inverse=True)
         turn = np.random.default_rng(seed).permutation(len(numbers))
-        rows = np.argsort(turn[place], kind="stable")
-        return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows])
+        return self._rows(np.argsort(turn[place], kind="stable"))
+
+    def _rows(self, rows: slice | np.ndarray) -> "Windows":
+        owner = None if self.owner is None else self.owner[rows]
+        return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows], owner=owner)
 
     def per_document(self) -> list[tuple[int, int]]:
         """(document, how many windows it has) for each document, in the order they lie here."""
@@ -100,19 +135,21 @@ class Windows:
         return rows[:, :-1], rows[:, 1:]
 
     def token_hash(self) -> str:
-        """SHA-256 over token ids, documents and places."""
+        """SHA-256 over token ids, documents and places, and with packing the documents of all tokens."""
         digest = hashlib.sha256(f"{self.ids.shape} {self.bos}".encode())
-        for array in (self.ids, self.document, self.start):
+        for array in (self.ids, self.document, self.start, *(() if self.owner is None else (self.owner,))):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
-def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos: str = "auto") -> Windows:
-    """Cut a corpus into windows for a model.
+def make_windows(
+    corpus: Corpus, model: Model, *, length: int | None = None, bos: str = "auto", tell: Tell | None = None
+) -> Windows:
+    """Cut a corpus into windows for a model. `tell` hears how many documents are read.
 
     `length` is the model's context or 512, whichever is less, by default. `bos`: `window` puts the tokenizer's BOS token
     before each window, `none` does not, `auto` does what the tokenizer does by itself. Raises DataError when a window is
-    longer than the context, the text does not fill one window, or a window would begin with two BOS tokens.
+    longer than the context, no document fills one window, or a window would begin with two BOS tokens.
     """
     length = length or min(model.context or LONGEST_DEFAULT, LONGEST_DEFAULT)
     if length < 2:
@@ -122,22 +159,37 @@ def make_windows(corpus: Corpus, model: Model, *, length: int | None = None, bos
     prefix = bos_prefix(model, bos)
     stride = length - len(prefix)
     wanted = -(-(corpus.tokens or DEFAULT_TOKENS) // length)
-    documents, too_short, special = _read(corpus, model, stride, wanted)
-    chosen = _spread([(len(ids) - 1) // stride for ids in documents.values()], wanted)
-    if not chosen:
-        raise DataError(
-            f"{corpus.source} has fewer tokens than one window: expected a document of at least {stride + 1} tokens, none "
-            f"of its {too_short} has so many. Give more text or a shorter --window"
-        )
-    numbers = list(documents)
+    found = read_documents(corpus, model, prefix, stride, wanted, tell or (lambda what, done, least: None))
+    numbers = list(found.ids)
+    chosen = spread([(len(ids) - 1) // stride for ids in found.ids.values()], wanted)
     ids = np.empty((len(chosen), length + 1), dtype=np.int32)
     for row, (which, place) in enumerate(chosen):
-        text = documents[numbers[which]][place * stride : (place + 1) * stride + 1]
+        text = found.ids[numbers[which]][place * stride : (place + 1) * stride + 1]
         ids[row] = np.concatenate([np.array(prefix, dtype=np.int32), text])
     _refuse_double_bos(ids, prefix, model)
     document = np.array([numbers[which] for which, _ in chosen], dtype=np.int64)
-    start = np.array([place * length for _, place in chosen], dtype=np.int64)
-    return Windows(ids, document, start, "window" if prefix else "none", too_short, special)
+    windows = Windows(
+        ids,
+        document,
+        start=np.array([place * length for _, place in chosen], dtype=np.int64),
+        bos=WINDOW if prefix else NONE,
+        too_short=found.too_short,
+        special_tokens=found.special_tokens,
+        read=found.read,
+        skipped=found.skipped,
+        given_up=found.given_up,
+    )
+    return _packed(windows, found.owner, len(prefix), model) if corpus.pack else windows
+
+
+def _packed(windows: Windows, owners: Mapping[int, np.ndarray], prefix: int, model: Model) -> Windows:
+    """The windows with the document of each token; what goes before a window belongs to the first."""
+    owner = np.repeat(windows.document[:, None], windows.length, 1)
+    for row, number in enumerate(windows.document.tolist()):
+        if number in owners:
+            owner[row, prefix:] = owners[number][: windows.length - prefix]
+    assert model.tokenizer is not None
+    return replace(windows, owner=owner, separator=str(model.tokenizer.decode([separator(model)])))
 
 
 def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
@@ -146,62 +198,16 @@ def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
     Raises DataError for an unknown policy, or `window` with a tokenizer that has no BOS token.
     """
     tokenizer = model.tokenizer
-    if policy not in ("auto", "none", "window"):
-        raise DataError(f"unknown BOS policy {policy!r}: expected auto, none or window")
-    if policy == "none" or tokenizer is None:
+    check_bos(policy)
+    if policy == NONE or tokenizer is None:
         return ()
     bos: Any = tokenizer.bos_token_id  # an int, though transformers types every special token loosely
     if bos is None:
-        if policy == "window":
+        if policy == WINDOW:
             raise DataError(f"the tokenizer of {model.name} has no BOS token, so --bos window cannot be done")
         return ()
     adds_itself = list(tokenizer("a")["input_ids"][:1]) == [bos]
-    return (int(bos),) if policy == "window" or adds_itself else ()
-
-
-def _read(corpus: Corpus, model: Model, stride: int, wanted: int) -> tuple[dict[int, np.ndarray], int, int]:
-    """Token ids of documents that fill a window, by number: until there are enough documents. How many documents were too
-    short, and how often special tokens are named in the others."""
-    kept: dict[int, np.ndarray] = {}
-    too_short = tokens = special = 0
-    names = [] if model.tokenizer is None else list(model.tokenizer.all_special_tokens)
-    most = max(READ_AHEAD * wanted * stride, READ_FREELY)
-    needed = wanted * stride + 1
-    numbered = enumerate(corpus.documents(passage=8 * stride * CHARACTERS_PER_TOKEN // 2))
-    while batch := list(islice(numbered, 32)):
-        for number, text in batch:
-            ids = _first_tokens(model, text, needed, corpus.special_tokens)
-            if len(ids) <= stride:
-                too_short += 1
-                continue
-            kept[number] = ids[:needed]
-            special += sum(text.count(name) for name in names)
-            tokens += len(kept[number])
-            if len(kept) >= wanted or tokens >= most:
-                return kept, too_short, special
-    return kept, too_short, special
-
-
-def _first_tokens(model: Model, text: str, needed: int, special_tokens: str) -> np.ndarray:
-    """Token ids of a document, `needed` of them at least if it has so many.
-
-    A long document is read as far as it takes: where its tokens are longer than expected, further. The last tokens of a part
-    may change with what follows the cut, so MARGIN more are asked for than are used.
-    """
-    length = needed * CHARACTERS_PER_TOKEN
-    while True:
-        ids = model.tokenize(text[:length], special_tokens)
-        if length >= len(text) or len(ids) >= needed + MARGIN:
-            return np.array(ids, dtype=np.int32)
-        length *= 2
-
-
-def _spread(available: list[int], wanted: int) -> list[tuple[int, int]]:
-    """(document, window) pairs, ordered: the first window of each document, then the second of each, up to `wanted`."""
-    turns = (
-        (which, turn) for turn in range(max(available, default=0)) for which, n in enumerate(available) if turn < n
-    )
-    return sorted(islice(turns, wanted))
+    return (int(bos),) if policy == WINDOW or adds_itself else ()
 
 
 def _refuse_double_bos(ids: Int32[np.ndarray, "windows width"], prefix: tuple[int, ...], model: Model) -> None:

@@ -27,6 +27,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
+from depthscope.data.tokens import rendered
 from depthscope.data.windows import bos_prefix  # one policy for all text
 from depthscope.errors import DataError
 from depthscope.models.model import Model
@@ -105,10 +106,12 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
     prefix = list(bos_prefix(model, bos))
     searches = {n: _Search(n) for n in WORD_TOKENS}
     read = 0
-    for number, text in enumerate(corpus.documents()):
-        ids, spans = token_spans(model, text[:MOST_CHARACTERS])
+    special_tokens = "keep" if corpus.chat else "text"  # those of a chat's template are tokens
+    for number, document in enumerate(corpus.documents()):
+        text = rendered(model, document)[:MOST_CHARACTERS] if document else ""
+        ids, spans = token_spans(model, text, special_tokens)
         read += len(ids)
-        _search_document(searches, model, number, text[:MOST_CHARACTERS], (ids, spans), seed)
+        _search_document(searches, model, number, text, (ids, spans), seed)
         if read >= MOST_TOKENS or searches[WORD_TOKENS[0]].documents >= MOST_PAIRS:
             break
     found = next((search for search in searches.values() if search.enough()), None)
@@ -133,7 +136,7 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
     return prompts
 
 
-def token_spans(model: Model, text: str) -> tuple[list[int], Spans]:
+def token_spans(model: Model, text: str, special_tokens: str = "text") -> tuple[list[int], Spans]:
     """Token ids of a text and the characters each stands for, no special tokens added.
 
     From the tokenizer's own offsets, or by decoding where it keeps none; then a text that decoding does not give back
@@ -141,12 +144,11 @@ def token_spans(model: Model, text: str) -> tuple[list[int], Spans]:
     """
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
-        ids = model.tokenize(text, "text")
+        ids = model.tokenize(text, special_tokens)
         spans = spans_by_decoding(tokenizer, ids, text)
         return (ids, spans) if spans else ([], [])
-    encoded = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
-    )
+    settings: dict[str, Any] = {"split_special_tokens": special_tokens == "text", "verbose": False}
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **settings)
     return list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
 

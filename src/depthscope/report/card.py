@@ -7,6 +7,7 @@ from depthscope.errors import RunError
 from depthscope.report.key_numbers import KeyNumber, key_numbers
 from depthscope.report.sections.stage_map import span
 from depthscope.report.sections.stages import read_stages
+from depthscope.report.wording import counted_documents
 from depthscope.run.store import RunDirectory
 
 GREYS = ("rgba(128, 128, 128, 0.38)", "rgba(128, 128, 128, 0.16)")
@@ -21,10 +22,10 @@ def card(run: RunDirectory) -> str:
 
 
 def _heading(run: RunDirectory) -> str:
-    settings, documents = run.settings, run.manifest.get("text", {}).get("documents")
+    settings, documents = run.settings, counted_documents(run.manifest.get("text", {}))
     tokens = settings.get("tokens")
     text = [f"{tokens:,} tokens" if tokens else "text"]
-    text += [f"of {documents:,} document{'' if documents == 1 else 's'}"] if documents else []
+    text += [f"of {documents}"] if documents else []
     text += [f"({settings['data']})"] if settings.get("data") else []
     state = "" if run.complete else ", unfinished: the same call goes on"
     said = escape(f"{' '.join(text)}{state} · {run.path}")

@@ -23,6 +23,12 @@ ESTIMATOR = (
     "Those of CKA are from a jackknife over documents, those of the stages’ boundaries from resampling documents. "
     "“Too close to call” says that two of them overlap."
 )
+PACKED = (
+    "Short documents are joined whole, {separator} after each, until they fill a window; what then is left of the last is not "
+    "used. {documents:,} documents were used; {windows_with_boundary:,} windows hold several, and {positions_after_boundary:,} "
+    "positions follow another document in their window, which attention sees. What is measured there depends on it, so such a "
+    "window, a pack, counts as one document wherever documents are counted or resampled."
+)
 REPLAY = (
     "Each edit changes the order in which the residual stream visits the model’s own blocks; nothing is retrained. "
     "p is the next-token distribution of the model as it is, q that of the edited one, at the same position of the same text. "
@@ -34,7 +40,8 @@ def facts(manifest: dict[str, Any], measured: Measured | None) -> list[tuple[str
     """What was taken apart and on what text: (heading, entries) each."""
     model, settings, text = (manifest.get(key, {}) for key in ("model", "settings", "text"))
     tied = {True: "tied to the embedding", False: "a matrix of its own"}.get(model.get("tied"))
-    documents = text.get("documents", measured.documents if measured else None)
+    units = text.get("documents", measured.documents if measured else None)
+    packed = text.get("packed") or {}
     own = [
         (f"Own {metric.title.lower()} per token", spoken(value, metric))
         for metric in (LOSS, ENTROPY)
@@ -61,7 +68,8 @@ def facts(manifest: dict[str, Any], measured: Measured | None) -> list[tuple[str
             _there(
                 ("Source", settings.get("data")),
                 ("Tokens", _count(settings.get("tokens"))),
-                ("Documents", _count(documents)),
+                ("Documents", _count(packed.get("documents", units))),
+                ("Independent units", _count(units) if packed else None),
                 ("Windows of", _with(_count(settings.get("window")), "tokens")),
             )
             + own,
@@ -90,14 +98,24 @@ def _text(manifest: dict[str, Any]) -> str:
     """How the text was cut, in sentences."""
     settings, text = manifest.get("settings", {}), manifest.get("text", {})
     said = []
+    packed = text.get("packed")
     if window := settings.get("window"):
+        spans = "documents shorter than one are joined" if packed else "no window spans two documents"
         said.append(
-            f"Each document is cut into windows of {_count(window)} tokens; what is left at its end is not used, and no "
-            "window spans two documents. Windows come from as many documents as possible. Every position of a window is "
+            f"Each document is cut into windows of {_count(window)} tokens; what is left at its end is not used, and "
+            f"{spans}. Windows come from as many documents as possible. Every position of a window is "
             "measured, and its next token is known, the last one’s too."
         )
+    if packed:
+        said.append(PACKED.format(**packed))
     if (bos := settings.get("bos")) is not None:
         said.append(f"BOS policy “{bos}”: {BOS.get(bos, 'as the run recorded it')}.")
+    if settings.get("chat"):
+        said.append("Documents are chats, written by the tokenizer’s chat template, whose special tokens are tokens.")
+    if skipped := text.get("skipped"):
+        said.append(f"{_count(skipped)} row{' has' if skipped == 1 else 's have'} no text.")
+    if text.get("given_up"):
+        said.append("Reading ended early, because one document after the other was shorter than a window.")
     if (short := text.get("too_short")) is not None:
         said.append(
             f"{_count(short)} document{' was' if short == 1 else 's were'} shorter than one window and left out."

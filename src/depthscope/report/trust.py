@@ -8,7 +8,7 @@ from typing import Any
 from depthscope.report.measured import Measured, Value, spoken
 from depthscope.report.method import BOS, Entries
 from depthscope.report.palette import SHOWN
-from depthscope.report.wording import listed
+from depthscope.report.wording import counted_documents, listed
 from depthscope.schema.sweep import KL
 
 FINER = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -134,9 +134,9 @@ def scientific(value: float) -> str:
 def _text(manifest: dict[str, Any], measured: Measured | None) -> str:
     settings, text = manifest.get("settings", {}), manifest.get("text", {})
     tokens, window = settings.get("tokens"), settings.get("window")
-    documents = text.get("documents", measured.documents if measured else None)
+    documents = counted_documents(text, measured.documents if measured else None)
     said = f"{tokens:,} tokens" if tokens else "An unknown number of tokens"
-    said += f" of {documents:,} document{'' if documents == 1 else 's'}" if documents else ""
+    said += f" of {documents}" if documents else ""
     said += f", in windows of {window:,}" if window else ""
     if settings.get("data") == "bookshelf":
         said += ". Documents here are passages of nine novels, which are more alike than documents of a mixed corpus"

@@ -1,6 +1,7 @@
 """Words for comparisons and lists, from which the sentences of the page are made."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from depthscope.report.measured import Value
 
@@ -61,3 +62,14 @@ def listed(things: Sequence[object], most: int = 6) -> str:
 def joined(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def counted_documents(text: Mapping[str, Any], otherwise: int | None = None) -> str:
+    """`64 documents`; of packed text `500 documents, in 120 independent units`; empty where it is not known."""
+    units = text.get("documents", otherwise)
+    packed = text.get("packed") or {}
+    documents = packed.get("documents", units)
+    if not documents:
+        return ""
+    grouped = f", in {units:,} independent unit{'' if units == 1 else 's'}" if packed else ""
+    return f"{documents:,} document{'' if documents == 1 else 's'}{grouped}"

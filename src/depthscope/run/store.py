@@ -53,6 +53,21 @@ class RunDirectory:
         return cls(path, manifest)
 
     @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Raise RunError where `path` is a file, or a directory with other things in it or a run that cannot be read."""
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            cls.reading(path)
+        elif path.is_dir():
+            names = [entry.name for entry in path.iterdir()]
+            if strangers := [name for name in names if name != LOCK and not name.endswith(UNFINISHED)]:
+                raise RunError(
+                    f"{path} holds other files ({', '.join(sorted(strangers)[:3])}): expected a new or empty directory"
+                )
+        elif path.exists():
+            raise RunError(f"{path} is a file: expected a new or empty directory, or one with a run")
+
+    @classmethod
     @contextmanager
     def writing(cls, path: str | Path, settings: dict[str, Any], facts: dict[str, Any]) -> Iterator["RunDirectory"]:
         """Create a run or resume the one at `path`, as its only writer.
@@ -69,11 +84,7 @@ class RunDirectory:
                 run.settings.setdefault("experiments", {}).update(_plain(settings).get("experiments", {}))
                 _keep_versions(run.manifest, _plain(facts))
             else:
-                names = [entry.name for entry in path.iterdir()]
-                if strangers := [name for name in names if name != LOCK and not name.endswith(UNFINISHED)]:
-                    raise RunError(
-                        f"{path} holds other files ({', '.join(sorted(strangers)[:3])}): expected a new or empty directory"
-                    )
+                cls.check_place(path)
                 run = cls(path, {"format": FORMAT, "settings": _plain(settings)})
             for leftover in path.rglob(f"*{UNFINISHED}"):
                 leftover.unlink()

@@ -6,7 +6,7 @@ when each lies within the goal, a share of its mean, or wholly under the noise f
 alone would give is not worth more text. Such a run is resumed like any other, and one that stopped goes on for a finer goal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from jaxtyping import Float64
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
-from depthscope.errors import DepthscopeError, RunError
+from depthscope.errors import RunError
 from depthscope.measure.confidence_sequence import FEWEST, TIGHTEST, ConfidenceSequence
 from depthscope.measure.estimate import Estimate
 from depthscope.run.store import RunDirectory
 from depthscope.schema.precision import PRECISION_TABLE
 from depthscope.schema.sweep import BASELINE_EDIT, KL, MEASURED
-from depthscope.studies.sweep import NAME as SWEEP
 from depthscope.studies.sweep import Sweep, summed
 
 NAME = "precision"
@@ -31,21 +30,6 @@ PAPER_TOKENS = 1_000_000
 """What the paper measured every model on; without `--tokens` no more is read."""
 ORDER_SEED = 0
 """Of the order in which documents are read."""
-
-
-def check_precision(precision: float | None, experiments: Sequence[str]) -> None:
-    """Raises DepthscopeError for a goal that is no share, or one without a sweep among the experiments."""
-    if precision is None:
-        return
-    if not 0 < precision < 1:
-        raise DepthscopeError(
-            f"expected a precision between 0 and 1, such as 0.05 for intervals of ±5 %, got {precision}"
-        )
-    if SWEEP not in experiments:
-        raise DepthscopeError(
-            f"--precision is a goal for the KL of the sweep, and only {', '.join(experiments)} would be done: "
-            "add sweep to --experiments, or say how much text with --tokens"
-        )
 
 
 def longest_text(corpus: Corpus) -> Corpus:

@@ -1,6 +1,6 @@
 """The experiments by name, and how each is made for a model and a text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from depthscope.data.corpus import Corpus
@@ -17,30 +17,10 @@ from depthscope.studies import (
     norms,
     probes,
     similarity,
-    stages,
     sweep,
 )
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
-from depthscope.studies.protocol import TEXT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudySettings:
-    """What decides the numbers of a study besides model and text."""
-
-    experiments: tuple[str, ...] = ()
-    """Some of NAMES; all of them by default."""
-    edits: tuple[str, ...] | None = None
-    """Some of sweep.EDITS; all that the model has by default."""
-    per_token: bool = False
-    precision: float | None = None
-    """Read until each mean KL of the sweep is known to this share of itself, instead of a number of tokens."""
-    window: int | None = None
-    bos: str = "auto"
-    protocol: str = TEXT
-    suffix: str = "ing"
-    unit_tokens: int | None = None
-    """Tokens of a work unit, of what is computed at once and lost when a run is killed; what suits the device by default."""
+from depthscope.studies.settings import StudySettings, experiment_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +50,6 @@ EXPERIMENTS: Mapping[str, Callable[[Subject], Experiment]] = {
     heads.NAME: lambda s: heads.Heads(s.model, s.corpus, bos=s.settings.bos),
     probes.NAME: lambda s: probes.Probes(s.model, s.corpus, suffix=s.settings.suffix),
 }
-NAMES = (*EXPERIMENTS, stages.NAME)
-"""Stages are found from what the other experiments measured, in this run of the command or an earlier one."""
-
-
-def experiment_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once and in the order of NAMES, all for none. Raises DepthscopeError for one there is not."""
-    if unknown := [name for name in names if name not in NAMES]:
-        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(NAMES)}")
-    return tuple(name for name in NAMES if not names or name in names)
 
 
 def make_experiments(subject: Subject) -> tuple[list[Reading], list[OwnUnits], dict[str, str]]:

@@ -23,8 +23,8 @@ from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
 from depthscope.studies import precision, stages, sweep
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
-from depthscope.studies.protocol import check_protocol
-from depthscope.studies.registry import StudySettings, Subject, experiment_names, make_experiments
+from depthscope.studies.registry import Subject, make_experiments
+from depthscope.studies.settings import StudySettings, experiment_names
 from depthscope.studies.signals import Measured, read_measured
 
 VERSIONED = (
@@ -40,7 +40,7 @@ VERSIONED = (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Told (what is being done, units done, units in all)."""
+"""Told (what is being done, units done, units in all). Of documents read the last is as many as will be needed at least."""
 
 
 def run_study(
@@ -51,12 +51,10 @@ def run_study(
     Experiments that are asked for later join those that are there. Raises RunMismatchError when `out` was made with other
     settings, what reading text or measuring raises, and why an experiment cannot be done if no other was asked for.
     """
-    check_protocol(settings.protocol)
     model.kernels.forget()
     names = experiment_names(settings.experiments)
-    precision.check_precision(settings.precision, names)
     tell = progress or (lambda what, done, units: None)
-    subject = Subject(model, corpus, _windows(model, corpus, settings), settings)
+    subject = Subject(model, corpus, _windows(model, corpus, settings, tell), settings)
     readings, others, not_done = make_experiments(subject)
     made: list[Experiment] = [*readings, *others]
     asked = _settings(subject, made)
@@ -84,11 +82,11 @@ def run_study(
     return run
 
 
-def _windows(model: Model, corpus: Corpus, settings: StudySettings) -> Windows:
+def _windows(model: Model, corpus: Corpus, settings: StudySettings, tell: Progress) -> Windows:
     """The text in the order it is read; with a precision as the goal, the most of it that may be."""
     if settings.precision is not None:
         corpus = precision.longest_text(corpus)
-    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos)
+    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
     return windows if settings.precision is None else windows.in_random_order(precision.ORDER_SEED)
 
 
@@ -211,6 +209,8 @@ def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
         **({"tokens": windows.tokens} if aim is None else precision.aims(aim, windows)),
         "window": windows.length,
         "bos": windows.bos,
+        **({"chat": True} if subject.corpus.chat else {}),
+        **({} if windows.owner is None else {"pack": windows.separator}),
         "token_hash": windows.token_hash(),
         "windows_per_unit" if aim is None else "most_windows_per_unit": _per_unit(subject),
         "experiments": {experiment.name: dict(experiment.settings) for experiment in made},
@@ -232,9 +232,13 @@ def _facts(subject: Subject) -> dict[str, Any]:
 def _text(windows: Windows) -> dict[str, Any]:
     return {
         "documents": windows.documents,
+        "documents_read": windows.read,
         "too_short": windows.too_short,
+        "skipped": windows.skipped,
+        "given_up": windows.given_up,
         "token_entropy": windows.token_entropy,
         "special_tokens": windows.special_tokens,
+        **({} if (packed := windows.packed) is None else {"packed": packed}),
     }
 
 

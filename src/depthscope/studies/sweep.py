@@ -30,6 +30,7 @@ from depthscope.schema.sweep import (
     TOKEN_SHARD,
 )
 from depthscope.studies.document_sums import Rows, Sums, window_sums
+from depthscope.studies.settings import check_edits
 
 NAME = "sweep"
 KEYS = {"edit": pl.String, "layer": pl.Int32}
@@ -68,13 +69,6 @@ def layer_edits(kinds: Sequence[str], depth: int, components: Components | None 
         for layer in range(layers[kind])
         if components is None or kind not in COMPONENT_EDITS or COMPONENT_EDITS[kind] in components.parts[layer]
     ]
-
-
-def check_edits(kinds: Sequence[str]) -> None:
-    """Raise RouteError unless all are kinds of edits that a sweep can do, and there are some."""
-    unknown = [kind for kind in kinds if kind not in EDITS]
-    if unknown or not kinds:
-        raise RouteError(f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDITS)}")
 
 
 def possible_edits(kinds: Sequence[str] | None, model: Model) -> tuple[list[str], dict[str, str]]:
@@ -139,10 +133,11 @@ class Sweep:
         return {NAME: table.estimated(self.rows.documents(summed(shards, self.length)), _with_changes)}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
-        length, names = windows.length, self.rows.names
+        names = self.rows.names
+        document, position = windows.places
         per_route = {
-            "document": np.repeat(windows.document, length),
-            "position": (windows.start[:, None] + np.arange(length)).ravel(),
+            "document": document.ravel(),
+            "position": position.ravel(),
             "token": windows.ids[:, :-1].ravel(),
             "next_token": windows.ids[:, 1:].ravel(),
         }
@@ -158,7 +153,10 @@ class Sweep:
 
 
 def summed(shards: Iterable[pl.DataFrame], length: int) -> Iterator[pl.DataFrame]:
-    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long."""
+    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long.
+
+    A window's first token belongs to the document that the window counts as.
+    """
     for shard in shards:
         if "position" not in shard.columns:
             yield shard

@@ -1,0 +1,76 @@
+"""Data sets through the datasets library: of the hub, streamed, and folders written by `save_to_disk`."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from depthscope.data.fields import Document, Field
+from depthscope.errors import DataError
+
+HUB = "hf:"
+HUB_FORM = "hf:NAME[:CONFIG[:SPLIT]][#FIELD]"
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What `save_to_disk` writes into the folder of a data set, and of a dictionary of splits."""
+DEFAULT_SPLIT = "train"
+
+
+def hub_parts(location: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of hf:NAME[:CONFIG[:SPLIT]]. Raises DataError for another form."""
+    name = location.removeprefix(HUB)
+    path, *rest = name.split(":")
+    if len(rest) > 2 or not path:
+        raise DataError(f"cannot read hf:{name}: expected hf:NAME[:CONFIG[:SPLIT]][#FIELD]")
+    config, split = [*rest, "", ""][:2]
+    return path, config or None, split or DEFAULT_SPLIT
+
+
+def hub_documents(location: str, field: Field) -> Iterator[Document]:
+    """The documents of a data set of the hub, streamed. Raises DataError for one that cannot be read."""
+    import datasets  # a second to import, and only needed here
+
+    path, config, split = hub_parts(location)
+    try:
+        stream: Iterable[Any] = datasets.load_dataset(path, config, split=split, streaming=True)
+        for row, record in enumerate(stream):
+            yield field.of(record, f"{location}, row {row}")
+    except DataError:
+        raise
+    except Exception as error:  # the library raises dozens of kinds for one user mistake: a name that is not there
+        raise DataError(
+            f"data set hf:{location.removeprefix(HUB)} cannot be read: {_first_line(error)}. Expected {HUB_FORM}"
+        ) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / SAVED).exists() or (folder / SAVED_SPLITS).exists()
+
+
+def saved_documents(folder: Path, field: Field) -> Iterator[Document]:
+    """The documents of a folder written by `save_to_disk`; of several splits `train`.
+
+    Raises DataError for a folder that cannot be read, a field that is not there, or splits without `train`.
+    """
+    import datasets
+
+    try:
+        stored: Any = datasets.load_from_disk(str(folder))
+    except Exception as error:  # as above
+        raise DataError(f"{folder} is a saved data set that cannot be read: {_first_line(error)}") from error
+    if isinstance(stored, datasets.DatasetDict):
+        name = DEFAULT_SPLIT if DEFAULT_SPLIT in stored or len(stored) != 1 else next(iter(stored))
+        if name not in stored:
+            raise DataError(
+                f"{folder} holds the splits {', '.join(map(str, stored)) or '(none)'} and no {name}: name one as {folder}/SPLIT"
+            )
+        stored = stored[name]
+    names = stored.column_names
+    column = field.name if field.name in names else field.top
+    if column not in names:
+        raise DataError(f"{folder} has no field {field.name!r}: it has {', '.join(names)}. Name one as {folder}#FIELD")
+    for row, record in enumerate(stored.select_columns([column])):
+        yield field.of(record, f"{folder}, row {row}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

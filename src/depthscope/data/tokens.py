@@ -1,0 +1,95 @@
+"""From a document to token ids: texts as they are, chats through the tokenizer's template.
+
+In a chat the template's special tokens are tokens, while a special token's name that a message writes is the characters that
+are there (unless the corpus keeps special tokens). The tokenizer has one switch for both, so such a text is cut at the
+template's special tokens and what lies between them becomes tokens piece by piece, as the tokenizer itself does.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from depthscope.data.fields import Document, Message
+from depthscope.errors import DataError
+from depthscope.models.model import Model
+
+PRIVATE = range(0xF0000, 0xFFFFD)
+"""Characters that stand for nothing, of which one that a chat does not use holds the place of what it writes."""
+
+
+def document_tokens(model: Model, document: Document, special_tokens: str, characters: int | None = None) -> list[int]:
+    """Token ids of a document, no special tokens added beyond a chat template's own.
+
+    Of a text the first `characters` are read. Raises DataError without a tokenizer, or for a chat that has no template.
+    """
+    if not document:
+        return []
+    if isinstance(document, str):
+        return model.tokenize(document[:characters], special_tokens)
+    if special_tokens == "keep":
+        return model.tokenize(rendered(model, document), "keep")
+    return list(_chat_tokens(model, document))
+
+
+def rendered(model: Model, document: Document) -> str:
+    """A document as text: a chat as the tokenizer's template writes it.
+
+    Raises DataError without a tokenizer or a template, or where the template refuses the messages.
+    """
+    if isinstance(document, str):
+        return document
+    require_template(model)
+    assert model.tokenizer is not None
+    try:
+        return str(model.tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
+    except Exception as error:  # a template is a program of its own, which may raise anything
+        roles = ", ".join(str(message["role"]) for message in document)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"the chat template of {model.name} refuses a chat with the roles {roles}: {reason}. Expected messages as it "
+            "was made for"
+        ) from error
+
+
+def require_template(model: Model) -> None:
+    """Raise DataError for a model that cannot read chats."""
+    if model.tokenizer is None:
+        raise DataError(f"{model.name} came without a tokenizer, so text cannot be used with it: give token ids")
+    if not model.tokenizer.chat_template:
+        raise DataError(
+            f"the tokenizer of {model.name} has no chat template, so --chat cannot be done: give a model that was made for "
+            "chats, or its text as a field of its own"
+        )
+
+
+def _chat_tokens(model: Model, messages: Sequence[Message]) -> Iterator[int]:
+    names = _special_names(model.tokenizer)
+    written = [str(message["content"]) for message in messages]
+    if not any(name in text for text in written for name in names):
+        yield from model.tokenize(rendered(model, tuple(messages)), "keep")
+        return
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    used = set("".join(written))
+    place = next(chr(code) for code in PRIVATE if chr(code) not in used)
+    found: list[str] = []
+
+    def hidden(content: Any) -> Any:
+        if isinstance(content, str):
+            return pattern.sub(lambda name: (found.append(name.group()), f"{place}{len(found) - 1}{place}")[1], content)
+        if isinstance(content, list | tuple):
+            return [hidden(part) for part in content]
+        return {key: hidden(value) for key, value in content.items()} if isinstance(content, dict) else content
+
+    text = rendered(model, tuple({**message, "content": hidden(message["content"])} for message in messages))
+    placed = re.compile(f"{place}(\\d+){place}")
+    assert model.tokenizer is not None
+    for piece in re.split(f"({pattern.pattern})", text):
+        if piece in names:
+            yield int(names[piece])
+        elif piece:
+            yield from model.tokenize(placed.sub(lambda number: found[int(number.group(1))], piece), "text")
+
+
+def _special_names(tokenizer: Any) -> dict[str, int]:
+    """The special tokens that text can name, and their ids."""
+    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
