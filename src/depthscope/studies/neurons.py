@@ -64,6 +64,8 @@ from depthscope.studies.neuron_tokens import (
 )
 
 NAME = "neurons"
+LONGEST_NAME = 40
+"""Characters of a neuron's LAYER.NEURON at most."""
 CLASSES_REPORTED = 8
 """Classes of tokens named in the report on a single neuron."""
 
@@ -71,8 +73,9 @@ CLASSES_REPORTED = 8
 def parse_neuron(text: str) -> tuple[int, int]:
     """(layer, neuron) from "10.345". Raises DataError for anything else."""
     layer, dot, neuron = text.partition(".")
-    if not (dot and layer.isdecimal() and neuron.isdecimal()):
-        raise DataError(f"cannot read neuron {text!r}: expected LAYER.NEURON, both counted from 0, such as 10.345")
+    if not (dot and layer.isdecimal() and neuron.isdecimal()) or len(text) > LONGEST_NAME:
+        shown = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+        raise DataError(f"cannot read neuron {shown!r}: expected LAYER.NEURON, both counted from 0, such as 10.345")
     return int(layer), int(neuron)
 
 
