@@ -72,7 +72,8 @@ def test_labels_beside_the_axis_fit_into_the_panel_whatever_the_values(values, l
                 label.get_text() for label in axes.get_yticklabels()
             ]
         specified = specification(panel)["layout"]
-        assert specified["yaxis"]["automargin"] and specified["xaxis"]["automargin"]
+        assert specified["yaxis"]["automargin"]
+        assert specified["xaxis"]["automargin"]
 
 
 def test_error_bars_reach_from_end_to_end_of_the_intervals(run):

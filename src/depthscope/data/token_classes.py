@@ -5,12 +5,15 @@ is seen with any tokenizer: byte-level BPE (where the token is "Ġthe"), Sentenc
 Classes are patterns on that text. Suffixes are spellings, not grammar: "thing" is in "-ing".
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int64
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from depthscope.models.model import Model
 
@@ -55,6 +58,11 @@ PATTERNS: dict[str, str] = {
 """Class name -> pattern (Rust's regex syntax) on a token's text. Suffixes and prefixes in any case; a suffix alone counts
 (tokens inside words do), a prefix only where the token begins a word; a length is in characters, leading space not counted."""
 
+BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+"""The characters that stand for bytes in byte-level BPE."""
+FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+"""A byte as SentencePiece's byte fallback names it."""
+LONE = re.compile(r"[\udc80-\udcff]+")
 SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
@@ -67,14 +75,19 @@ class Vocabulary:
     that are only part of a character come out as �."""
     special: frozenset[int]
     """Tokens that stand for no text, such as <|endoftext|>: in no class."""
+    raw: Mapping[int, bytes] = field(default_factory=dict)
+    """The bytes of tokens that are not whole characters, where the tokenizer tells them."""
 
     def shown(self, token: int) -> str:
-        """A token as a reader should see it: a space as ␣, a line break as ⏎; control
-        characters as \\x and their code; its number where it has no text."""
+        """A token as a reader should see it, everywhere: a space as ␣, a line break as ⏎; bytes that are only part of a
+        character as <0xE2 0x80>; control characters as \\x and their code; its number where it has no text."""
         text = self.texts[token]
         if text is None:
             return f"#{token}"
+        if token in self.raw:
+            text = self.raw[token].decode("utf-8", "surrogateescape")  # what is no text: U+DC00 and the byte
         text = text.translate(SHOWN)
+        text = LONE.sub(lambda run: f"<{' '.join(f'0x{ord(c) - 0xDC00:02X}' for c in run[0])}>", text)
         return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -93,7 +106,19 @@ def vocabulary_of(model: Model) -> Vocabulary:
     for token, text in zip(changed, _decoded(tokenizer, [[token] for token in changed]), strict=True):
         alone[token] = text
     special = frozenset(token for token in tokenizer.all_special_ids if token < size)
-    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special)
+    raw = _bytes_of(tokenizer, [token for token, text in enumerate(alone) if text is not None and "\ufffd" in text])
+    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special, raw)
+
+
+def _bytes_of(tokenizer: Any, tokens: list[int]) -> dict[int, bytes]:
+    """The bytes of tokens, read off the names that byte-level BPE and byte fallback give them; others are left out."""
+    found = {}
+    for token, name in zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True):
+        if fallback := FALLBACK.fullmatch(name):
+            found[token] = bytes.fromhex(fallback[1])
+        elif all(character in BYTES for character in name):
+            found[token] = bytes(BYTES[character] for character in name)
+    return found
 
 
 def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:

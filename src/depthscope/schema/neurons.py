@@ -149,4 +149,5 @@ NEURON_TOKENS_TABLE = {
     CLASS_DIFFERENCE.name: pl.Float64,
 }
 """tables/neuron_tokens.parquet: the strongest neurons of each kind, strongest first (`strength` is the kind's column of the
-neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣."""
+neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣, bytes that are
+only part of a character as <0xE2 0x80>."""
