@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import EDITS, estimates, make_run, sweep_table
+from report_runs import EDITS, estimates, make_run, neuron_tables, sweep_table
 from scipy import stats
 
 from depthscope.cli.console import console
@@ -201,6 +201,15 @@ def test_neurons_say_how_many_and_where_or_how_far_from_any(tmp_path):
     assert (
         "No prediction neurons, whose kurtosis is above 10, among 200; the largest kurtosis is 8.0, in layer 3." in said
     )
+
+
+def test_neurons_say_how_those_of_experts_are_counted(tmp_path):
+    run = make_run(tmp_path / "run", 4, tables=neuron_tables(4))
+    assert len(FIGURES["neurons"].build(run).notes) == 1
+    run.manifest["neurons"] = {"experts": 4, "neurons_of_an_expert": 24, "neurons_of_shared_experts": 48}
+    note = FIGURES["neurons"].build(run).notes[1]
+    assert "in a layer 4 routed experts of 24 neurons, one after the other, then 48 of shared experts" in note
+    assert "neuron n of the routed ones is neuron n mod 24 of expert ⌊n / 24⌋" in note
 
 
 def test_heads_name_the_best_and_count_the_sure(tmp_path):

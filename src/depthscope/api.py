@@ -21,6 +21,7 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
+from depthscope.schema.found_stages import Stages, read_stages
 from depthscope.studies.prompt_lens import prompt_lens
 from depthscope.studies.registry import StudySettings
 from depthscope.studies.study import Progress, run_study
@@ -64,9 +65,10 @@ class Study:
         return self.run.table(name)
 
     @property
-    def stages(self) -> dict[str, Any] | None:
+    def stages(self) -> Stages | None:
         """The stages found, their boundaries with intervals and votes, and each signature's verdict; None if not looked for."""
-        return self.run.read_json("stages")
+        found = self.run.read_json("stages")
+        return None if found is None else read_stages(found)
 
     def figure(self, name: str, axis: str = "layer") -> "go.Figure":
         """A plotly figure: stages, sweep, components (attention and MLP drops) or another experiment's by its name.
