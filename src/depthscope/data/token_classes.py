@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int64
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from depthscope.models.model import Model
+from depthscope.models.token_bytes import token_bytes
 
 SMALLEST_CLASS = 10
 """A class with fewer tokens, or with fewer outside of it, is left out: a mean over it would say little."""
@@ -58,10 +58,6 @@ PATTERNS: dict[str, str] = {
 """Class name -> pattern (Rust's regex syntax) on a token's text. Suffixes and prefixes in any case; a suffix alone counts
 (tokens inside words do), a prefix only where the token begins a word; a length is in characters, leading space not counted."""
 
-BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
-"""The characters that stand for bytes in byte-level BPE."""
-FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-"""A byte as SentencePiece's byte fallback names it."""
 LONE = re.compile(r"[\udc80-\udcff]+")
 SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
@@ -106,19 +102,8 @@ def vocabulary_of(model: Model) -> Vocabulary:
     for token, text in zip(changed, _decoded(tokenizer, [[token] for token in changed]), strict=True):
         alone[token] = text
     special = frozenset(token for token in tokenizer.all_special_ids if token < size)
-    raw = _bytes_of(tokenizer, [token for token, text in enumerate(alone) if text is not None and "\ufffd" in text])
+    raw = token_bytes(tokenizer, [token for token, text in enumerate(alone) if text is not None and "\ufffd" in text])
     return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special, raw)
-
-
-def _bytes_of(tokenizer: Any, tokens: list[int]) -> dict[int, bytes]:
-    """The bytes of tokens, read off the names that byte-level BPE and byte fallback give them; others are left out."""
-    found = {}
-    for token, name in zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True):
-        if fallback := FALLBACK.fullmatch(name):
-            found[token] = bytes.fromhex(fallback[1])
-        elif all(character in BYTES for character in name):
-            found[token] = bytes(BYTES[character] for character in name)
-    return found
 
 
 def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:

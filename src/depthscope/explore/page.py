@@ -118,22 +118,25 @@ def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
         # Without limits of their own: gradio answers a number beyond them with a traceback, the room with a sentence.
         layer = gr.Number(None, label=f"Layer, 0 to {answers.depth - 1}", elem_id="head-layer")
         head = gr.Number(None, label="Head, from 0", elem_id="head-head")
-    problem = gr.HTML()
+    problem = gr.HTML(elem_id="no-pattern")
     plot = gr.Plot(show_label=False, elem_id="pattern")
     lists = gr.HTML(elem_id="strongest", js_on_load=CHOOSE)
     asked = [text, layer, head]
+
+    def pattern(text: str, layer: float | None, head: float | None) -> tuple[Any, str]:
+        return _drawn(*answers.pattern(text, layer, head))
 
     def choose(event: gr.EventData) -> tuple[int, int]:
         numbers = _cell(event).split(",")
         return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
     for number in (layer, head):
-        number.input(answers.pattern, asked, [plot, problem], **QUIETLY)
-    lists.click(choose, None, [layer, head], **QUIETLY).then(answers.pattern, asked, [plot, problem], **QUIETLY)
+        number.input(pattern, asked, [plot, problem], **QUIETLY)
+    lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, asked, [plot, problem], **QUIETLY)
     return [
         Refresh(answers.strongest, [text], [layer, head], once=True),
         Refresh(answers.heads, [text], [lists]),
-        Refresh(answers.pattern, asked, [plot, problem]),
+        Refresh(pattern, asked, [plot, problem]),
     ]
 
 
@@ -185,8 +188,7 @@ def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
         return name, runs.overview(name), runs.status(name) if name else "", gr.skip()
 
     def draw(name: str | None, of: str | None) -> tuple[Any, str]:
-        drawn, why = runs.figure(name, of)
-        return gr.Plot(drawn, visible=drawn is not None), why
+        return _drawn(*runs.figure(name, of))
 
     shown = [now, overview, status, which]
     overview.click(choose, None, shown, **QUIETLY)
@@ -200,6 +202,11 @@ def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
 def _clock_of(event: gr.SelectData) -> gr.Timer:
     """The clock runs while the room of runs is open."""
     return gr.Timer(LOOK_AGAIN, active=event.value == RUNS)
+
+
+def _drawn(figure: Any, why: str) -> tuple[gr.Plot, str]:
+    """A plot and what is said beside it; no empty frame where there is none."""
+    return gr.Plot(figure, visible=figure is not None), why
 
 
 def _cell(event: gr.EventData) -> str:

@@ -223,7 +223,8 @@ def _above(trace: Any, axis: dict[str, Any]) -> Any:
     if axis.get("type") != "log" or not isinstance(trace, go.Scatter):
         return trace
     low = 10 ** axis["range"][0] if "range" in axis else 0.0
-    return go.Scatter(trace).update(y=[y if y is not None and y > low else None for y in trace.y])
+    values: Sequence[float | None] = () if trace.y is None else trace.y
+    return go.Scatter(trace).update(y=[y if y is not None and y > low else None for y in values])
 
 
 def _x_axis(title: str, span: tuple[float, float], place: str, ticks: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class StageSignal:
-    """A signal over layers as it was measured, and as it was compared: `standardised`, None where stages were not looked for."""
+    """A signal over layers as measured, and as compared: `standardised`, None where stages were not looked for."""
 
     name: str
     title: str
