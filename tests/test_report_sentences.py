@@ -230,11 +230,12 @@ def test_heads_below_the_threshold_are_none_and_the_strongest_is_said(tmp_path):
     )
     section = FIGURES["heads"].build(make_run(tmp_path / "heads", 12, tables={"heads": table}))
     said = " ".join(section.sentences).replace("\u00a0", " ")
-    least = "with at least 25% of attention in random tokens said twice"
-    assert "No sub-word merging heads were found (strongest: L11H0, 1.0% (0.0 to 3.0))." in said
-    assert f"4 previous-token heads, {least}; the strongest is L11H0, 60.0% (59.0 to 62.0)." in said
-    assert f"4 duplicate-token heads, {least}" in said
-    assert f"No induction heads were found, {least} (strongest: L11H0, 4.7% (3.7 to 6.7))." in said
+    share = "25% of its attention there, on random tokens said twice"
+    assert "No sub-word merging heads were found; the strongest is L11H0, 1.0% (0.0 to 3.0)." in said
+    strongest = "The strongest is L11H0, 60.0% (59.0 to 62.0)."
+    assert f"4 previous-token heads were found: each puts at least {share}. {strongest}" in said
+    assert f"4 duplicate-token heads were found: each puts at least {share}." in said
+    assert f"No induction heads were found: none puts {share}. The strongest is L11H0, 4.7% (3.7 to 6.7)." in said
     rows = {row[0]: row[1:] for row in section.tables[0].rows}
     for name in ("Induction", "Induction, text"):
         assert rows[name][0] == "none found", "on text too: the kind is known by the random tokens"

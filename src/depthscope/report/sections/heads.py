@@ -102,7 +102,7 @@ def _sentences(merging: pl.DataFrame) -> list[str]:
     sure = merging.filter(pl.col("p_adjusted") < SURE)
     if not merging["p_adjusted"].is_null().all():
         if sure.is_empty():
-            return [f"No sub-word merging heads were found (strongest: {_name(*place)}, {spoken(best, MERGE)})."]
+            return [f"No sub-word merging heads were found; the strongest is {_name(*place)}, {spoken(best, MERGE)}."]
         said.append(
             f"{len(sure)} of {len(merging)} heads attend more to the word’s own tokens than a one-token word attends there "
             f"(false discovery rate {100 * SURE:.0f}%)."
@@ -123,10 +123,11 @@ def kind_of_heads(table: pl.DataFrame, metric: Metric) -> str:
     place, value = next(iter(_values(table.filter(metric=metric.name).sort("rank").head(1)).items()))
     name, strongest = metric.title.lower().replace(" ", "-"), f"{_name(*place)}, {spoken(value, metric)}"
     count = of_a_kind(table, metric)
-    least = f"at least {100 * OF_A_KIND:.0f}% of attention in random tokens said twice"
+    share = f"{100 * OF_A_KIND:.0f}% of its attention there, on random tokens said twice"
     if not count:
-        return f"No {name} heads were found, with {least} (strongest: {strongest})."
-    return f"{count} {name} head{'s' if count > 1 else ''}, with {least}; the strongest is {strongest}."
+        return f"No {name} heads were found: none puts {share}. The strongest is {strongest}."
+    found = f"{count} {name} heads were found: each puts" if count > 1 else f"1 {name} head was found: it puts"
+    return f"{found} at least {share}. The strongest is {strongest}."
 
 
 def _strongest(table: pl.DataFrame) -> TextTable:
