@@ -223,7 +223,7 @@ def _above(trace: Any, axis: dict[str, Any]) -> Any:
     if axis.get("type") != "log" or not isinstance(trace, go.Scatter):
         return trace
     low = 10 ** axis["range"][0] if "range" in axis else 0.0
-    values: Sequence[float | None] = () if trace.y is None else trace.y
+    values: Any = () if trace.y is None else trace.y
     return go.Scatter(trace).update(y=[y if y is not None and y > low else None for y in values])
 
 
