@@ -3,6 +3,7 @@
 import math
 import re
 import socket
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_the_lens_table_holds_the_lens(gpt2, answers):
     lens = ds.lens(gpt2, text)
     for colour in COLOURS:
         _, html = answers.lens(text, colour)
-        tokens = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
+        tokens = [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
         best = lens.filter(lens["rank"] == 1)
         assert tokens == best["predicted"].to_list()
         shades = [float(found) for found in re.findall(r"--s:([\d.]+)", html)]
