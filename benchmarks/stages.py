@@ -70,8 +70,8 @@ def main() -> None:
                 )
                 found = study.stages
             assert found is not None
-            supported = [one["name"] for one in found["signatures"] if one["verdict"] == SUPPORTED]
-            print(f"\n{name}, {what}: {found['summary']}\n  supported: {', '.join(supported) or 'none'}", flush=True)
+            supported = [one.name for one in found.signatures if one.verdict == SUPPORTED]
+            print(f"\n{name}, {what}: {found.summary}\n  supported: {', '.join(supported) or 'none'}", flush=True)
     print("\nchanges seen in noise, share of simulations with none, one, two, three")
     for layers, signals in ((6, 10), (12, 10), (24, 10), (48, 10)):
         seen = np.zeros(4)

@@ -191,6 +191,26 @@ def commands_shown() -> list[tuple[str, str]]:
     return [(name, line) for name, block in blocks for line in re.findall(r"^\$ depthscope (.*)$", block, re.MULTILINE)]
 
 
+def test_readme_and_home_page_say_the_same_of_the_first_study():
+    """How long it takes, on what, and when that was measured; and that the command is there after activating .venv."""
+    said = []
+    for page in (ROOT / "README.md", DOCS / "index.md"):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        said += re.findall(r"study takes about \d+ s after the installation \(measured: [^)]*\d{4}\)", text)
+        assert "$ source .venv/bin/activate" in text
+        assert text.index("$ source .venv/bin/activate") < text.index("$ depthscope ")
+    assert len(said) == 2
+    assert said[0] == said[1]
+
+
+def test_the_search_works_where_the_pages_are_opened_from_a_folder():
+    """Its worker and its index come from the site itself, not from another host."""
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert re.search(r"^  - offline\b", settings, re.MULTILINE)
+    assert "- iframe-worker.js" in settings
+    assert "https:" not in (DOCS / "iframe-worker.js").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("page", "line"), commands_shown())
 def test_commands_shown_exist_with_their_options(page, line):
     name, *rest = line.partition(" #")[0].split()

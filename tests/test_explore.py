@@ -3,10 +3,12 @@
 import math
 import re
 import socket
+from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_model
 from report_runs import all_tables, make_run
 from test_structure import FILES, imported, package
 
@@ -22,7 +24,9 @@ from depthscope.explore.lens import COLOURS, lens_table
 from depthscope.explore.prompt import Prompt, Session
 from depthscope.explore.runs import Runs, model_of, progress
 from depthscope.explore.surgery import LAST, MEAN, operate, read_cell, strength
+from depthscope.models.model import Model
 from depthscope.run.store import RunDirectory
+from depthscope.studies.neuron_tokens import NeuronReport, TokenCosine
 from depthscope.studies.sweep import layer_edits
 
 FAMILIES = ["gpt2", "gpt_neox", "phi", "llama", "qwen2"]
@@ -138,7 +142,7 @@ def test_the_lens_table_holds_the_lens(gpt2, answers):
     lens = ds.lens(gpt2, text)
     for colour in COLOURS:
         _, html = answers.lens(text, colour)
-        tokens = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
+        tokens = [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
         best = lens.filter(lens["rank"] == 1)
         assert tokens == best["predicted"].to_list()
         shades = [float(found) for found in re.findall(r"--s:([\d.]+)", html)]
@@ -168,8 +172,10 @@ def test_head_scores_and_patterns_are_those_of_the_model(model):
             assert one.score == pytest.approx(naive, abs=1e-6)
     drawn = pattern_figure(shown, HOSTILE[:1] * seq, "a <b>")
     assert "<script" not in drawn.to_json()
-    with torch.inference_mode(), pytest.raises(DepthscopeError, match="no attention pattern of head 99"):
+    with torch.inference_mode(), pytest.raises(DepthscopeError, match="has no head 99 in layer 0: expected 0 … 3"):
         pattern_of(baseline, 0, 99)
+    with torch.inference_mode(), pytest.raises(DepthscopeError, match="has no layer 40: expected 0 … 3"):
+        pattern_of(baseline, 40, 0)
 
 
 def test_activations_are_what_goes_into_the_output_map(gpt2):
@@ -215,14 +221,83 @@ def test_whatever_is_typed_is_shown_and_never_run(answers, text):
     assert len(html) > 10_000
 
 
+NONSENSE_NUMBERS = [None, -1, 40, 2.5, 1e300, -1e300, math.inf, math.nan]
+NONSENSE = [
+    "",
+    "40",
+    "-1",
+    "40.0",
+    "0.99999",
+    "9" * 5000,
+    f"0.{'9' * 5000}",
+    "²",
+    "drop(-1)",
+    "drop(9999999)",
+    "x" * 9999,
+]
+NONSENSE_CELLS = ["drop,40", "drop,-1", "drop,²", f"drop,{'9' * 5000}", "melt,0", "none,-1", ",", "0"]
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_every_room_answers_nonsense_with_a_sentence(family, gpt2):
+    answers = Answers(Session(Model(tiny_model(family, vocab_size=4096), gpt2.tokenizer, "tiny")))
+    for text in ("", "\0", "some text"):
+        said = [answers.pattern(text, layer, 0) for layer in NONSENSE_NUMBERS]
+        said += [answers.pattern(text, 0, head) for head in NONSENSE_NUMBERS]
+        assert all(figure is None and "problem" in why for figure, why in said)
+    for typed in NONSENSE:
+        assert "problem" in answers.neuron("some text", typed)
+        assert "problem" in answers.compare("some text", typed or "?", "drop(0)", False)
+        assert answers.edited("some text", typed, typed) == ""
+    for text in ("", "²", "x" * 9):
+        assert len(answers.lens(text, "melted")) == 2
+        assert answers.surgery(text, "melted")
+        assert answers.heads(text)
+        assert len(answers.strongest(text)) == 2
+    assert [answers.edited("some text", LAST, cell) for cell in NONSENSE_CELLS] == [""] * len(NONSENSE_CELLS)
+    for layer in (-5, 0, 40, 10**30):
+        assert all(isinstance(part, str) for part in answers.layers(layer))
+    assert re.fullmatch(r"\d+\.\d+", answers.sharpest())
+
+
+def test_promoted_and_suppressed_tokens_are_drawn_on_one_scale():
+    report = NeuronReport(
+        layer=0,
+        neuron=1,
+        kind="other",
+        numbers={},
+        promoted=[TokenCosine(1, "a", 0.4), TokenCosine(2, "b", 0.2)],
+        suppressed=[TokenCosine(3, "c", -0.1)],
+        classes=[],
+    )
+    widths = re.findall(r"width:([\d.]+)%", neurons.neuron_card(report))
+    assert widths == ["100.0", "50.0", "25.0"]
+
+
+def test_the_runs_open_with_one_that_has_something_to_show(tmp_path):
+    runs = Runs(tmp_path)
+    assert runs.first() is None
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    assert runs.first() == "broken"
+    make_run(tmp_path / "begun", complete=False, experiments=("sweep",))
+    assert runs.first() == "begun"
+    make_run(tmp_path / "full", tables={"sweep": all_tables()["sweep"]})
+    make_run(tmp_path / "later", complete=False, experiments=("sweep",))
+    assert runs.first() == "full"
+    assert runs.overview("full").count("class='cell chosen'") == 1
+    assert "chosen" not in runs.overview()
+
+
 def test_every_token_of_the_vocabulary_can_be_shown(shelf):
     texts = vocabulary_of(shelf)
-    halves = 0
+    parts = 0
     for token in range(shelf.head.vocabulary):
         html = markup.token(texts.shown(token))
         assert re.fullmatch(r"<bdi class='token'>[^<>{}$`\\]+</bdi>", html), html
-        halves += "\ufffd" in html
-    assert halves > 0, "bytes that are half a character"
+        assert "\ufffd" not in html
+        parts += "&lt;0x" in html
+    assert parts > 0, "bytes that are part of a character"
 
 
 def test_no_prompt_and_a_long_one(answers):

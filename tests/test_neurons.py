@@ -27,7 +27,7 @@ from depthscope.schema.neurons import (
     NEURONS_TABLE,
 )
 from depthscope.studies.experiment import OwnUnits
-from depthscope.studies.neurons import Neurons, Thresholds, parse_neuron, with_kinds
+from depthscope.studies.neurons import Neurons, Thresholds, counted, parse_neuron, with_kinds
 
 
 def tables_of(experiment: Neurons) -> dict[str, pl.DataFrame]:
@@ -152,6 +152,14 @@ def test_every_family_has_its_neurons(tiny):
 def test_all_neurons_of_all_experts_count(tiny_of):
     assert len(Neurons(tiny_of("mixtral")).work(0)) == 4 * 48
     assert len(Neurons(tiny_of("qwen3_moe")).work(0)) == 4 * 24
+
+
+def test_how_the_neurons_of_experts_are_counted_is_said(tiny_of):
+    counts = pl.DataFrame({"layer": [DEPTH - 1], "neurons": [4 * 24]})
+    said = counted(tiny_of("qwen3_moe").facts, counts)
+    assert (said["experts"], said["neurons_of_an_expert"], said["neurons_of_shared_experts"]) == (4, 24, 0)
+    assert counted(tiny_of("qwen3_moe").facts, counts.with_columns(neurons=120))["neurons_of_shared_experts"] == 24
+    assert counted(tiny_of("llama").facts, counts) == {"rows": "one per neuron of the MLP"}
 
 
 def test_tables_have_their_columns_and_come_out_the_same_again(gpt2):

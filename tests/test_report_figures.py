@@ -6,6 +6,7 @@ import pytest
 from report_runs import HOSTILE, all_tables, estimates, made_up_stages, make_run, sweep_table
 
 from depthscope.errors import DepthscopeError, RunError
+from depthscope.report.canvas import drawn
 from depthscope.report.figures import FIGURES, figure
 from depthscope.report.palette import LOOKS
 from depthscope.report.sections.sweep import PANELS
@@ -120,6 +121,23 @@ def test_neurons_counts_beside_the_lens_and_alone(run):
     assert table.rows[0][2] == f"␣a · {HOSTILE}"
 
 
+def test_what_lies_below_a_logarithmic_axis_is_left_out_of_the_curve(run):
+    table = estimates(
+        lens.LENS_TABLE,
+        [(depth,) for depth in range(DEPTH + 1)],
+        lens.METRICS,
+        value=lambda key, _: (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 1e-12)[key[0]],
+    )
+    run.write_table("lens", table)
+    panel = FIGURES["lens"].build(run).panels[0]
+    assert list(panel.seen()[0].y) == [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, None]
+    assert list(panel.traces[0].y)[-1] == 1e-12, "a linear axis shows it"
+    assert list(figure(run, "lens").data[0].y)[-1] is None
+    zero = make_run(run.path.parent / "zero", DEPTH, frame=sweep_table(DEPTH, means={("drop", 2, "kl"): 0.0}))
+    drops = [t for t in FIGURES["sweep"].build(zero).panels[0].seen() if t.meta == "drop"]
+    assert drops[0].y[2] is None
+
+
 def test_probes_over_the_number_of_neurons(run):
     section = FIGURES["probes"].build(run)
     mean = run.table("probes").filter(pl.col("draw").is_null(), metric="accuracy")
@@ -166,8 +184,15 @@ def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
     assert (
         "A change that is none of the hypothesis’s transitions at layer 3 (95% interval 2 to 4;" in section.sentences[1]
     )
-    assert [table.title for table in section.tables] == ["The signatures of the stages"]
-    assert np.isnan(np.array(section.panels[0].traces[0].z)).all()
+    assert [table.title for table in section.tables] == ["The signatures of the stages", "The signals by layer"]
+    assert section.panels == [], "no empty grid where the signals were not compared"
+    assert "no map" in section.missing[0]
+    assert section.tables[-1].title == "The signals by layer"
+    assert section.tables[-1].rows[0][:3] == ("Signal drop", "−1.5\u00a0nats", "1.5\u00a0nats")
+    compared = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], summary="No stages.")
+    (panel,) = FIGURES["stages"].build(make_run(tmp_path / "compared", stages=compared)).panels
+    assert "no stages found" in [note["text"] for note in panel.layout["annotations"]]
+    assert drawn([panel], 1, "").axes
 
 
 def test_every_figure_is_there_for_notebooks_with_all_that_its_panels_draw(run):

@@ -16,7 +16,7 @@ from depthscope.errors import RunError
 from depthscope.report import downloads, trust
 from depthscope.report.figures import FIGURES
 from depthscope.report.key_numbers import halved_at, key_numbers
-from depthscope.report.measured import Value, read_sweep
+from depthscope.report.measured import Value, read_sweep, scientific
 from depthscope.report.page import render
 from depthscope.report.sections.overview import SHADES
 
@@ -151,7 +151,7 @@ def test_the_noise_floor_is_said_where_it_was_measured_and_nothing_is_guessed(tm
     assert said.endswith("swap(3), is 0.00200 nats (0.00180 to 0.00220), 50 times the floor.")
     run.manifest["noise_floor"] = 0.01
     assert trust.noise_floor(run.manifest, measured).endswith("no more than the floor.")
-    assert trust.scientific(0.0) == "0"
+    assert scientific(0.0) == "0"
 
 
 def test_trust_says_text_policy_versions_and_what_was_not_done(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
 
 from depthscope.errors import DepthscopeError, RunError
@@ -12,6 +13,11 @@ from depthscope.report import publish
 from depthscope.report.canvas import drawn
 from depthscope.report.comparison import comparison_sections, side_by_side
 from depthscope.report.figures import FIGURES
+from depthscope.report.html import specification
+from depthscope.report.measured import Value
+from depthscope.report.palette import OWN
+from depthscope.report.panels import Curve, layers, lines
+from depthscope.schema.sweep import AGREEMENT, KL
 
 DEPTH = 6
 
@@ -26,17 +32,19 @@ def lines_of(figure):
     found = []
     for axes in figure.axes:
         found += [line for line in axes.lines if line.get_label().startswith("_child") and len(line.get_xdata()) > 0]
-    return [(list(line.get_xdata()), list(line.get_ydata())) for line in found]
+    empty = [["empty" if y != y else y for y in line.get_ydata()] for line in found]
+    return [(list(line.get_xdata()), y) for line, y in zip(found, empty, strict=True)]
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_every_curve_and_cell_of_every_panel_is_drawn(run, name):
     section = FIGURES[name].build(run)
     figure = drawn(section.panels, section.across, name)
-    curves = [trace for panel in section.panels for trace in panel.traces if isinstance(trace, go.Scatter)]
+    curves = [trace for panel in section.panels for trace in panel.seen() if isinstance(trace, go.Scatter)]
     there = lines_of(figure)
     for trace in curves:
-        assert (list(trace.x), list(trace.y)) in there, trace.name
+        y = ["empty" if value is None else value for value in trace.y]
+        assert (list(trace.x), y) in there, trace.name
     cells = [
         np.ma.filled(mesh.get_array(), np.nan)
         for axes in figure.axes
@@ -46,6 +54,26 @@ def test_every_curve_and_cell_of_every_panel_is_drawn(run, name):
     for trace in (t for panel in section.panels for t in panel.traces if isinstance(t, go.Heatmap)):
         for row in np.array(trace.z, dtype=float):
             assert any(cell.shape == (1, len(row)) and np.array_equal(cell[0], row, equal_nan=True) for cell in cells)
+
+
+@pytest.mark.parametrize("values", [(4e-7, 3e-4), (1.0, 20.0), (0.0, 123456.0), (-0.25, 0.5), (1e-9, 5e4)])
+@pytest.mark.parametrize("log", [True, False])
+def test_labels_beside_the_axis_fit_into_the_panel_whatever_the_values(values, log):
+    for metric in (KL, AGREEMENT):
+        curve = Curve(look=OWN, values={i: Value(v) for i, v in enumerate(values * 16)}, call="{}")
+        panel = lines("any", "Any", metric, [curve], layers(32), log=log, share_of_all=False)
+        figure = drawn([panel] * 3, 3, "")
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        shown = [axes for axes in figure.axes if axes.axison]
+        assert len(shown) == 3
+        for place, axes in enumerate(shown):
+            box = axes.yaxis.get_tightbbox(renderer)
+            assert box.x0 >= place * figure.get_figwidth() / 3 * figure.dpi, [
+                label.get_text() for label in axes.get_yticklabels()
+            ]
+        specified = specification(panel)["layout"]
+        assert specified["yaxis"]["automargin"]
+        assert specified["xaxis"]["automargin"]
 
 
 def test_error_bars_reach_from_end_to_end_of_the_intervals(run):

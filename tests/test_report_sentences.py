@@ -3,9 +3,11 @@
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import EDITS, estimates, make_run, sweep_table
+from report_runs import EDITS, estimates, make_run, neuron_tables, sweep_table
 from scipy import stats
 
+from depthscope.cli.console import console
+from depthscope.cli.summary import SHOWN
 from depthscope.report import findings, measured, wording
 from depthscope.report.figures import FIGURES
 from depthscope.report.panels import layer_step
@@ -18,6 +20,26 @@ def said_of(name, tmp_path, **tables):
     """The sentences of a section, with plain spaces."""
     section = FIGURES[name].build(make_run(tmp_path / name, 4, tables=tables))
     return " ".join(section.sentences).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "terminal", "page"),
+    [
+        (KL, (0.324, 0.298, 0.35), "0.324 ± 0.026", "0.324 nats (0.298 to 0.350)"),
+        (KL, (0.0012, 0.0011, 0.0014), "0.00120 ± 0.00020", "0.00120 nats (0.00110 to 0.00140)"),
+        (KL, (3.1e-9, 2e-9, 4e-9), "3.10 × 10⁻⁹ ± 1.10 × 10⁻⁹", "3.10 × 10⁻⁹ nats (2.00 × 10⁻⁹ to 4.00 × 10⁻⁹)"),
+        (KL, (0.5, 0.4997, 0.5003), "0.5000 ± 0.0003", "0.500 nats (0.500 to 0.500)"),
+        (KL, (0.5, 0.5 - 1e-7, 0.5 + 1e-7), "0.500 ± 1.00 × 10⁻⁷", "0.500 nats (0.500 to 0.500)"),
+        (KL, (0.0, 0.0, 0.0), "0", "0.00 nats (0.00 to 0.00)"),
+        (KL, (4e-7, None, None), "4.00 × 10⁻⁷", "4.00 × 10⁻⁷ nats"),
+        (AGREEMENT, (0.324, 0.298, 0.35), "32.4 ± 2.6", "32.4% (29.8 to 35.0)"),
+        (AGREEMENT, (0.0003, 0.0002, 0.0004), "0.0300 ± 0.0100", "0.0300% (0.0200 to 0.0400)"),
+    ],
+)
+def test_a_number_that_is_not_nought_is_not_written_as_nought(metric, numbers, terminal, page):
+    value = measured.Value(*numbers)
+    assert measured.give_or_take(value, metric).replace("\u00a0", " ") == terminal
+    assert measured.spoken(value, metric).replace("\u00a0", " ") == page
 
 
 def test_the_answer_says_what_the_table_holds(tmp_path):
@@ -101,7 +123,10 @@ def test_an_uncertain_headline_says_so(tmp_path):
 def test_numbers_as_text():
     assert measured.number(0.7, AGREEMENT) == "70.0"
     assert measured.number(-0.04348, METRICS["entropy_change"]) == "−0.0435"
-    assert measured.number(-0.0000001, METRICS["entropy_change"], 3) == "0.000"
+    assert measured.number(-0.0000001, METRICS["entropy_change"], 3) == "−1.00\u00a0×\u00a010⁻⁷"
+    assert measured.interval(measured.Value(0.5, -0.0000001, 1.0), METRICS["entropy_change"], 3).startswith(
+        "0.000\u00a0"
+    )
     assert measured.number(5.30258, KL) == "5.30"
     assert measured.number(123.4, KL) == "123.40"
     assert [layer_step(depth) for depth in (1, 9, 12, 48, 80)] == [1, 1, 2, 10, 10]
@@ -178,6 +203,15 @@ def test_neurons_say_how_many_and_where_or_how_far_from_any(tmp_path):
     )
 
 
+def test_neurons_say_how_those_of_experts_are_counted(tmp_path):
+    run = make_run(tmp_path / "run", 4, tables=neuron_tables(4))
+    assert len(FIGURES["neurons"].build(run).notes) == 1
+    run.manifest["neurons"] = {"experts": 4, "neurons_of_an_expert": 24, "neurons_of_shared_experts": 48}
+    note = FIGURES["neurons"].build(run).notes[1]
+    assert "in a layer 4 routed experts of 24 neurons, one after the other, then 48 of shared experts" in note
+    assert "neuron n of the routed ones is neuron n mod 24 of expert ⌊n / 24⌋" in note
+
+
 def test_heads_name_the_best_and_count_the_sure(tmp_path):
     keys = [(1, head, head + 1, 4, 0.0, 0.03 if head < 2 else 0.4) for head in range(3)]
     table = estimates(heads.HEADS_TABLE, keys, [heads.MERGE], value=lambda key, _: 0.3 - 0.1 * key[1])
@@ -185,6 +219,33 @@ def test_heads_name_the_best_and_count_the_sure(tmp_path):
     assert "The strongest sub-word merging head is L1H0: the last token of a word of 4 tokens attends" in said
     assert "by 30.0% (29.0 to 32.0) of its attention." in said
     assert "2 of 3 heads attend more" in said
+
+
+def test_heads_below_the_threshold_are_none_and_the_strongest_is_said(tmp_path):
+    score = {heads.PREVIOUS_TOKEN: 0.6, heads.DUPLICATE_TOKEN: 0.25, heads.INDUCTION: 0.047}
+    score |= {heads.INDUCTION_NATURAL: 0.5, heads.PREVIOUS_TOKEN_NATURAL: 0.1, heads.MERGE: 0.01}
+    keys = [(11, head, head + 1, 4, 0.014, 0.2) for head in range(4)]
+    table = estimates(
+        heads.HEADS_TABLE, keys, score, value=lambda key, metric: score[metric] - 0.02 * key[1] * (score[metric] > 0.25)
+    )
+    section = FIGURES["heads"].build(make_run(tmp_path / "heads", 12, tables={"heads": table}))
+    said = " ".join(section.sentences).replace("\u00a0", " ")
+    share = "25% of its attention there, on random tokens said twice"
+    assert "No sub-word merging heads were found; the strongest is L11H0, 1.0% (0.0 to 3.0)." in said
+    strongest = "The strongest is L11H0, 60.0% (59.0 to 62.0)."
+    assert f"4 previous-token heads were found: each puts at least {share}. {strongest}" in said
+    assert f"4 duplicate-token heads were found: each puts at least {share}." in said
+    assert f"No induction heads were found: none puts {share}. The strongest is L11H0, 4.7% (3.7 to 6.7)." in said
+    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    for name in ("Induction", "Induction, text"):
+        assert rows[name][0] == "none found", "on text too: the kind is known by the random tokens"
+        assert rows[name][1][0].startswith("strongest: L11H0")
+    assert rows["Previous token, text"][0][0].startswith("L11H0")
+    with console.capture() as captured:
+        SHOWN["heads"](table)
+    assert [" ".join(line.split()) for line in captured.get().splitlines() if line.startswith("Induction ")] == [
+        "Induction none; strongest 11.0 4.7 ± 2.0 0 of 4"
+    ]
 
 
 def test_probes_say_each_difference_and_whether_it_is_one(tmp_path):

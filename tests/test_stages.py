@@ -1,7 +1,7 @@
 """Stages: found where they were planted, named by direction, not where there are none; signatures against their words."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import depthscope as ds
 from depthscope.models.load import load
+from depthscope.schema.found_stages import read_stages
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SIGNALS, SIGNATURES, STAGES, SUPPORTED, TRANSITIONS
 from depthscope.studies.signals import Measured, signals
 from depthscope.studies.signatures import EFFECTS, verdicts
@@ -221,18 +222,33 @@ def test_an_untrained_model_has_no_stages(shelf, tmp_path):
     fresh = AutoModelForCausalLM.from_config(shelf.hf.config).eval()
     model = load(fresh, tokenizer=shelf.tokenizer)
     study = ds.study(model, ds.corpus(tokens=768), out=tmp_path, window=48, experiments=EXPERIMENTS, progress=False)
-    assert study.stages["found"] is False
-    assert study.stages["stages"] == []
-    assert "there is no inference to divide" in study.stages["summary"]
+    assert study.stages.found is False
+    assert study.stages.stages == []
+    assert "there is no inference to divide" in study.stages.summary
 
 
 def test_trained_models_show_the_first_stage_and_say_what_they_do_not(shelf, tmp_path):
     study = ds.study(shelf, ds.corpus(tokens=1536), out=tmp_path, window=96, experiments=EXPERIMENTS, progress=False)
     found = study.stages
-    assert found["stages"][0] == found["stages"][0] | {"name": "detokenization", "first": 0, "last": 0}
-    verdict = {one["name"]: one["verdict"] for one in found["signatures"]}
+    assert (found.stages[0].name, found.stages[0].first, found.stages[0].last) == ("detokenization", 0, 0)
+    verdict = {one.name: one.verdict for one in found.signatures}
     assert verdict["first_layer_sensitivity"] == SUPPORTED
     assert verdict["mlp_norm_peaks_last"] == SUPPORTED
     assert verdict["local_attention_early"] == NOT_SUPPORTED
     assert verdict["prediction_neurons_emerge"] == NOT_SUPPORTED
-    assert json.loads((tmp_path / "stages.json").read_text())["summary"] == found["summary"]
+    assert json.loads((tmp_path / "stages.json").read_text())["summary"] == found.summary
+
+
+def test_stages_are_objects_that_hold_what_the_file_does():
+    content = json.loads(json.dumps(find_stages(model_with_stages())))
+    found = read_stages(content)
+    assert asdict(found) == content
+    said = repr(found).splitlines()
+    assert said[0] == content["summary"]
+    assert said[1] == "  layers 0–1: Detokenization (2 of 2 signatures supported)"
+    assert "  before layer 2: detokenization → feature_engineering (95% interval 2 to 2)" in said
+    assert said[-1].startswith("  signatures: ")
+    assert str(found.signatures[0]).startswith("The first layer is catastrophic to lose: supported (")
+    del content["method"], content["boundaries"][0]["support"]
+    content["later"] = 1
+    assert read_stages(content).boundaries[0].support is None, "runs of other versions are read too"

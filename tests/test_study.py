@@ -55,7 +55,7 @@ def test_every_experiment_has_its_tables(family, tmp_path):
         assert len(table) > 0
         if "mean" in table.columns:
             assert table["mean"].null_count() == 0, name
-    assert study.stages["found"] is False  # a random model predicts nothing
+    assert study.stages.found is False  # a random model predicts nothing
 
 
 def test_what_a_model_cannot_do_is_said_and_the_rest_is_done(tmp_path):
@@ -78,7 +78,7 @@ def test_too_little_text_is_said(tmp_path, gpt2):
     assert set(study.run.manifest["not_done"]) == {"heads", "probes"}
     assert "words of several tokens" in study.run.manifest["not_done"]["heads"]
     assert study.run.complete
-    assert "cannot be told" in {one["verdict"] for one in study.stages["signatures"]}
+    assert "cannot be told" in {one.verdict for one in study.stages.signatures}
 
 
 def test_a_suffix_no_token_has(tmp_path, gpt2):
@@ -100,7 +100,7 @@ def test_a_model_of_one_layer_is_studied_as_far_as_it_goes(tmp_path):
     names = [name for name in NAMES if name not in ("heads", "probes")]
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, experiments=names, progress=False)
     assert "has one layer" in study.run.manifest["not_done"]["similarity"]
-    assert "1 layers are too few" in study.stages["summary"]
+    assert "1 layers are too few" in study.stages.summary
 
 
 def test_one_run_of_the_model_serves_all_readings(tmp_path, monkeypatch):

@@ -92,7 +92,17 @@ def test_a_byte_of_a_character_is_text_that_cannot_be_read():
     tokens = ["<unk>", "a", "<0xE2>", "<0x0A>"]
     vocabulary = vocabulary_of(Model(tiny_model("llama"), tokenizer_from(tokens, LLAMA_LIKE, "<unk>"), "tiny"))
     assert vocabulary.texts[2:4] == ("�", "\n")
+    assert vocabulary.shown(2) == "<0xE2>"
     assert vocabulary.shown(3) == "⏎"
+
+
+def test_bytes_that_are_no_character_are_shown_as_bytes():
+    pieces = ["<unk>", "a", "âĢ", "ĠâĢ", "Ã©âĢ", "Ã©", "ï¿½", "Ģ"]  # é is whole; so is U+FFFD, which can be written
+    tokenizer = tokenizer_from(pieces, decoders.ByteLevel(), "<unk>")
+    vocabulary = vocabulary_of(Model(tiny_model("llama"), tokenizer, "tiny"))
+    shown = [vocabulary.shown(token) for token in range(2, 8)]
+    assert shown == ["<0xE2 0x80>", "␣<0xE2 0x80>", "é<0xE2 0x80>", "é", "�", "<0x80>"]
+    assert vocabulary.texts[2] == "�", "classes go by the text, which has no bytes"
 
 
 def test_without_a_tokenizer_there_are_no_texts_and_no_classes():

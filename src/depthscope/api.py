@@ -22,6 +22,7 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
+from depthscope.schema.found_stages import Stages, read_stages
 from depthscope.schema.sweep import EDIT_KINDS
 from depthscope.studies.prompt_lens import prompt_lens
 from depthscope.studies.settings import StudySettings
@@ -87,9 +88,10 @@ class Study:
         return self.run.table(name)
 
     @property
-    def stages(self) -> dict[str, Any] | None:
+    def stages(self) -> Stages | None:
         """The stages found, their boundaries with intervals and votes, and each signature's verdict; None if not looked for."""
-        return self.run.read_json("stages")
+        found = self.run.read_json("stages")
+        return None if found is None else read_stages(found)
 
     def figure(self, name: str, axis: str = "layer") -> "go.Figure":
         """A plotly figure: stages, sweep, components (attention and MLP drops) or another experiment's by its name.

@@ -59,10 +59,10 @@ app.command("heads", short_help="Heads that merge sub-words; previous-token, dup
 app.command("neurons", short_help="Prediction, suppression, entropy and partition neurons.")(neurons.command)
 app.command("similarity", short_help="What layers write under swaps; how alike depths are.")(similarity.command)
 app.command("probes", short_help="Which neurons tell that the next token ends in a suffix.")(probes.command)
-app.command("explore", short_help="A page to explore a model and its runs in the browser.")(explore.command)
+app.command("explore", short_help="Explore a model and its runs in the browser.")(explore.command)
 app.command("report", short_help="Write the page of a run again, or of several, and figures as files.")(report.command)
 app.command("compare", short_help="One page that compares runs over relative depth.")(compare.command)
-app.command("info", short_help="Layers, widths, layout, norm, context, parameters.")(info.command)
+app.command("info", short_help="Layers, heads, widths, experts, layout, norm, context.")(info.command)
 app.command("verify", short_help="Is replay the model itself? Compare logits bit for bit.")(verify.command)
 
 

@@ -27,6 +27,8 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
         return
     from depthscope import api
     from depthscope.errors import DataError
+    from depthscope.report.measured import Value, give_or_take
+    from depthscope.schema import lens
 
     model = request.load()
     found = api.lens(model, prompt, top=top)
@@ -43,5 +45,8 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
     shown.add_column("most likely next tokens")
     for (layer,), rows in chosen.group_by("layer", maintain_order=True):
         words = [f"{escape(row['predicted'])} [dim]{row['probability']:.0%}[/]" for row in rows.iter_rows(named=True)]
-        shown.add_row(str(layer), f"{rows['kl'][0]:.3f}", f"{rows['entropy'][0]:.3f}", "  ".join(words))
+        numbers = (
+            give_or_take(Value(rows[name][0]), metric) for name, metric in (("kl", lens.KL), ("entropy", lens.ENTROPY))
+        )
+        shown.add_row(str(layer), *numbers, "  ".join(words))
     console.print(shown, highlight=False)

@@ -28,8 +28,8 @@ Tokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="How many tokens to measure on, rounded up to whole windows; with --precision the most that is read.",
-        show_default="16,384, with --precision 1,000,000",
+        help="How many tokens to measure on, rounded up to whole windows; the most to read where a precision is the goal.",
+        show_default="16,384; 1,000,000 with a precision as the goal",
     ),
 ]
 Precision = Annotated[

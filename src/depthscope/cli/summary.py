@@ -7,11 +7,13 @@ from rich.table import Table
 
 from depthscope.cli.console import console
 from depthscope.cli.stage_map import print_stages
+from depthscope.report.measured import Value, give_or_take
+from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms, probes, similarity
-from depthscope.schema.heads import HEAD_METRICS
+from depthscope.schema.heads import HEAD_METRICS, MERGING
 from depthscope.schema.metric import Metric
 from depthscope.schema.neurons import ENTROPY, KINDS, PARTITION, PREDICTION, SUPPRESSION
 from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
@@ -100,13 +102,7 @@ def _estimates(table: pl.DataFrame, keys: Sequence[str]) -> list[tuple]:
 
 def _cell(estimate: Sequence[float | None] | None, metric: Metric) -> str:
     mean, low, high = estimate or (None, None, None)
-    if mean is None:
-        return ""
-    scale, digits = (100.0, 1) if metric.unit == "share" else (1.0, 3)
-    if low is None or high is None:
-        return f"{mean * scale:.{digits}f}"
-    half = max(mean - low, high - mean)  # an end may have been cut at what the metric can be
-    return f"{mean * scale:.{digits}f} ± {half * scale:.{digits}f}"
+    return "" if mean is None else give_or_take(Value(mean, low, high), metric)
 
 
 def _print_attention(table: pl.DataFrame) -> None:
@@ -147,6 +143,8 @@ def _print_heads(table: pl.DataFrame) -> None:
         metric = HEAD_METRICS[str(name)]
         best = rows.sort("rank").head(3).iter_rows(named=True)
         cells = [f"{r['layer']}.{r['head']}  {_cell((r['mean'], r['ci_low'], r['ci_high']), metric)}" for r in best]
+        if metric not in MERGING and not of_a_kind(table, metric):
+            cells = ["none; strongest", cells[0]]
         above = rows["p_adjusted"].is_not_null().any() and int((rows["p_adjusted"] < 0.05).sum())
         shown.add_row(
             metric.title, *cells, *[""] * (3 - len(cells)), f"{above} of {len(rows)}" if above is not False else ""
@@ -169,7 +167,7 @@ def _table(first: str, *others: str) -> Table:
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column(first)
     for title in others:
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", no_wrap=True)  # a number never stands on two lines
     return shown
 
 

@@ -5,6 +5,8 @@ is seen with any tokenizer: byte-level BPE (where the token is "Ġthe"), Sentenc
 Classes are patterns on that text. Suffixes are spellings, not grammar: "thing" is in "-ing".
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ import polars as pl
 from jaxtyping import Bool, Int64
 
 from depthscope.models.model import Model
+from depthscope.models.token_bytes import token_bytes
 
 SMALLEST_CLASS = 10
 """A class with fewer tokens, or with fewer outside of it, is left out: a mean over it would say little."""
@@ -55,6 +58,7 @@ PATTERNS: dict[str, str] = {
 """Class name -> pattern (Rust's regex syntax) on a token's text. Suffixes and prefixes in any case; a suffix alone counts
 (tokens inside words do), a prefix only where the token begins a word; a length is in characters, leading space not counted."""
 
+LONE = re.compile(r"[\udc80-\udcff]+")
 SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
@@ -67,14 +71,19 @@ class Vocabulary:
     that are only part of a character come out as �."""
     special: frozenset[int]
     """Tokens that stand for no text, such as <|endoftext|>: in no class."""
+    raw: Mapping[int, bytes] = field(default_factory=dict)
+    """The bytes of tokens that are not whole characters, where the tokenizer tells them."""
 
     def shown(self, token: int) -> str:
-        """A token as a reader should see it: a space as ␣, a line break as ⏎; control
-        characters as \\x and their code; its number where it has no text."""
+        """A token as a reader should see it, everywhere: a space as ␣, a line break as ⏎; bytes that are only part of a
+        character as <0xE2 0x80>; control characters as \\x and their code; its number where it has no text."""
         text = self.texts[token]
         if text is None:
             return f"#{token}"
+        if token in self.raw:
+            text = self.raw[token].decode("utf-8", "surrogateescape")  # what is no text: U+DC00 and the byte
         text = text.translate(SHOWN)
+        text = LONE.sub(lambda run: f"<{' '.join(f'0x{ord(c) - 0xDC00:02X}' for c in run[0])}>", text)
         return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -93,7 +102,8 @@ def vocabulary_of(model: Model) -> Vocabulary:
     for token, text in zip(changed, _decoded(tokenizer, [[token] for token in changed]), strict=True):
         alone[token] = text
     special = frozenset(token for token in tokenizer.all_special_ids if token < size)
-    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special)
+    raw = token_bytes(tokenizer, [token for token, text in enumerate(alone) if text is not None and "\ufffd" in text])
+    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special, raw)
 
 
 def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float64
 from torch import Tensor
 
-from depthscope.errors import DepthscopeError, RouteError
+from depthscope.errors import DataError, DepthscopeError, RouteError
 from depthscope.explore import attention, comparison, lens, markup, neurons, surgery
 from depthscope.explore.prompt import TOP, Prompt, Session
 from depthscope.explore.surgery import Surgery
@@ -80,11 +80,11 @@ class Answers:
         except (DepthscopeError, IndexError):  # a prompt of one token has no previous ones
             return 0, 0
 
-    def pattern(self, text: str, layer: int, head: int) -> tuple[go.Figure | None, str]:
-        """(the pattern of a head, why there is none)."""
+    def pattern(self, text: str, layer: int | float | None, head: int | float | None) -> tuple[go.Figure | None, str]:
+        """(the pattern of a head, why there is none). A number that was deleted is None."""
         try:
             with self.session.reading(text) as prompt:
-                return self._pattern(prompt, layer, head), ""
+                return self._pattern(prompt, _whole("layer", layer), _whole("head", head)), ""
         except DepthscopeError as error:
             return None, markup.message(str(error), "problem")
 
@@ -92,7 +92,7 @@ class Answers:
         """(counts of prediction and suppression neurons by layer, the sharpest neurons of one layer)."""
         try:
             with self.session.using():
-                layer = min(layer, self.depth - 1)
+                layer = min(max(layer, 0), self.depth - 1)
                 sharpest = neurons.sharpest_table(self._neuron_layers, layer)
                 return neurons.layers_table(self._neuron_layers), sharpest
         except DepthscopeError as error:
@@ -152,6 +152,17 @@ class Answers:
     def _pattern(self, prompt: Prompt, layer: int, head: int) -> go.Figure:
         pattern = attention.pattern_of(prompt.baseline, layer, head)
         return attention.pattern_figure(pattern, prompt.tokens, f"Attention of head {layer}.{head}")
+
+
+def _whole(what: str, number: int | float | None) -> int:
+    if number is None or not 0 <= number < MOST or number != int(number):
+        got = "nothing" if number is None else f"{number:g}"
+        raise DataError(f"Expected a {what} as a whole number from 0 on, got {got}.")
+    return int(number)
+
+
+MOST = 1_000_000
+"""No model has as many layers or heads."""
 
 
 WRITING = "<p class='written under'>writing …</p>"

@@ -59,11 +59,16 @@ def head_scores(baseline: Baseline) -> HeadScores:
 
 def pattern_of(baseline: Baseline, layer: int, head: int) -> Float[Tensor, "seq seq"]:
     """One head's attention of each query (rows) to each key. Raises UnsupportedError for a head there is not."""
+    name, depth = baseline.model.name, baseline.model.depth
+    if not 0 <= layer < depth:
+        raise UnsupportedError(f"{name} has no layer {layer}: expected 0 … {depth - 1}")
     patterns: Any = attention_patterns(baseline.model, baseline.ids, baseline.residuals)
     with closing(patterns):  # the model is on eager attention until then
         pattern = next((found for block, found in enumerate(patterns) if block == layer), None)
-    if pattern is None or not 0 <= head < pattern.shape[1]:
-        raise UnsupportedError(f"{baseline.model.name} has no attention pattern of head {head} in layer {layer}")
+    if pattern is None:
+        raise UnsupportedError(f"layer {layer} of {name} has no attention pattern that can be read")
+    if not 0 <= head < pattern.shape[1]:
+        raise UnsupportedError(f"{name} has no head {head} in layer {layer}: expected 0 … {pattern.shape[1] - 1}")
     return pattern[0, head].float().cpu()
 
 

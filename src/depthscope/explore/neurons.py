@@ -119,8 +119,9 @@ def neuron_card(report: NeuronReport) -> str:
     numbers = {name: value for name, value in report.numbers.items() if value is not None}
     said = ", ".join(f"{name} {numbers[name]:.3g}" for name in ("kurtosis", "skew", "norm") if name in numbers)
     sides = []
+    both = (*report.promoted, *report.suppressed)
+    most = max((abs(one.cosine) for one in both), default=0.0) or 1.0  # one scale, so that bars compare across the two
     for title, found in (("Promotes", report.promoted), ("Suppresses", report.suppressed)):
-        most = max((abs(one.cosine) for one in found), default=1.0) or 1.0
         items = [(one.text, one.cosine) for one in found]
         under = "<p class='under'>cosine of its output with the token's unembedding</p>"
         sides.append(f"<h4>{title}</h4>{under}{markup.bars(items, share=False, most=most)}")

@@ -55,7 +55,7 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
             with gr.Tab("Neurons"):
                 fourth = _neurons_room(answers, text)
             with gr.Tab(RUNS):
-                clock = _runs_room(runs)
+                clock = _runs_room(runs, page)
         tabs.select(_clock_of, None, clock, **QUIETLY)
         rooms = sorted([*first, *second, *third, *fourth], key=lambda room: room.slow)
         for event, opening in ((page.load, True), (text.submit, False), (read.click, False)):
@@ -115,29 +115,28 @@ def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
 
 def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     with gr.Row():
-        layer = gr.Number(None, label="Layer", precision=0, minimum=0, maximum=answers.depth - 1, elem_id="head-layer")
-        head = gr.Number(None, label="Head", precision=0, minimum=0, elem_id="head-head")
-    problem = gr.HTML()
+        # Without limits of their own: gradio answers a number beyond them with a traceback, the room with a sentence.
+        layer = gr.Number(None, label=f"Layer, 0 to {answers.depth - 1}", elem_id="head-layer")
+        head = gr.Number(None, label="Head, from 0", elem_id="head-head")
+    problem = gr.HTML(elem_id="no-pattern")
     plot = gr.Plot(show_label=False, elem_id="pattern")
     lists = gr.HTML(elem_id="strongest", js_on_load=CHOOSE)
+    asked = [text, layer, head]
 
-    def pattern(asked: str, of_layer: float | None, of_head: float | None) -> tuple[Any, str]:
-        return answers.pattern(asked, int(of_layer or 0), int(of_head or 0))
+    def pattern(text: str, layer: float | None, head: float | None) -> tuple[Any, str]:
+        return _drawn(*answers.pattern(text, layer, head))
 
     def choose(event: gr.EventData) -> tuple[int, int]:
         numbers = _cell(event).split(",")
         return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
-    def first(asked: str) -> tuple[int, int]:
-        return answers.strongest(asked)
-
     for number in (layer, head):
-        number.input(pattern, [text, layer, head], [plot, problem], **QUIETLY)
-    lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, [text, layer, head], [plot, problem], **QUIETLY)
+        number.input(pattern, asked, [plot, problem], **QUIETLY)
+    lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, asked, [plot, problem], **QUIETLY)
     return [
-        Refresh(first, [text], [layer, head], once=True),
+        Refresh(answers.strongest, [text], [layer, head], once=True),
         Refresh(answers.heads, [text], [lists]),
-        Refresh(pattern, [text, layer, head], [plot, problem]),
+        Refresh(pattern, asked, [plot, problem]),
     ]
 
 
@@ -164,38 +163,50 @@ def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     ]
 
 
-def _runs_room(runs: Runs) -> gr.Timer:
-    names = runs.names()
-    now = gr.State(names[0] if names else None)
-    overview = gr.HTML(runs.overview, elem_id="runs", js_on_load=CHOOSE)
-    status = gr.HTML(partial(runs.status, names[0]) if names else "", elem_id="status")
+def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
+    now = gr.State(None)
+    overview = gr.HTML(elem_id="runs", js_on_load=CHOOSE)
+    status = gr.HTML(elem_id="status")
     titles = [(kind.title, kind.name) for kind in FIGURES.values()]
     which = gr.Dropdown(titles, value=titles[0][1], label="Figure", elem_id="figure")
     problem = gr.HTML(elem_id="no-figure")
     plot = gr.Plot(show_label=False, elem_id="run-plot", visible=False)
     clock = gr.Timer(LOOK_AGAIN, active=False)
 
-    def choose(event: gr.EventData) -> tuple[str, str, Any]:
-        name = _cell(event)
-        there = [figure for _, figure in runs.figures(name)]
-        return name, runs.status(name), gr.Dropdown(value=there[0]) if there else gr.skip()
+    def show(name: str | None) -> tuple[str | None, str, str, Any]:
+        there = runs.figures(name)
+        first = gr.Dropdown(value=there[0][1]) if there else gr.skip()
+        return name, runs.overview(name), runs.status(name) if name else "", first
 
-    def look(name: str | None) -> tuple[str, str]:
-        return runs.overview(), runs.status(name) if name else ""
+    def choose(event: gr.EventData) -> tuple[str | None, str, str, Any]:
+        return show(_cell(event))
+
+    def look(name: str | None) -> tuple[str | None, str, str, Any]:
+        """What has changed since; where nothing is chosen, as before there is a run, the first run that is there."""
+        if name is None and (first := runs.first()):
+            return show(first)
+        return name, runs.overview(name), runs.status(name) if name else "", gr.skip()
 
     def draw(name: str | None, of: str | None) -> tuple[Any, str]:
-        drawn, why = runs.figure(name, of)
-        return gr.Plot(drawn, visible=drawn is not None), why
+        return _drawn(*runs.figure(name, of))
 
-    overview.click(choose, None, [now, status, which], **QUIETLY).then(draw, [now, which], [plot, problem], **QUIETLY)
-    which.input(draw, [now, which], [plot, problem], **QUIETLY)
-    clock.tick(look, now, [overview, status], **QUIETLY)
+    shown = [now, overview, status, which]
+    overview.click(choose, None, shown, **QUIETLY)
+    page.load(look, now, shown, **QUIETLY)
+    clock.tick(look, now, shown, **QUIETLY)
+    for changed in (now, which):
+        changed.change(draw, [now, which], [plot, problem], **QUIETLY)
     return clock
 
 
 def _clock_of(event: gr.SelectData) -> gr.Timer:
     """The clock runs while the room of runs is open."""
     return gr.Timer(LOOK_AGAIN, active=event.value == RUNS)
+
+
+def _drawn(figure: Any, why: str) -> tuple[gr.Plot, str]:
+    """A plot and what is said beside it; no empty frame where there is none."""
+    return gr.Plot(figure, visible=figure is not None), why
 
 
 def _cell(event: gr.EventData) -> str:

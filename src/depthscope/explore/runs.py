@@ -14,6 +14,7 @@ from depthscope.errors import DepthscopeError, RunError
 from depthscope.explore import markup
 from depthscope.explore.figures import dressed
 from depthscope.report.figures import FIGURES, figure
+from depthscope.report.section import Kind
 from depthscope.run.store import MANIFEST, RunDirectory
 
 DEEPEST = 3
@@ -31,6 +32,8 @@ BROKEN = (
     pl.exceptions.PolarsError,
 )
 """What reading a directory that somebody else wrote, or damaged, can raise."""
+CHOSEN = "chosen"
+"""The style of the run that is shown."""
 NOT_A_RUN = {".git", ".venv", "node_modules", "__pycache__", "shards", "tables"}
 
 
@@ -65,8 +68,15 @@ class Runs:
         """A run by its name. Raises RunError saying why it cannot be read."""
         return RunDirectory.reading(self.path(name))
 
-    def overview(self) -> str:
-        """All runs with their state as HTML, the damaged ones with the reason."""
+    def first(self) -> str | None:
+        """The run to open with: the one last changed of those with a figure, or else of those that can be read, or of all."""
+        names = self.names()
+        return next((name for name in names if self.figures(name)), None) or next(
+            (name for name in names if self._readable(name)), names[0] if names else None
+        )
+
+    def overview(self, chosen: str | None = None) -> str:
+        """All runs with their state as HTML, the damaged ones with the reason; `chosen` is the one that is shown below."""
         names = self.names()
         if not names:
             return markup.message(
@@ -74,7 +84,10 @@ class Runs:
                 "`depthscope study` makes one; it is listed here as soon as it begins."
             )
         rows = [
-            [markup.choice(name, markup.escaped(self._title(name)), "show this run"), *self._row(name)]
+            [
+                markup.choice(name, markup.escaped(self._title(name)), "show this run", kind=CHOSEN * (name == chosen)),
+                *self._row(name),
+            ]
             for name in names
         ]
         return markup.table(["run", "model", "text", "state"], rows, "Runs, the last changed first", "runs")
@@ -98,7 +111,7 @@ class Runs:
             run = self.open(name)
         except BROKEN:
             return []
-        return [(kind.title, kind.name) for kind in FIGURES.values() if (run.path / kind.file).exists()]
+        return [(kind.title, kind.name) for kind in FIGURES.values() if _has(run, kind)]
 
     def figure(self, name: str | None, of: str | None) -> tuple[go.Figure | None, str]:
         """A figure of a run, or None and why there is none, as HTML; without a word where the run cannot be read."""
@@ -110,6 +123,13 @@ class Runs:
             return dressed(figure(run, of or next(iter(FIGURES)))), ""
         except BROKEN as error:
             return None, markup.message(_why(error), "problem")
+
+    def _readable(self, name: str) -> bool:
+        try:
+            self.open(name)
+        except BROKEN:
+            return False
+        return True
 
     def _title(self, name: str) -> str:
         return self.folder.resolve().name if name == "." else name
@@ -132,6 +152,16 @@ def progress(run: RunDirectory) -> list[Progress]:
         units = stored if name in finished else _units(run, name)
         found.append(Progress(name, stored, units if units is None or units >= stored else None, name in finished))
     return found
+
+
+def _has(run: RunDirectory, kind: Kind) -> bool:
+    """Whether a run has what a figure shows; of one that is made of several tables, whether it has any of them."""
+    if kind.file:
+        return (run.path / kind.file).exists()
+    try:
+        return bool(kind.build(run).panels)
+    except BROKEN:
+        return False
 
 
 def _units(run: RunDirectory, name: str) -> int | None:

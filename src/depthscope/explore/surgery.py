@@ -114,5 +114,6 @@ def strength(kl: float) -> str:
 def read_cell(cell: str, surgery: Surgery) -> tuple[str, int] | None:
     """(edit's name, route) of a chosen cell, None for one that is not there."""
     kind, _, layer = cell.partition(",")
-    place = surgery.place(kind, int(layer)) if layer.isdecimal() else None
+    known = layer.isdecimal() and len(layer) <= len(str(surgery.depth))
+    place = surgery.place(kind, int(layer)) if known else None
     return None if place is None else (f"{kind}({layer})", place)

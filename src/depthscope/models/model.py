@@ -20,6 +20,7 @@ from depthscope.models.kernels import Kernels
 from depthscope.models.residency import Residency
 from depthscope.models.stack import BlockStack
 from depthscope.models.state import State
+from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
 from depthscope.routes import ATTN, MLP, Route, Step
 from depthscope.shapes import Residual, TokenIds
@@ -36,6 +37,15 @@ class ModelFacts:
     revision: str | None
     layers: int
     d_model: int
+    heads: int | None
+    """Query heads of a block. This and the four below are of the last block, None where there are none."""
+    kv_heads: int | None
+    """Heads of keys and values, fewer than `heads` where queries share them."""
+    head_width: int | None
+    mlp_width: int | None
+    """Neurons of a dense MLP, or of one routed expert."""
+    experts: int | None
+    """Routed experts of a block."""
     vocabulary: int
     context: int | None
     parameters: int
@@ -174,6 +184,7 @@ class Model:
             revision=self.revision,
             layers=self.depth,
             d_model=self.head.weight.shape[1],
+            **widths(self.hf.config.get_text_config(decoder=True), found, self.head.weight.shape[1]),
             vocabulary=self.head.vocabulary,
             context=self.context,
             parameters=sum(map(_logical_size, _owners(self.hf))),

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import unescape
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -89,11 +90,11 @@ def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], 
     x, y, width, height = box
     barred = any(isinstance(trace, go.Heatmap) and trace.showscale is not False for trace in panel.traces)
     left = max(LEFT, panel.left / 100)
-    inner = (x + left, y + BELOW, width - left - RIGHT - (BAR if barred else 0), height - BELOW - ABOVE)
+    up, tall = y + BELOW, height - BELOW - ABOVE
+    wide = width - left - RIGHT - (BAR if barred else 0)
 
     def place(low: float = 0.0, high: float = 1.0) -> tuple[float, float, float, float]:
-        up, tall = (inner[1] + low * inner[3]) / whole, (high - low) * inner[3] / whole
-        return inner[0] / WIDTH, up, inner[2] / WIDTH, tall
+        return (x + left) / WIDTH, (up + low * tall) / whole, wide / WIDTH, (high - low) * tall / whole
 
     behind = figure.add_axes(place())
     behind.set_axis_off()
@@ -104,18 +105,32 @@ def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], 
     axes = {name: figure.add_axes(place(*map(float, domains[name]))) for name in names}
     for name, one in axes.items():
         one.patch.set_alpha(0)
-        for trace in panel.traces:
+        for trace in panel.seen():
             if f"yaxis{(trace.yaxis or 'y')[1:]}" == name:
                 _trace(figure, one, trace, panel.xaxis.get("range", (0.0, 1.0)))
         _y(one, specified[name])
         _x(one, panel.xaxis, name == lowest)
+    more = max(_label_width(one) for one in axes.values()) - left
+    if more > 0:  # labels that would reach out of the panel
+        left, wide = left + more, wide - more
+        for name, one in {"": behind, **axes}.items():
+            one.set_position(place(*map(float, domains.get(name, (0.0, 1.0)))))
     behind.set_xlim(axes[lowest].get_xlim())
     behind.set_ylim(0, 1)
     title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     fitting = min(SIZE, SIZE * (width - left - 0.05) / (CHARACTER * len(title)))
-    up = 1 + 0.06 / inner[3]
-    behind.text(0, up, title, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
-    _shapes_and_notes(panel, axes["yaxis"], behind)
+    above = 1 + 0.06 / tall
+    behind.text(0, above, title, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
+    _shapes_and_notes(panel, axes, behind)
+
+
+def _label_width(axes: Axes) -> float:
+    """Inches that the labels of the y axis take to its left."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    box = axes.yaxis.get_tightbbox(renderer)
+    return 0.0 if box is None else (axes.get_window_extent(renderer).x0 - box.x0) / figure.dpi + 0.03
 
 
 def _trace(figure: Figure, axes: Axes, trace: Any, reach: Sequence[float]) -> None:
@@ -256,18 +271,19 @@ def _written(form: str | None) -> Any:
     return lambda value, _: f"{value:.6g}".replace("-", "−")
 
 
-def _shapes_and_notes(panel: Panel, axes: Axes, behind: Axes) -> None:
+def _shapes_and_notes(panel: Panel, axes: Mapping[str, Axes], behind: Axes) -> None:
     """Bands behind all rows, dotted levels, and notes at places of the panel or of its data."""
     for shape in panel.layout.get("shapes", ()):
         if shape["type"] == "rect":
             opacity = float(shape["fillcolor"].rsplit(",", 1)[1].rstrip(") "))
             behind.axvspan(shape["x0"], shape["x1"], color="#808080", alpha=opacity, linewidth=0)
         else:
-            axes.axhline(shape["y0"], color="#586069", linewidth=0.8, linestyle=":")
+            axes["yaxis"].axhline(shape["y0"], color="#586069", linewidth=0.8, linestyle=":")
     for note in panel.layout.get("annotations", ()):
         on_page = note.get("yref") == "paper"
-        own = behind if on_page else axes
-        logarithmic = not on_page and panel.yaxis.get("type") == "log"
+        number = "" if on_page else note.get("yref", "y")[1:]
+        own = behind if on_page else axes[f"yaxis{number}"]
+        logarithmic = not on_page and not number and panel.yaxis.get("type") == "log"
         y = 10 ** note["y"] if logarithmic else note["y"]
         fraction = "domain" in note.get("xref", "")
         system: Any = (own.transAxes if fraction else own.transData, own.transData)

@@ -77,6 +77,8 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12, "yanchor": "bottom"},
         margin={"l": 56, "r": 24, "t": 92, "b": 56},
     )
+    shown.update_xaxes(automargin=True)
+    shown.update_yaxes(automargin=True)
     return shown
 
 

@@ -108,6 +108,8 @@ def specification(panel: Panel) -> dict[str, Any]:
         dragmode=False,
         hovermode=panel.layout.get("hovermode", "x unified"),
     )
+    shown.update_xaxes(automargin=True)
+    shown.update_yaxes(automargin=True)
     drawn = json.loads(shown.to_json() or "{}")
     called = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     return {**drawn, "relative": panel.relative, "log": panel.log, "called": called}

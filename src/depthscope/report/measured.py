@@ -112,17 +112,48 @@ def is_share(metric: Metric) -> bool:
     return metric.unit == AGREEMENT.unit
 
 
+SMALLEST = 1e-4
+"""Below, numbers are written with a power of ten."""
+
+
 def number(value: float, metric: Metric, digits: int | None = None) -> str:
     """A value as text without its unit: shares in per cent with one decimal, others with 3 significant digits.
 
-    `digits` sets the decimals instead, for columns that line up.
+    `digits` sets the decimals instead, for columns that line up. A number that would then be written as nought, though it is
+    not, has as many decimals as show it, or a power of ten: `0.00123`, `3.10 × 10⁻⁷`.
     """
+    scaled, decimals = _form(value, metric, digits)
+    return _text(scaled, decimals)
+
+
+def _form(mean: float, metric: Metric, digits: int | None) -> tuple[float, int | None]:
+    """A mean in the unit it is written in, and how many decimals show it; None: a power of ten."""
     if is_share(metric):
-        value, digits = 100 * value, 1
-    decimals = decimals_for([value]) if digits is None else digits
+        mean, digits = 100 * mean, 1
+        too_few = float(f"{mean:.1f}") == 0
+    else:
+        too_few = digits is None or abs(mean) < 10 ** (1 - digits)
+    if digits is None or (mean != 0 and too_few):
+        digits = decimals_for([mean])
+    return mean, None if 0 < abs(mean) < SMALLEST else digits
+
+
+def _text(value: float, decimals: int | None) -> str:
+    if decimals is None:
+        return scientific(value, 3).replace(" ", NBSP)
     text = f"{value:.{decimals}f}"
     # A true minus is as wide as a plus, and an interval's end that rounds to nought has no sign.
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def scientific(value: float, digits: int = 2) -> str:
+    """Significant digits, with a power of ten where plain figures would be long: `3.1 × 10⁻¹²`, `0.020`, `240`."""
+    least = SMALLEST if digits > 2 else 1e-3
+    if value == 0 or least <= abs(value) < 1e4:
+        return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
+    figures, power = f"{value:.{digits - 1}e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{figures} × 10{raised}".replace("-", "−")
 
 
 def unit_of(metric: Metric) -> str:
@@ -140,8 +171,28 @@ def interval(value: Value, metric: Metric, digits: int | None = None) -> str:
     """`low to high` without unit, to as many decimals as the mean, unbroken; empty where there is no interval."""
     if value.low is None or value.high is None:
         return ""
-    decimals = decimals_for([value.mean]) if digits is None else digits
-    return f"{number(value.low, metric, decimals)}{NBSP}to{NBSP}{number(value.high, metric, decimals)}"
+    _, decimals = _form(value.mean, metric, digits)
+    low, high = (_text(_form(end, metric, None)[0], decimals) for end in (value.low, value.high))
+    return f"{low}{NBSP}to{NBSP}{high}"
+
+
+def give_or_take(value: Value, metric: Metric, digits: int = 3) -> str:
+    """`0.324 ± 0.026`: a mean and half of its interval, to as many decimals; the mean alone where there is no interval.
+
+    What is not 0 is not written as 0.000, and what is exactly 0, as a model's KL to itself, is written 0.
+    """
+    mean, decimals = _form(value.mean, metric, digits)
+    if value.low is None or value.high is None:
+        return "0" if mean == 0 else _text(mean, decimals)
+    half = max(value.mean - value.low, value.high - value.mean)  # an end may have been cut at what the metric can be
+    half, of_half = _form(half, metric, digits)
+    if mean == half == 0:
+        return "0"
+    if decimals is None or half == 0 or float(f"{half:.{decimals}f}") != 0:
+        of_half = decimals if decimals is not None else of_half
+    elif of_half is not None:
+        decimals = of_half = of_half - 2  # one digit of the half
+    return f"{_text(mean, decimals)} ± {_text(half, of_half)}"
 
 
 def with_unit(value: Value, metric: Metric) -> str:

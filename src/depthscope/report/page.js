@@ -52,16 +52,25 @@
     return drawn;
   }
 
+  // Without what lies below a logarithmic axis: a line to it would fall out of the panel as a stub (Panel.seen in Python).
+  function onAxis(trace, drawn) {
+    const axis = drawn[`yaxis${(trace.yaxis || "y").slice(1)}`];
+    if (trace.type !== "scatter" || axis.type !== "log") return trace;
+    const low = axis.range ? 10 ** axis.range[0] : 0;
+    return { ...trace, y: trace.y.map((y) => (y > low ? y : null)) };
+  }
+
   // The panel as plotly wants it, in the colours the page has at this moment.
   function drawing(panel) {
     const specification = specifications[panel];
     const { data, layout, relative } = specification;
     const ink = colour("ink");
+    const drawn = axes(specification);
     return {
-      data: data.map((trace) => coloured(trace, relative)),
+      data: data.map((trace) => onAxis(coloured(trace, relative), drawn)),
       layout: {
         ...layout,
-        ...axes(specification),
+        ...drawn,
         shapes: (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("soft") } })),
         font: { ...layout.font, color: ink, size: printing ? 9 : layout.font.size },
         margin: printing ? { ...layout.margin, t: 4, b: 32, l: Math.max(layout.margin.l - 12, 4) } : layout.margin,

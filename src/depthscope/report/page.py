@@ -144,7 +144,7 @@ def _with_downloads(
 
 def _own_tables(kind: Kind, section: Section, run: RunDirectory) -> dict[str, str]:
     """The packed tables of a section whose numbers are in no table of the run."""
-    if not section.panels:
+    if not section.panels and not section.tables:
         return {}
     frames = (
         downloads.of_stages(stages.read_stages(run))

@@ -37,7 +37,7 @@ class Panel:
     """Whether y is on a logarithmic axis that may become a linear one."""
     height: int = 300
     left: int = 46
-    """Room for what stands beside the y axis, in pixels."""
+    """Room for what stands beside the y axis, in pixels; the axis makes more where its labels need it."""
     layout: dict[str, Any] = field(default_factory=dict)
 
     def x_axis(self, axis: str) -> dict[str, Any]:
@@ -45,10 +45,22 @@ class Panel:
         return self.relative if axis == RELATIVE_DEPTH and self.relative is not None else self.xaxis
 
     def placed(self, axis: str) -> list[Any]:
-        """The traces by layer or relative depth."""
+        """The traces by layer or relative depth, without the points that a logarithmic axis has no place for."""
         if axis == LAYER or self.relative is None:
-            return self.traces
-        return [go.Scatter(trace).update(x=[row[1] for row in trace.customdata]) for trace in self.traces]
+            return self.seen()
+        return [go.Scatter(trace).update(x=[row[1] for row in trace.customdata]) for trace in self.seen()]
+
+    def seen(self) -> list[Any]:
+        """The traces without what lies below a logarithmic axis: a line to it would fall out of the panel as a stub.
+
+        The page does the same in `onAxis` of page.js, because a reader may choose a linear axis there.
+        """
+        return [_above(trace, self.y_axis_of(trace)) for trace in self.traces]
+
+    def y_axis_of(self, trace: Any) -> dict[str, Any]:
+        """The y axis a trace is drawn on: the panel's own, or one of those in its layout."""
+        number = (trace.yaxis or "y")[1:]
+        return self.layout[f"yaxis{number}"] if number else self.yaxis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +218,15 @@ def hover(called: str, value: Value, metric: Metric) -> str:
     return f"<b>{called}</b>  {with_unit(value, metric)}{bounds}"
 
 
+def _above(trace: Any, axis: dict[str, Any]) -> Any:
+    """A curve whose points below the end of a logarithmic axis are empty."""
+    if axis.get("type") != "log" or not isinstance(trace, go.Scatter):
+        return trace
+    low = 10 ** axis["range"][0] if "range" in axis else 0.0
+    values: Any = () if trace.y is None else trace.y
+    return go.Scatter(trace).update(y=[y if y is not None and y > low else None for y in values])
+
+
 def _x_axis(title: str, span: tuple[float, float], place: str, ticks: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": {"text": title, "standoff": 8},
@@ -224,7 +245,8 @@ def y_axis(metric: Metric, log: bool, share_of_all: bool) -> dict[str, Any]:
         return {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25, "zeroline": False}
     if log:
         return {"type": "log", "exponentformat": "none", "minorloglabels": "complete", "nticks": 6, "zeroline": False}
-    shown = {"tickformat": ".0%"} if is_share(metric) else {"tickformat": "~g"}
+    # Trimmed decimals: of small shares whole per cents would repeat.
+    shown = {"tickformat": ".3~%"} if is_share(metric) else {"tickformat": "~g"}
     return {"zeroline": True, "rangemode": "tozero" if metric.lowest == 0 else "normal", **shown}
 
 

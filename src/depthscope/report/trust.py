@@ -5,7 +5,7 @@ From the manifest; an entry of it that is not there is said to be unknown, never
 
 from typing import Any
 
-from depthscope.report.measured import Measured, Value, spoken
+from depthscope.report.measured import Measured, Value, scientific, spoken
 from depthscope.report.method import BOS, Entries
 from depthscope.report.palette import SHOWN
 from depthscope.report.wording import counted_documents, listed
@@ -120,15 +120,6 @@ def _beside(floor: float, measured: Measured | None) -> str:
     if floor > 0 and mean > floor:
         return f"{least}, {scientific(mean / floor)} times the floor."
     return f"{least}, above the floor." if mean > floor else f"{least}: no more than the floor."
-
-
-def scientific(value: float) -> str:
-    """Two significant digits, with a power of ten where plain figures would be long: `3.1 × 10⁻¹²`, `0.020`, `240`."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
-    figures, power = f"{value:.1e}".split("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{figures} × 10{raised}"
 
 
 def _text(manifest: dict[str, Any], measured: Measured | None) -> str:

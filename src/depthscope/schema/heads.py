@@ -69,6 +69,13 @@ REPEATED = (PREVIOUS_TOKEN, DUPLICATE_TOKEN, INDUCTION)
 NATURAL = (PREVIOUS_TOKEN_NATURAL, DUPLICATE_TOKEN_NATURAL, INDUCTION_NATURAL)
 HEAD_METRICS = {metric.name: metric for metric in (*MERGING, *REPEATED, *NATURAL)}
 
+TEXT_OF = dict(zip(NATURAL, REPEATED, strict=True))
+"""The test on random tokens that says whether the kind is there, for each metric on text."""
+OF_A_KIND = 0.25
+"""A head is a previous-token, duplicate-token or induction head from this share of its attention on, in random tokens said
+twice. The papers judge by eye; the threshold is ours. A score far above chance but below it says that the head leans that way,
+not that it does this."""
+
 WORD, PLAIN = "word", "plain"
 """The prompts whose last word is `word_tokens` tokens long, and those whose last word is one."""
 

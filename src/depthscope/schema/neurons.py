@@ -119,7 +119,8 @@ NEURONS_TABLE = {
     "token_class": pl.String,
     **{m.name: pl.Float64 for m in METRICS.values()},
 }
-"""tables/neurons.parquet: a row per neuron. Of experts the neurons are numbered through, one expert after the other.
+"""tables/neurons.parquet: a row per neuron. Of experts the neurons are numbered through, one routed expert after the other,
+then the shared ones; `neurons` in run.json says how many there are of each.
 `token_class` is the class of tokens that explains most of the variance of the neuron's logit effect."""
 
 NEURON_COUNTS_TABLE = {
@@ -149,4 +150,5 @@ NEURON_TOKENS_TABLE = {
     CLASS_DIFFERENCE.name: pl.Float64,
 }
 """tables/neuron_tokens.parquet: the strongest neurons of each kind, strongest first (`strength` is the kind's column of the
-neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣."""
+neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣, bytes that are
+only part of a character as <0xE2 0x80>."""

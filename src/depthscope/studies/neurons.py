@@ -10,8 +10,7 @@ model's others by a robust z-score of a logarithm (median and median absolute de
   numbers, both for about one in 1,900 if they are independent;
 - partition: z of log var(cosines) above 3.5 (the cut of Iglewicz and Hoaglin 1993 for outliers).
 
-Of experts every neuron of every routed expert counts; neurons of an expert shared by all tokens, where a family has one, do
-not.
+Of experts every neuron of every expert counts, of those that all tokens go through too; run.json says how they are numbered.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +27,7 @@ from torch import Tensor
 from depthscope.data.token_classes import Vocabulary, token_classes, vocabulary_of
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.measure.moments import CONSTANT, VocabularyDirections, robust_z
-from depthscope.models.model import Model
+from depthscope.models.model import Model, ModelFacts
 from depthscope.models.weights import mlp_output_weights, require_mlp_output_weights, unembedding
 from depthscope.schema.neurons import (
     CLASS_DIFFERENCE,
@@ -64,6 +63,8 @@ from depthscope.studies.neuron_tokens import (
 )
 
 NAME = "neurons"
+LONGEST_NAME = 40
+"""Characters of a neuron's LAYER.NEURON at most."""
 CLASSES_REPORTED = 8
 """Classes of tokens named in the report on a single neuron."""
 
@@ -71,8 +72,9 @@ CLASSES_REPORTED = 8
 def parse_neuron(text: str) -> tuple[int, int]:
     """(layer, neuron) from "10.345". Raises DataError for anything else."""
     layer, dot, neuron = text.partition(".")
-    if not (dot and layer.isdecimal() and neuron.isdecimal()):
-        raise DataError(f"cannot read neuron {text!r}: expected LAYER.NEURON, both counted from 0, such as 10.345")
+    if not (dot and layer.isdecimal() and neuron.isdecimal()) or len(text) > LONGEST_NAME:
+        shown = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+        raise DataError(f"cannot read neuron {shown!r}: expected LAYER.NEURON, both counted from 0, such as 10.345")
     return int(layer), int(neuron)
 
 
@@ -264,6 +266,20 @@ def with_kinds(neurons: pl.DataFrame, thresholds: Thresholds) -> pl.DataFrame:
 def _log(values: np.ndarray, alive: np.ndarray) -> np.ndarray:
     positive = alive & (values > 0)
     return np.where(positive, np.log(np.where(positive, values, 1.0)), np.nan)
+
+
+def counted(facts: ModelFacts, counts: pl.DataFrame) -> dict[str, Any]:
+    """What a row of the tables is, for run.json: a neuron of the MLP, or of each of its experts."""
+    if facts.experts is None or facts.mlp_width is None:
+        return {"rows": "one per neuron of the MLP"}
+    rows = int(counts.filter(pl.col("layer") == facts.layers - 1)["neurons"][0])
+    return {
+        "rows": "one per neuron of every expert",
+        "experts": facts.experts,
+        "neurons_of_an_expert": facts.mlp_width,
+        "neurons_of_shared_experts": rows - facts.experts * facts.mlp_width,
+        "numbering": "one routed expert after the other, then the shared ones",
+    }
 
 
 def neuron_counts(neurons: pl.DataFrame) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
-from depthscope.studies import precision, stages, sweep
+from depthscope.studies import neurons, precision, stages, sweep
 from depthscope.studies.experiment import Experiment, OwnUnits, Reading
 from depthscope.studies.registry import Subject, make_experiments
 from depthscope.studies.settings import StudySettings, experiment_names
@@ -72,8 +72,11 @@ def run_study(
                 tell(experiment.name, unit + 1, experiment.units)
         for experiment in made:
             units = experiment.units if isinstance(experiment, OwnUnits) else units_done
-            for name, table in experiment.tables(run.shards(experiment.name, units)).items():
+            tables = experiment.tables(run.shards(experiment.name, units))
+            for name, table in tables.items():
                 run.write_table(name, table)
+            if experiment.name == neurons.NAME:
+                run.update(neurons=neurons.counted(model.facts, tables["neuron_counts"]))
         if halved := sum(reading.meter.halved for reading in readings if isinstance(reading, sweep.Sweep)):
             run.update(kernels={**run.manifest["kernels"], "halved": f"{halved} pieces, for want of memory"})
         run.finish([experiment.name for experiment in made])

@@ -19,8 +19,10 @@ from depthscope.schema.heads import (
     HEADS_TABLE,
     MERGE,
     NATURAL,
+    OF_A_KIND,
     PLAIN,
     REPEATED,
+    TEXT_OF,
     WORD,
 )
 from depthscope.schema.metric import Metric
@@ -50,6 +52,7 @@ def build(run: RunDirectory) -> Section:
         )
         panels += _positions(run, merging)
         sentences = _sentences(merging)
+    sentences += [kind_of_heads(table, metric) for metric in REPEATED if metric.name in set(table["metric"])]
     words = merging["word_tokens"].max() if not merging.is_empty() else None
     return Section(
         panels=panels,
@@ -98,6 +101,8 @@ def _sentences(merging: pl.DataFrame) -> list[str]:
     ]
     sure = merging.filter(pl.col("p_adjusted") < SURE)
     if not merging["p_adjusted"].is_null().all():
+        if sure.is_empty():
+            return [f"No sub-word merging heads were found; the strongest is {_name(*place)}, {spoken(best, MERGE)}."]
         said.append(
             f"{len(sure)} of {len(merging)} heads attend more to the word’s own tokens than a one-token word attends there "
             f"(false discovery rate {100 * SURE:.0f}%)."
@@ -105,12 +110,35 @@ def _sentences(merging: pl.DataFrame) -> list[str]:
     return said
 
 
+def of_a_kind(table: pl.DataFrame, metric: Metric) -> int:
+    """How many heads are of a metric's kind, by the test on random tokens; on text alone, by that."""
+    told_by = TEXT_OF.get(metric, metric)
+    scores = table.filter(metric=told_by.name)
+    scores = table.filter(metric=metric.name) if scores.is_empty() else scores
+    return int((scores["mean"] >= OF_A_KIND).sum())
+
+
+def kind_of_heads(table: pl.DataFrame, metric: Metric) -> str:
+    """Whether there are heads of a kind, in a sentence: how many and the strongest, or that there are none."""
+    place, value = next(iter(_values(table.filter(metric=metric.name).sort("rank").head(1)).items()))
+    name, strongest = metric.title.lower().replace(" ", "-"), f"{_name(*place)}, {spoken(value, metric)}"
+    count = of_a_kind(table, metric)
+    share = f"{100 * OF_A_KIND:.0f}% of its attention there, on random tokens said twice"
+    if not count:
+        return f"No {name} heads were found: none puts {share}. The strongest is {strongest}."
+    found = f"{count} {name} heads were found: each puts" if count > 1 else f"1 {name} head was found: it puts"
+    return f"{found} at least {share}. The strongest is {strongest}."
+
+
 def _strongest(table: pl.DataFrame) -> TextTable:
     """The best heads of every kind, with what even attention would give."""
     rows = []
     for metric in (*REPEATED, *NATURAL):
         ranked = table.filter(metric=metric.name).sort("rank").head(LISTED)
-        cells = [_cell(metric, place, value) for place, value in _values(ranked).items()]
+        cells: list[str | tuple[str, str]] = [_cell(metric, place, value) for place, value in _values(ranked).items()]
+        if cells and not of_a_kind(table, metric):
+            name, interval_of = _cell(metric, *next(iter(_values(ranked).items())))
+            cells = ["none found", (f"strongest: {name}", interval_of)]
         if cells:
             chance = ranked["chance"][0]
             cells += [""] * (LISTED - len(cells))

@@ -37,9 +37,23 @@ def build(run: RunDirectory) -> Section:
         legend=list(NEURONS.values()),
         sentences=_sentences(table, x.last, threshold),
         tables=_strongest(run),
-        notes=["These numbers follow from the weights alone, so they have no intervals."],
+        notes=["These numbers follow from the weights alone, so they have no intervals.", *_experts(run)],
         definitions=[KURTOSIS, CLASS_SHARE],
     )
+
+
+def _experts(run: RunDirectory) -> list[str]:
+    """How the neurons of experts are counted and numbered, where a model has experts."""
+    found = run.manifest.get("neurons", {})
+    if "experts" not in found:
+        return []
+    each, shared = found["neurons_of_an_expert"], found["neurons_of_shared_experts"]
+    then = f", then {shared:,} of shared experts, through which every token goes" if shared else ""
+    return [
+        f"Every neuron of every expert is counted: in a layer {found['experts']} routed experts of {each:,} neurons, one after "
+        f"the other{then}; neuron n of the routed ones is neuron n mod {each:,} of expert ⌊n / {each:,}⌋. A token goes through "
+        "a few of the routed experts only."
+    ]
 
 
 def counts(table: pl.DataFrame, kind: str) -> Series:

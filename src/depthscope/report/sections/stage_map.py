@@ -65,11 +65,24 @@ def stage_map(found: dict[str, Any]) -> Panel:
                 "zeroline": False,
                 "anchor": "x",
             },
-            "annotations": names,
+            "annotations": names if found["stages"] else [*names, _none(depth)],
             "hovermode": "closest",
             "barmode": "overlay",
         },
     )
+
+
+def _none(depth: int) -> dict[str, Any]:
+    """What stands where the stages would."""
+    return {
+        "xref": "x",
+        "yref": "y2",
+        "x": (depth - 1) / 2,
+        "y": 0,
+        "text": "no stages found",
+        "showarrow": False,
+        "xanchor": "center",
+    }
 
 
 def _strips(signals: list[dict[str, Any]], depth: int) -> list[go.Heatmap]:

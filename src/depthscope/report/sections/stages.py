@@ -11,6 +11,7 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
 
 NAME = "stages"
+NO_MAP = "So there is no map of the layers: the signals were not compared."
 FILE = "stages.json"
 
 
@@ -33,10 +34,16 @@ def read_stages(run: RunDirectory) -> dict[str, Any]:
 def build(run: RunDirectory) -> Section:
     """The map of the stages over the signals, the stages' boundaries, and the table of signatures."""
     found = read_stages(run)
+    compared = any(signal.get("standardised") for signal in found["signals"])
     return Section(
-        panels=[stage_map(found)] if found["signals"] or found["stages"] else [],
+        panels=[stage_map(found)] if compared or found["stages"] else [],
         sentences=[found["summary"], *(boundary(one) for one in changes(found))],
-        tables=[table for table in (_stages(found), _signatures(found)) if table.rows],
+        missing=[] if compared or found["stages"] else [NO_MAP],
+        tables=[
+            table
+            for table in (_stages(found), _signatures(found), *([] if compared else [_signals(found)]))
+            if table.rows
+        ],
         notes=[
             *(
                 ["Points beneath the stages are the changes, their bars 95% intervals from resampling documents."]
@@ -76,6 +83,15 @@ def _signatures(found: dict[str, Any]) -> TextTable:
     ]
     head = ("Stage", "Signature", "Verdict", "Effect", "Test")
     return TextTable(title="The signatures of the stages", head=head, rows=rows, words=True)
+
+
+def _signals(found: dict[str, Any]) -> TextTable:
+    """The signals as they were measured, where they were not set beside each other in a map."""
+    rows = [
+        (signal["title"], *(said_number(value, signal["unit"]) for value in signal["values"]))
+        for signal in found["signals"]
+    ]
+    return TextTable(title="The signals by layer", head=("Signal", *map(str, range(found["layers"]))), rows=rows)
 
 
 def _bracket(one: dict[str, Any]) -> str:
