@@ -1,6 +1,8 @@
 """The sweep end to end, through the command line, against brute force; its table against its tokens; resuming."""
 
+import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import naive
@@ -44,11 +46,11 @@ def run(*arguments: object) -> str:
 
 
 def test_per_token_numbers_equal_brute_force(folder, tmp_path):
-    run("sweep", folder, "--per-token", "--tokens", 600, "--window", 40, "--out", tmp_path / "run")
+    run("sweep", folder, "--per-token", "--tokens", 160, "--window", 20, "--out", tmp_path / "run")
     rows = pl.concat(pl.read_parquet(file) for file in sorted((tmp_path / "run" / "shards" / "sweep").iterdir()))
     assert dict(rows.schema) == TOKEN_SHARD
     model = load(folder)
-    windows = make_windows(ds.corpus(tokens=600), model, length=40)
+    windows = make_windows(ds.corpus(tokens=160), model, length=20)
     ids, targets = windows.batch()
     own = logits_of(model.hf, ids)
     edited = {("none", -1): own}
@@ -65,7 +67,7 @@ def test_per_token_numbers_equal_brute_force(folder, tmp_path):
         found = rows.filter((pl.col("edit") == edit) & (pl.col("layer") == layer))
         assert found["token"].to_list() == ids.flatten().tolist()
         assert found["next_token"].to_list() == targets.flatten().tolist()
-        assert found["document"].to_list() == np.repeat(windows.document, 40).tolist()
+        assert found["document"].to_list() == np.repeat(windows.document, 20).tolist()
         for name, value in naive.measures(own, logits, targets).items():
             np.testing.assert_allclose(
                 found[name].to_numpy(), value.flatten().numpy(), atol=1e-4, rtol=1e-5, err_msg=name
@@ -76,10 +78,10 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
     model = load(save("gpt_neox", tmp_path / "model"))
     study = ds.study(
         model,
-        ds.corpus(tokens=5000),
+        ds.corpus(tokens=1200),
         out=tmp_path / "run",
         per_token=True,
-        window=50,
+        window=20,
         experiments=["sweep"],
         progress=False,
     )
@@ -93,7 +95,7 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
     table = study.table("sweep")
     assert dict(table.schema) == SWEEP_TABLE
     assert len(table) == (1 + 3 + 3 * DEPTH) * len(METRICS)
-    assert table["tokens"].unique().to_list() == [5000]
+    assert table["tokens"].unique().to_list() == [1200]
     for edit, layer, metric, unit, mean, low, high, _, documents in table.iter_rows():
         values = rows.filter((pl.col("edit") == edit) & (pl.col("layer") == layer))
         per_document = values.group_by("document").agg(pl.col(metric).cast(pl.Float64).sum(), n=pl.len())
@@ -111,10 +113,10 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
 
 def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
     model = load(save("llama", tmp_path / "model"))
-    text = ds.corpus(tokens=3000)
+    text = ds.corpus(tokens=1200)
     for name, per_token in (("a", False), ("b", True)):
         ds.study(
-            model, text, out=tmp_path / name, per_token=per_token, window=60, experiments=["sweep"], progress=False
+            model, text, out=tmp_path / name, per_token=per_token, window=30, experiments=["sweep"], progress=False
         )
     a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("a", "b"))
     assert a == b
@@ -129,13 +131,19 @@ def test_a_document_may_go_on_in_the_next_unit(tmp_path):
     from depthscope.studies.study import run_study
 
     model = load(save("gpt2", tmp_path / "model"))
+    (tmp_path / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": text[:400]}) for text in islice(ds.corpus().documents(), 5)), encoding="utf-8"
+    )
+    text = ds.corpus(str(tmp_path / "texts.jsonl"), tokens=23 * 12)
+    counts = [count for _, count in make_windows(text, model, length=12).per_document()]
+    assert min(counts) == 4
+    assert max(counts) == 5
     tables = []
-    for unit_tokens in (60, 180, 100_000):
-        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=60, unit_tokens=unit_tokens)
-        text = ds.corpus(tokens=13_000)
+    for unit_tokens in (12, 36, 100_000):
+        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=12, unit_tokens=unit_tokens)
         run_study(model, text, tmp_path / str(unit_tokens), settings)
         tables.append(ds.Study(tmp_path / str(unit_tokens)).table("sweep"))
-    assert tables[0]["documents"][0] == 180
+    assert tables[0]["documents"][0] == 5
     for other in tables[1:]:
         for column in ("mean", "ci_low", "ci_high"):
             np.testing.assert_allclose(other[column].to_numpy(), tables[0][column].to_numpy(), rtol=1e-9, atol=1e-12)
@@ -191,11 +199,15 @@ def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
 
 def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
     """SIGKILL, as a scheduler or a power cut would: tables of the resumed run equal those of an uninterrupted one."""
+    from depthscope.studies.registry import StudySettings
+    from depthscope.studies.study import run_study
+
     model = load(save("gpt2", tmp_path / "model"))
-    text = ds.corpus(tokens=12_000)
+    text = ds.corpus(tokens=1200)
+    settings = StudySettings(experiments=("sweep",), window=20, unit_tokens=40)
 
     def study(out: Path) -> None:
-        ds.study(model, text, out=out, window=50, experiments=["sweep"], progress=False)
+        run_study(model, text, out, settings)
 
     whole = seconds(lambda: study(tmp_path / "whole"))
     interrupted = killed(lambda: study(tmp_path / "killed"), times=10, earliest=0.02, latest=whole / 8, seed=0)
@@ -209,7 +221,13 @@ def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
 def test_trained_models_show_the_papers_robustness(shelf, tmp_path):
     """Figure 3 on the embedded models: the first layer is catastrophic, the middle is robust, swaps cost less than drops."""
     study = ds.study(
-        shelf, ds.corpus(tokens=8 * 256), out=tmp_path, edits=["swap", "drop"], experiments=["sweep"], progress=False
+        shelf,
+        ds.corpus(tokens=10 * 64),
+        out=tmp_path,
+        window=64,
+        edits=["swap", "drop"],
+        experiments=["sweep"],
+        progress=False,
     )
     table = study.table("sweep")
 
