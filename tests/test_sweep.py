@@ -1,8 +1,6 @@
 """The sweep end to end, through the command line, against brute force; its table against its tokens; resuming."""
 
-import json
 import shutil
-from itertools import islice
 from pathlib import Path
 
 import naive
@@ -11,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from families import tiny_model
-from killing import killed, seconds
+from killing import whole_and_killed
 from rebuilt import logits_of, with_order, without_component
 from scipy import stats
 from typer.testing import CliRunner
@@ -22,6 +20,8 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
 from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
+from depthscope.studies.registry import StudySettings
+from depthscope.studies.study import run_study
 
 DEPTH = 4
 
@@ -125,16 +125,10 @@ def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
     assert [metric.name for metric in MEASURED] == ["kl", "agreement", "entropy", "loss"]
 
 
-def test_a_document_may_go_on_in_the_next_unit(tmp_path):
+def test_a_document_may_go_on_in_the_next_unit(few, tmp_path):
     """Its parts are put together before intervals are made, however the windows fall into units."""
-    from depthscope.studies.registry import StudySettings
-    from depthscope.studies.study import run_study
-
     model = load(save("gpt2", tmp_path / "model"))
-    (tmp_path / "texts.jsonl").write_text(
-        "\n".join(json.dumps({"text": text[:400]}) for text in islice(ds.corpus().documents(), 5)), encoding="utf-8"
-    )
-    text = ds.corpus(str(tmp_path / "texts.jsonl"), tokens=23 * 12)
+    text = ds.corpus(str(few), tokens=23 * 12)
     counts = [count for _, count in make_windows(text, model, length=12).per_document()]
     assert min(counts) == 4
     assert max(counts) == 5
@@ -197,25 +191,16 @@ def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
     assert study.table("sweep")["mean"].null_count() == 0
 
 
-def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
+def test_killed_at_six_moments_and_resumed_gives_the_same_bytes(few, tmp_path):
     """SIGKILL, as a scheduler or a power cut would: tables of the resumed run equal those of an uninterrupted one."""
-    from depthscope.studies.registry import StudySettings
-    from depthscope.studies.study import run_study
-
-    model = load(save("gpt2", tmp_path / "model"))
-    text = ds.corpus(tokens=1200)
-    settings = StudySettings(experiments=("sweep",), window=20, unit_tokens=40)
-
-    def study(out: Path) -> None:
-        run_study(model, text, out, settings)
-
-    whole = seconds(lambda: study(tmp_path / "whole"))
-    interrupted = killed(lambda: study(tmp_path / "killed"), times=10, earliest=0.02, latest=whole / 8, seed=0)
-    assert interrupted == 10, "the study went on being killed until the end"
-    study(tmp_path / "killed")
-    a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("whole", "killed"))
+    model = save("gpt2", tmp_path / "model")
+    settings = StudySettings(experiments=("sweep",), window=16, unit_tokens=16)
+    whole, killed, shards = whole_and_killed(
+        tmp_path, model, few, None, settings=settings, times=6, share=1 / 3, seed=0
+    )
+    a, b = ((run / "tables" / "sweep.parquet").read_bytes() for run in (whole, killed))
     assert a == b
-    assert not list((tmp_path / "killed").rglob("*.unfinished"))
+    assert 0 < shards[-1] < len(list((whole / "shards" / "sweep").iterdir())), "some kills were amid the units"
 
 
 def test_trained_models_show_the_papers_robustness(shelf, tmp_path):
