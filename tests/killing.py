@@ -1,9 +1,10 @@
-"""Killing a study at any moment, as a scheduler or a power cut would."""
+"""Killing studies at many moments, as a scheduler or a power cut would."""
 
 import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from depthscope.studies.registry import StudySettings
@@ -34,29 +35,35 @@ def child(*arguments: object) -> multiprocessing.Process:
 
 
 def whole_and_killed(
-    folder: Path, *about: object, settings: StudySettings, times: int, share: float, seed: int
-) -> tuple[Path, Path, list[int]]:
-    """The directories of a study done at once and of one that SIGKILL ended so many times before it was done.
+    folder: Path, *about: object, settings: StudySettings, after: Sequence[int], seed: int
+) -> tuple[Path, Path]:
+    """The directories of a study done at once and of one that SIGKILL ended again and again before it was done.
 
-    It is ended after up to `share` of the time that all of it takes. Also how many shards there were after each kill.
+    `after`: how many shards each child has written before, at some moment in the time a shard takes, it is ended. That counts
+    shards and not seconds, of which a child needs many or few to begin.
     """
     whole, killed = folder / "whole", folder / "killed"
-    FRESH.Process(target=time.time).start()  # the first child waits for the imports
-    finish(*about, folder / "first", settings)
     start = time.perf_counter()
     finish(*about, whole, settings)
-    latest = share * (time.perf_counter() - start)
-    moments, shards = random.Random(seed), []
-    for _ in range(times):
-        process = child(*about, killed, settings)
-        time.sleep(moments.uniform(0.02, latest))
+    a_shard = (time.perf_counter() - start) / shards(whole)
+    assert sum(after) < shards(whole), "the study would be done before it is last killed"
+    moments = random.Random(seed)
+    for more in after:
+        enough, process = shards(killed) + more, child(*about, killed, settings)
+        while shards(killed) < enough and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, a_shard))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "the study went on being killed until the end"
-        shards.append(len(list(killed.glob("shards/*/*.parquet"))))
+        assert process.exitcode == -signal.SIGKILL, "it ended by itself"
+    assert sum(after) <= shards(killed) < shards(whole)
     finish(*about, killed, settings)
     assert not list(killed.rglob("*.unfinished"))
-    return whole, killed, shards
+    return whole, killed
+
+
+def shards(run: Path) -> int:
+    return len(list(run.glob("shards/*/*.parquet")))
 
 
 def finish(*arguments: object) -> None:
