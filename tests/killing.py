@@ -1,35 +1,72 @@
-"""Killing work at any moment, as a scheduler or a power cut would."""
+"""Killing studies at many moments, as a scheduler or a power cut would."""
 
-import os
+import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
+
+from depthscope.studies.settings import StudySettings
+
+FRESH = multiprocessing.get_context("forkserver")
+"""Children come from a process that has imported what they need and has done nothing. A fork of the tests' own process would
+wait for ever when it first writes a table: it does not get the threads that Polars has started there.
+"""
+FRESH.set_forkserver_preload(["torch", "polars", "transformers", "depthscope.studies.study", "depthscope.models.load"])
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """What it takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def study(model: Path, text: Path, tokens: int | None, out: Path, settings: StudySettings) -> None:
+    """Do, or go on with, a study of a saved model."""
+    import torch
+
+    from depthscope.data.corpus import Corpus
+    from depthscope.models.load import load
+    from depthscope.studies.study import run_study
+
+    torch.set_num_threads(1)
+    run_study(load(model), Corpus(source=str(text), tokens=tokens), out, settings)
 
 
-def killed(work: Callable[[], object], times: int, latest: float, seed: int, earliest: float = 0.05) -> int:
-    """Start `work` so many times, each in a process that SIGKILL ends between `earliest` and `latest` seconds on.
+def child(*arguments: object) -> multiprocessing.Process:
+    process = FRESH.Process(target=study, args=arguments)
+    process.start()
+    return process
 
-    How often it was still at work.
+
+def whole_and_killed(
+    folder: Path, *about: object, settings: StudySettings, after: Sequence[int], seed: int
+) -> tuple[Path, Path]:
+    """The directories of a study done at once and of one that SIGKILL ended again and again before it was done.
+
+    `after`: how many shards each child has written before, at some moment in the time a shard takes, it is ended. That counts
+    shards and not seconds, of which a child needs many or few to begin.
     """
+    whole, killed = folder / "whole", folder / "killed"
+    start = time.perf_counter()
+    finish(*about, whole, settings)
+    a_shard = (time.perf_counter() - start) / shards(whole)
+    assert sum(after) < shards(whole), "the study would be done before it is last killed"
     moments = random.Random(seed)
-    interrupted = 0
-    for _ in range(times):
-        child = os.fork()
-        if child == 0:
-            try:
-                work()
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(earliest, latest))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        interrupted += os.WIFSIGNALED(status)
-    return interrupted
+    for more in after:
+        enough, process = shards(killed) + more, child(*about, killed, settings)
+        while shards(killed) < enough and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, a_shard))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended by itself"
+    assert sum(after) <= shards(killed) < shards(whole)
+    finish(*about, killed, settings)
+    assert not list(killed.rglob("*.unfinished"))
+    return whole, killed
+
+
+def shards(run: Path) -> int:
+    return len(list(run.glob("shards/*/*.parquet")))
+
+
+def finish(*arguments: object) -> None:
+    process = child(*arguments)
+    process.join()
+    assert process.exitcode == 0

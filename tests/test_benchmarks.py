@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -281,17 +282,34 @@ ABSENT = ("polars", "ruptures", "beartype", "datasets", "plotly")
 
 @pytest.fixture(scope="module")
 def on_a_card(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], dict]:
-    """What benchmarks/accelerator.sh prints and writes, in an environment without the packages that a card's may lack."""
+    """What all parts print and write, in an environment without the packages that a card's may lack.
+
+    In one process: benchmarks/accelerator.sh gives each its own, which a test of its own holds.
+    """
     blocked, out = tmp_path_factory.mktemp("blocked"), tmp_path_factory.mktemp("results")
     (blocked / "sitecustomize.py").write_text(f"import sys\nfor name in {ABSENT}:\n    sys.modules[name] = None\n")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OUT": str(out), "PYTHON": sys.executable}
-    environment["PYTHONPATH"] = str(blocked)
-    command = ["benchmarks/accelerator.sh", "--device", "cpu", "--tiny"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OUT": str(out),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(blocked),
+    }
+    command = [sys.executable, "benchmarks/accelerator.py", "--device", "cpu", "--tiny"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done, json.loads((out / "accelerator.json").read_text())
 
 
-def test_the_accelerator_script_runs_all_its_parts(on_a_card):
+def test_the_accelerator_script_runs_every_part_in_a_process_of_its_own(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": shutil.which("echo")}
+    command = ["benchmarks/accelerator.sh", "--device", "cpu", "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    parts = [f"--part {name}" for name in accelerator.SECONDS]
+    assert done.stdout.splitlines() == [
+        f"benchmarks/accelerator.py {part} --device cpu --tiny" for part in (*parts, "--summary")
+    ]
+
+
+def test_all_parts_run_on_a_card(on_a_card):
     done, data = on_a_card
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("missed: none; failed: none; not reached: none")

@@ -47,7 +47,7 @@ def test_a_sweep_from_start_to_page_and_again(tmp_path):
         (("sweep", "--window", "9999"), "a window of 9999 tokens is longer than the context of bookshelf-gpt2, 256"),
         (("study", "--data", "nowhere.txt"), "no text at nowhere.txt"),
         (("study", "./nowhere"), "no model folder at ./nowhere"),
-        (("study", "--out", "/proc/run"), "cannot be written"),
+        (("study", "--tokens", "300", "--experiments", "sweep", "--out", "/proc/run"), "cannot be written"),
         (("report", "nowhere"), "nowhere holds no run"),
         (("verify", "--dtype", "int3"), "unknown dtype 'int3'"),
     ],

@@ -63,16 +63,22 @@ def test_nothing_gives_no_mean():
     [(10, 0.3, 0.92), (40, 0.3, 0.935), (160, 0.3, 0.935), (10, 0.6, 0.885), (40, 0.6, 0.91)],
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(count, spread, lowest):
-    """Skewed per-token values that share a document effect of log-normal `spread`, documents of unequal length."""
+    """Skewed per-token values that share a document effect of log-normal `spread`, documents of unequal length.
+
+    A column is a run of the experiment; documents are as long in the runs of one batch.
+    """
     rng = np.random.default_rng(1)
-    runs, truth, covered, naive = 2000, np.exp(0.5 * spread**2), 0, 0
-    for _ in range(runs):
-        lengths = rng.integers(1, 6, count) * 16
-        effects = np.exp(rng.normal(0, spread, count))
-        values = [effect * rng.gamma(0.5, 2.0, length) for effect, length in zip(effects, lengths, strict=True)]
-        found = moments_of([(len(v), v.sum()) for v in values]).estimate()
-        covered += bool(found.low[0] <= truth <= found.high[0])
-        flat = np.concatenate(values)
-        naive += abs(flat.mean() - truth) <= 1.96 * flat.std() / np.sqrt(len(flat))
-    assert covered / runs >= lowest
-    assert naive / runs < lowest - 0.05, "taking tokens for independent would be wrong here, so this test can tell"
+    batches, runs, truth, covered, naive = 40, 50, np.exp(0.5 * spread**2), 0, 0
+    for _ in range(batches):
+        moments, total, squares = ClusterMoments(runs), np.zeros(runs), np.zeros(runs)
+        for length in rng.integers(1, 6, count) * 16:
+            values = np.exp(rng.normal(0, spread, runs)) * rng.gamma(0.5, 2.0, (length, runs))
+            moments.add(int(length), values.sum(0))
+            total, squares = total + values.sum(0), squares + (values**2).sum(0)
+        found = moments.estimate()
+        covered += int(((found.low <= truth) & (truth <= found.high)).sum())
+        mean = total / found.tokens
+        error = np.sqrt((squares / found.tokens - mean**2) / found.tokens)
+        naive += int((np.abs(mean - truth) <= 1.96 * error).sum())
+    assert covered / (batches * runs) >= lowest
+    assert naive / (batches * runs) < lowest - 0.05, "taking tokens for independent would be wrong: this test can tell"

@@ -32,12 +32,8 @@ VOCABULARY = 4096
 
 
 @pytest.fixture(scope="module")
-def short_text(tmp_path_factory):
-    """Twelve documents of the embedded text, from books apart, cut short."""
-    path = tmp_path_factory.mktemp("text") / "short.jsonl"
-    documents = [text[:3500] for text in list(Corpus().documents())[::15]]
-    pl.DataFrame({"text": documents}).write_ndjson(path)
-    return Corpus(source=str(path))
+def short_text(short_text):
+    return Corpus(source=short_text)
 
 
 @pytest.fixture(scope="module")

@@ -221,14 +221,14 @@ def test_an_untrained_model_has_no_stages(shelf, tmp_path):
     torch.manual_seed(0)
     fresh = AutoModelForCausalLM.from_config(shelf.hf.config).eval()
     model = load(fresh, tokenizer=shelf.tokenizer)
-    study = ds.study(model, ds.corpus(tokens=768), out=tmp_path, window=48, experiments=EXPERIMENTS, progress=False)
+    study = ds.study(model, ds.corpus(tokens=384), out=tmp_path, window=24, experiments=EXPERIMENTS, progress=False)
     assert study.stages.found is False
     assert study.stages.stages == []
     assert "there is no inference to divide" in study.stages.summary
 
 
 def test_trained_models_show_the_first_stage_and_say_what_they_do_not(shelf, tmp_path):
-    study = ds.study(shelf, ds.corpus(tokens=1536), out=tmp_path, window=96, experiments=EXPERIMENTS, progress=False)
+    study = ds.study(shelf, ds.corpus(tokens=640), out=tmp_path, window=64, experiments=EXPERIMENTS, progress=False)
     found = study.stages
     assert (found.stages[0].name, found.stages[0].first, found.stages[0].last) == ("detokenization", 0, 0)
     verdict = {one.name: one.verdict for one in found.signatures}

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from families import tiny_model
-from killing import killed, seconds
+from killing import whole_and_killed
 from test_sweep import save
 from typer.testing import CliRunner
 
@@ -17,7 +17,7 @@ from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.models.load import load
 from depthscope.run.store import RunDirectory
 from depthscope.studies.registry import EXPERIMENTS
-from depthscope.studies.settings import NAMES, experiment_names
+from depthscope.studies.settings import NAMES, StudySettings, experiment_names
 
 TABLES = [
     "attention",
@@ -43,9 +43,9 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
-def test_every_experiment_has_its_tables(family, tmp_path):
+def test_every_experiment_has_its_tables(family, short_text, tmp_path):
     model = load(save(family, tmp_path / "model"))
-    study = ds.study(model, ds.corpus(tokens=800), out=tmp_path / "run", window=40, progress=False)
+    study = ds.study(model, ds.corpus(short_text, tokens=200), out=tmp_path / "run", window=20, progress=False)
     assert study.run.manifest["not_done"] == {}
     assert study.run.tables() == TABLES
     assert study.run.complete
@@ -109,16 +109,24 @@ def test_one_run_of_the_model_serves_all_readings(tmp_path, monkeypatch):
     whole = Baseline.__init__
     monkeypatch.setattr(Baseline, "__init__", lambda self, *a, **k: (made.append(1), whole(self, *a, **k))[1])
     readings = ["sweep", "lens", "norms", "attention", "similarity", "influence", "geometry"]
-    ds.study(model, ds.corpus(tokens=2200), out=tmp_path / "run", window=50, experiments=readings, progress=False)
-    assert len(made) == 3  # units of 1,000 tokens
+    ds.study(
+        model,
+        ds.corpus(tokens=2200),
+        out=tmp_path / "run",
+        window=50,
+        edits=["swap"],
+        experiments=readings,
+        progress=False,
+    )
+    assert len(made) == 3
 
 
-def test_experiments_join_a_run_and_change_nothing_in_it(tmp_path):
+def test_experiments_join_a_run_and_change_nothing_in_it(few, tmp_path):
     model = load(save("llama", tmp_path / "model"))
-    text = ds.corpus(tokens=1500)
+    text = ds.corpus(str(few))
 
     def study(out: str, *names: str) -> ds.Study:
-        return ds.study(model, text, out=tmp_path / out, window=50, experiments=names, progress=False)
+        return ds.study(model, text, out=tmp_path / out, window=20, experiments=names, progress=False)
 
     study("apart", "lens")
     study("apart", "norms", "attention")
@@ -130,24 +138,17 @@ def test_experiments_join_a_run_and_change_nothing_in_it(tmp_path):
     assert set(apart.settings["experiments"]) == {"lens", "norms", "attention", "sweep", "neurons"}
     with pytest.raises(DepthscopeError, match=r"experiments\.lens\.protocol: 'text' there, 'lad2024' now"):
         ds.study(
-            model, text, out=tmp_path / "apart", window=50, protocol="lad2024", experiments=["lens"], progress=False
+            model, text, out=tmp_path / "apart", window=20, protocol="lad2024", experiments=["lens"], progress=False
         )
 
 
-def test_killed_and_resumed_gives_the_same_bytes_for_all_readings(tmp_path):
-    model = load(save("gpt2", tmp_path / "model"))
-
-    names = [
-        name for name in NAMES if name not in ("heads", "probes")
-    ]  # they resume in their own tests, and take longer
-
-    def study(out: Path) -> None:
-        ds.study(model, ds.corpus(tokens=3000), out=out, window=50, experiments=names, progress=False)
-
-    whole = seconds(lambda: study(tmp_path / "whole"))
-    killed(lambda: study(tmp_path / "killed"), times=4, latest=whole / 2, seed=1)
-    study(tmp_path / "killed")
-    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+def test_killed_and_resumed_gives_the_same_bytes_for_all_readings(few, tmp_path):
+    model = save("gpt2", tmp_path / "model")
+    # These two resume in their own tests, and take longer.
+    names = tuple(name for name in NAMES if name not in ("heads", "probes"))
+    settings = StudySettings(experiments=names, window=16, unit_tokens=48)
+    whole, killed = whole_and_killed(tmp_path, model, few, None, settings=settings, after=(0, 5, 12, 1), seed=1)
+    assert contents(whole) == contents(killed)
 
 
 def test_the_protocol_of_the_script_changes_what_it_says_it_does(tmp_path, gpt2):
@@ -211,7 +212,7 @@ def shown(*arguments: object) -> str:
 def test_a_study_ends_with_the_stage_map(tmp_path, monkeypatch):
     monkeypatch.setattr(console, "width", 160)
     names = "sweep,lens,norms,attention,neurons,stages"
-    said = shown("study", "--tokens", 1024, "--window", 64, "--experiments", names, "--out", tmp_path / "run")
+    said = shown("study", "--tokens", 384, "--window", 48, "--experiments", names, "--out", tmp_path / "run")
     for words in (
         "Stages of inference",
         "layers 0",

@@ -3,12 +3,11 @@
 import json
 import sys
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from killing import killed, seconds
+from killing import whole_and_killed
 from test_study import contents
 from test_sweep import run, save
 
@@ -25,7 +24,7 @@ from depthscope.schema.precision import PRECISION_TABLE
 from depthscope.studies.settings import StudySettings
 from depthscope.studies.study import run_study
 
-DOCUMENTS = 80
+DOCUMENTS = 64
 WINDOW = 16
 TOKENS = DOCUMENTS * WINDOW
 """A window of each document."""
@@ -148,18 +147,18 @@ def test_windows_in_random_order_are_the_same_windows(model, text):
         assert turned.start[rows].tolist() == [WINDOW * i for i in range(count)]
 
 
-def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(study, model, tmp_path, widths):
-    names = ("sweep", "lens", "geometry", "stages")
-    goal = float(np.mean(widths))
-
-    def again(out: Path) -> None:
-        study(out, goal, *names)
-
-    whole = seconds(lambda: again(tmp_path / "whole"))
-    killed(lambda: again(tmp_path / "killed"), times=3, latest=whole / 2, seed=2)
-    again(tmp_path / "killed")
-    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
-    assert ds.Study(tmp_path / "whole").run.manifest == ds.Study(tmp_path / "killed").run.manifest
+def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(text, tmp_path, widths):
+    model = save("llama", tmp_path / "model")
+    settings = StudySettings(
+        experiments=("sweep", "lens", "geometry", "stages"),
+        precision=float(np.mean(widths)),
+        window=WINDOW,
+        edits=("drop",),
+        unit_tokens=5 * WINDOW,
+    )
+    whole, killed = whole_and_killed(tmp_path, model, text, TOKENS, settings=settings, after=(0, 3, 8), seed=2)
+    assert contents(whole) == contents(killed)
+    assert ds.Study(whole).run.manifest == ds.Study(killed).run.manifest
 
 
 def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from families import tiny_model
-from killing import killed, seconds
+from killing import whole_and_killed
 from rebuilt import logits_of, with_order, without_component
 from scipy import stats
 from typer.testing import CliRunner
@@ -20,6 +20,8 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
 from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
+from depthscope.studies.settings import StudySettings
+from depthscope.studies.study import run_study
 
 DEPTH = 4
 
@@ -44,11 +46,11 @@ def run(*arguments: object) -> str:
 
 
 def test_per_token_numbers_equal_brute_force(folder, tmp_path):
-    run("sweep", folder, "--per-token", "--tokens", 600, "--window", 40, "--out", tmp_path / "run")
+    run("sweep", folder, "--per-token", "--tokens", 160, "--window", 20, "--out", tmp_path / "run")
     rows = pl.concat(pl.read_parquet(file) for file in sorted((tmp_path / "run" / "shards" / "sweep").iterdir()))
     assert dict(rows.schema) == TOKEN_SHARD
     model = load(folder)
-    windows = make_windows(ds.corpus(tokens=600), model, length=40)
+    windows = make_windows(ds.corpus(tokens=160), model, length=20)
     ids, targets = windows.batch()
     own = logits_of(model.hf, ids)
     edited = {("none", -1): own}
@@ -65,7 +67,7 @@ def test_per_token_numbers_equal_brute_force(folder, tmp_path):
         found = rows.filter((pl.col("edit") == edit) & (pl.col("layer") == layer))
         assert found["token"].to_list() == ids.flatten().tolist()
         assert found["next_token"].to_list() == targets.flatten().tolist()
-        assert found["document"].to_list() == np.repeat(windows.document, 40).tolist()
+        assert found["document"].to_list() == np.repeat(windows.document, 20).tolist()
         for name, value in naive.measures(own, logits, targets).items():
             np.testing.assert_allclose(
                 found[name].to_numpy(), value.flatten().numpy(), atol=1e-4, rtol=1e-5, err_msg=name
@@ -76,10 +78,10 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
     model = load(save("gpt_neox", tmp_path / "model"))
     study = ds.study(
         model,
-        ds.corpus(tokens=5000),
+        ds.corpus(tokens=1200),
         out=tmp_path / "run",
         per_token=True,
-        window=50,
+        window=20,
         experiments=["sweep"],
         progress=False,
     )
@@ -93,7 +95,7 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
     table = study.table("sweep")
     assert dict(table.schema) == SWEEP_TABLE
     assert len(table) == (1 + 3 + 3 * DEPTH) * len(METRICS)
-    assert table["tokens"].unique().to_list() == [5000]
+    assert table["tokens"].unique().to_list() == [1200]
     for edit, layer, metric, unit, mean, low, high, _, documents in table.iter_rows():
         values = rows.filter((pl.col("edit") == edit) & (pl.col("layer") == layer))
         per_document = values.group_by("document").agg(pl.col(metric).cast(pl.Float64).sum(), n=pl.len())
@@ -111,10 +113,10 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
 
 def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
     model = load(save("llama", tmp_path / "model"))
-    text = ds.corpus(tokens=3000)
+    text = ds.corpus(tokens=1200)
     for name, per_token in (("a", False), ("b", True)):
         ds.study(
-            model, text, out=tmp_path / name, per_token=per_token, window=60, experiments=["sweep"], progress=False
+            model, text, out=tmp_path / name, per_token=per_token, window=30, experiments=["sweep"], progress=False
         )
     a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("a", "b"))
     assert a == b
@@ -123,19 +125,19 @@ def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
     assert [metric.name for metric in MEASURED] == ["kl", "agreement", "entropy", "loss"]
 
 
-def test_a_document_may_go_on_in_the_next_unit(tmp_path):
+def test_a_document_may_go_on_in_the_next_unit(few, tmp_path):
     """Its parts are put together before intervals are made, however the windows fall into units."""
-    from depthscope.studies.settings import StudySettings
-    from depthscope.studies.study import run_study
-
     model = load(save("gpt2", tmp_path / "model"))
+    text = ds.corpus(str(few), tokens=23 * 12)
+    counts = [count for _, count in make_windows(text, model, length=12).per_document()]
+    assert min(counts) == 4
+    assert max(counts) == 5
     tables = []
-    for unit_tokens in (60, 180, 100_000):
-        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=60, unit_tokens=unit_tokens)
-        text = ds.corpus(tokens=13_000)
+    for unit_tokens in (12, 36, 100_000):
+        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=12, unit_tokens=unit_tokens)
         run_study(model, text, tmp_path / str(unit_tokens), settings)
         tables.append(ds.Study(tmp_path / str(unit_tokens)).table("sweep"))
-    assert tables[0]["documents"][0] == 180
+    assert tables[0]["documents"][0] == 5
     for other in tables[1:]:
         for column in ("mean", "ci_low", "ci_high"):
             np.testing.assert_allclose(other[column].to_numpy(), tables[0][column].to_numpy(), rtol=1e-9, atol=1e-12)
@@ -189,27 +191,25 @@ def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
     assert study.table("sweep")["mean"].null_count() == 0
 
 
-def test_killed_at_ten_moments_and_resumed_gives_the_same_bytes(tmp_path):
+def test_killed_at_six_moments_and_resumed_gives_the_same_bytes(few, tmp_path):
     """SIGKILL, as a scheduler or a power cut would: tables of the resumed run equal those of an uninterrupted one."""
-    model = load(save("gpt2", tmp_path / "model"))
-    text = ds.corpus(tokens=12_000)
-
-    def study(out: Path) -> None:
-        ds.study(model, text, out=out, window=50, experiments=["sweep"], progress=False)
-
-    whole = seconds(lambda: study(tmp_path / "whole"))
-    interrupted = killed(lambda: study(tmp_path / "killed"), times=10, earliest=0.02, latest=whole / 8, seed=0)
-    assert interrupted == 10, "the study went on being killed until the end"
-    study(tmp_path / "killed")
-    a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("whole", "killed"))
+    model = save("gpt2", tmp_path / "model")
+    settings = StudySettings(experiments=("sweep",), window=16, unit_tokens=16)
+    whole, killed = whole_and_killed(tmp_path, model, few, None, settings=settings, after=(0, 1, 3, 0, 7, 2), seed=0)
+    a, b = ((run / "tables" / "sweep.parquet").read_bytes() for run in (whole, killed))
     assert a == b
-    assert not list((tmp_path / "killed").rglob("*.unfinished"))
 
 
 def test_trained_models_show_the_papers_robustness(shelf, tmp_path):
     """Figure 3 on the embedded models: the first layer is catastrophic, the middle is robust, swaps cost less than drops."""
     study = ds.study(
-        shelf, ds.corpus(tokens=8 * 256), out=tmp_path, edits=["swap", "drop"], experiments=["sweep"], progress=False
+        shelf,
+        ds.corpus(tokens=10 * 64),
+        out=tmp_path,
+        window=64,
+        edits=["swap", "drop"],
+        experiments=["sweep"],
+        progress=False,
     )
     table = study.table("sweep")
 
