@@ -4,7 +4,7 @@ import pytest
 from families import WIDTH, WITHOUT_COMPONENTS, tiny_model
 from torch import nn
 
-from depthscope.models.components import Components, Names
+from depthscope.models.components import SEQUENTIAL, Components
 from depthscope.models.model import Model
 from depthscope.models.widths import widths
 
@@ -30,7 +30,8 @@ def test_experts_kept_as_modules_are_counted_and_shared_ones_are_not():
     mlp = nn.Module()
     mlp.experts = nn.ModuleList(expert(6) for _ in range(3))
     mlp.shared_expert = expert(20)
-    components = Components(Names("attention", "mlp"), (nn.Identity(),), (mlp,), parallel=False, outputs={})
+    parts = {"attn": (nn.Identity(),), "mlp": (mlp,)}
+    components = Components((parts,), {}, (1.0,), SEQUENTIAL, {})
     found = widths(type("Config", (), {"num_attention_heads": 2})(), components, 8)
     assert found == {"heads": 2, "kv_heads": 2, "head_width": 4, "mlp_width": 6, "experts": 3}
 
