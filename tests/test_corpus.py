@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+from functools import partial
 
 import datasets
 import polars as pl
@@ -16,7 +17,7 @@ from depthscope.errors import DataError
 TEXTS = ["One fine day.", 'Ein schöner Tag.\nZwei Zeilen, "zwei".', "第三"]
 COMPRESSORS = {
     "xz": lzma.compress,
-    "gz": gzip.compress,
+    "gz": partial(gzip.compress, mtime=0),
     "bz2": bz2.compress,
     "zst": lambda content: bytes(pa.Codec("zstd").compress(content, asbytes=True)),
 }
