@@ -2,6 +2,7 @@
 # make test    set up and run linters, type checker and all tests
 # make bench   compare the speed of sweeps with the alternatives (an hour) and write docs/performance.md
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
+# make browser install Debian's chromium, which tests of pages use where it is (as root); without it they are skipped
 # make setup   only set up (.venv); make format mends style; make clean removes what was made
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 OUT ?= runs/first
 
-.PHONY: study test lint bench docs tutorials setup format clean
+.PHONY: study test lint bench docs tutorials browser setup format clean
 
 study: .venv/.installed
 	$(BIN)/depthscope study --out $(OUT)
@@ -30,6 +31,9 @@ docs: .venv/.tested
 
 tutorials: .venv/.tested
 	$(BIN)/python docs/notebooks.py
+
+browser:
+	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium)
 
 setup: .venv/.tested
 

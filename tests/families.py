@@ -137,7 +137,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     """A random model of the family, spread widely enough that its predictions differ and edits matter."""
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = AutoConfig.for_model(
-        family, **(special | {"vocab_size": VOCABULARY} | (SHAPES | HYBRIDS)[family] | changes)
+        family, **(special | {"vocab_size": VOCABULARY} | (HYBRIDS | SHAPES)[family] | changes)
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_backend(config))

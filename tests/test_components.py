@@ -1,18 +1,22 @@
 """Components are what adds to the residual stream, however many a block has; each can be silenced, and their writes sum."""
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from families import DEPTH, HYBRIDS, tiny_model
 
 import depthscope as ds
+from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.load import load
 from depthscope.models.maps import Called
 from depthscope.models.neurons import mlp_calls, neuron_rows
+from depthscope.models.weights import mlp_output_weights
 from depthscope.routes import COMPONENTS
 from depthscope.studies.norms import Norms
+from depthscope.studies.similarity import Similarity
 from depthscope.studies.sweep import Sweep, possible_edits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not installed")
@@ -133,6 +137,41 @@ def test_experts_and_a_dense_part_are_one_mlp_whose_neurons_are_read(hybrid):
     model = hybrid("granitemoehybrid")
     assert sum(rows.flatten(0, -2).shape[0] for rows in neuron_rows(model, 1)) == 4 * 48 + 24
     assert all(isinstance(call, Called) for call in mlp_calls(model, 1).values())
+
+
+@pytest.fixture(scope="module")
+def unequal():
+    """Gemma 4 whose late blocks take the keys of early ones, and have MLPs twice as wide for it."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    return tiny_model("gemma4_text", num_kv_shared_layers=2, use_double_wide_mlp=True, layer_types=kinds)
+
+
+@pytest.mark.parametrize("stream", ["memory", "no", "yes"])
+def test_blocks_of_unequal_width_that_share_keys_are_taken_apart(unequal, stream, tmp_path):
+    if stream == "memory":
+        model = load(unequal)
+    else:
+        unequal.save_pretrained(tmp_path)
+        model = load(tmp_path, stream=stream)
+    assert model.components.paths == {"attn": "self_attn", "mlp": "mlp", "ple": "per_layer_projection"}
+    rows = [mlp_output_weights(model, block) for block in range(DEPTH)]
+    assert [own.shape for own in rows] == [(48, 32), (48, 32), (96, 32), (96, 32)]
+    weight = unequal.model.layers[3].mlp.down_proj.weight.detach().T
+    norm = unequal.model.layers[3].post_feedforward_layernorm.weight.detach()
+    torch.testing.assert_close(rows[3], weight * norm)
+
+
+def test_similarity_gives_each_swap_the_keys_it_reads(unequal):
+    """Block 2 reads what 1 stores: swapped, it would have nothing to read, so that swap has no rows."""
+    model = load(unequal)
+    similarity = Similarity(model)
+    assert sorted({row[0] for row in similarity.rows.names}) == [0, 2]
+    with model.measuring():
+        baseline = Baseline(model, IDS, IDS, keep=Keep.WRITES)
+        read = similarity.read(
+            baseline, Windows(np.ones((2, 15), np.int32), np.arange(2), np.zeros(2, np.int64), "none")
+        )
+    assert read.height == 2 * len(similarity.rows.names)
 
 
 def test_all_families_are_tried():

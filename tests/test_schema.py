@@ -22,7 +22,11 @@ def test_columns_are_frozen():
 
 
 def test_edits_are_frozen():
-    assert list(schema.EDIT_KINDS) == list(sweep.EDITS) == ["swap", "drop", "drop_attn", "drop_mlp"]
+    assert (
+        list(schema.EDIT_KINDS)
+        == list(sweep.EDITS)
+        == [*["swap", "drop", "drop_attn", "drop_mlp", "drop_ssm", "drop_ple"]]
+    )
 
 
 def test_metrics_are_frozen():

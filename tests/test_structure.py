@@ -95,6 +95,8 @@ def test_public_names_are_frozen():
         "drop",
         "drop_attn",
         "drop_mlp",
+        "drop_ple",
+        "drop_ssm",
         "lens",
         "load",
         "logits",

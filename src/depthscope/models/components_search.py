@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthscope.models.block_calls import calls_of, kinds, writers
 from depthscope.models.components import (
     PARALLEL,
     SEQUENTIAL,
@@ -29,7 +30,7 @@ from depthscope.models.components import (
 )
 from depthscope.models.families import FAMILIES, Names
 from depthscope.models.stack import BlockStack, Entry
-from depthscope.routes import ATTN, COMPONENTS, MLP, PLE, SSM, Step
+from depthscope.routes import ATTN, COMPONENTS, MLP, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,6 @@ def _pair(stack: BlockStack, block: int, candidates: list[Names], residual: Tens
 
 
 MIXES_TOKENS = re.compile("attn|attention|mixer|mamba|conv|recurrent|temporal|ssm", re.IGNORECASE)
-ATTENTION = re.compile("attn|attention", re.IGNORECASE)
-PER_LAYER = re.compile("per_layer", re.IGNORECASE)
 
 
 def _likely_pairs(block: nn.Module) -> list[Names]:
@@ -112,9 +111,9 @@ def _likely_pairs(block: nn.Module) -> list[Names]:
 def _by_behaviour(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> _Found | None:
     """The fewest modules that, all silenced, leave the residual stream times a constant; or those at the top of a block that
     has but norms besides them."""
-    calls = _calls(stack, block, residual, entry)
+    calls = calls_of(stack, block, residual, entry)
     modules = stack.blocks[block]
-    levels = [_writers(modules, calls, level, residual) for level in (1, 2, 3)]
+    levels = [writers(modules, calls, level, residual) for level in (1, 2, 3)]
     for paths in levels:
         carried = _carried(stack, block, [modules.get_submodule(path) for path in paths], residual, entry)
         if not paths or carried is None:
@@ -124,7 +123,7 @@ def _by_behaviour(stack: BlockStack, block: int, residual: Tensor, entry: Entry)
             if _carried(stack, block, [modules.get_submodule(other) for other in fewer], residual, entry) == carried:
                 paths = fewer
         if paths and _each_matters(stack, block, [modules.get_submodule(path) for path in paths], residual, entry):
-            return _Found(_kinds(modules, paths, calls), carried)
+            return _Found(kinds(modules, paths, calls), carried)
     top = levels[0]
     silent = [modules.get_submodule(path) for path in top]
     besides = [
@@ -136,97 +135,8 @@ def _by_behaviour(stack: BlockStack, block: int, residual: Tensor, entry: Entry)
         and _local(stack, block, silent, residual, entry)
         and _each_matters(stack, block, silent, residual, entry)
     ):
-        return _Found(_kinds(modules, top, calls), None)
+        return _Found(kinds(modules, top, calls), None)
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    inside: int
-    """How many modules of the block were running around it."""
-
-
-def _calls(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> dict[str, _Call]:
-    """The calls of a block's modules, by path, in the order they begin; of several calls the first."""
-    began: dict[str, _Call] = {}
-    open_: list[str] = []
-
-    def before(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            began.setdefault(name, _Call(args, kwargs, None, len(open_)))
-            open_.append(name)
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            open_.remove(name)
-            if began[name].output is None:
-                began[name] = replace(began[name], output=output)
-
-        return hook
-
-    handles = []
-    for name, module in stack.blocks[block].named_modules():
-        if name:
-            handles += [
-                module.register_forward_pre_hook(before(name), with_kwargs=True),
-                module.register_forward_hook(after(name)),
-            ]
-    try:
-        stack.call(block, residual, entry.arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return began
-
-
-def _writers(block: nn.Module, calls: Mapping[str, _Call], level: int, residual: Tensor) -> list[str]:
-    """Modules at a depth of calls (or above it, where nothing is called inside them) that give a vector as wide as the
-    residual stream per position."""
-    inner = {name for name in calls for other in calls if other.startswith(f"{name}.")}
-    found = []
-    for name, call in calls.items():
-        module = block.get_submodule(name)
-        made = call.output[0] if isinstance(call.output, tuple) else call.output
-        wide = isinstance(made, Tensor) and made.is_floating_point() and made.numel() == residual.numel()
-        wide = wide and made.shape[-1] == residual.shape[-1]
-        at_level = call.inside == level - 1 or (call.inside < level - 1 and name not in inner)
-        if at_level and wide and not is_norm(module) and any(True for _ in module.parameters()):
-            found.append(name)
-    return found
-
-
-def _kinds(block: nn.Module, paths: Sequence[str], calls: Mapping[str, _Call]) -> dict[str, tuple[str, ...]]:
-    mixers = [path for path in paths if _mixes_tokens(block.get_submodule(path), calls[path])]
-    attention = [path for path in mixers if ATTENTION.search(path)] if len(mixers) > 1 else mixers
-    attention = attention or mixers[:1]
-    others = [path for path in paths if path not in mixers]
-    per_layer = [path for path in others if PER_LAYER.search(path)]
-    sorted_ = {
-        ATTN: attention,
-        SSM: [path for path in mixers if path not in attention],
-        MLP: [path for path in others if path not in per_layer],
-        PLE: per_layer,
-    }
-    return {kind: tuple(sorted_[kind]) for kind in COMPONENTS if sorted_[kind]}
-
-
-def _mixes_tokens(module: nn.Module, call: _Call) -> bool:
-    """Whether what a module gives at later positions depends on what it is given at the first."""
-    given = first_tensor(call.args, call.kwargs)
-    other = given.clone()
-    other.view(-1, given.shape[-1])[0] += 1
-
-    def output(tensor: Tensor) -> Tensor:
-        args = tuple(tensor if value is given else value for value in call.args)
-        made = module(*args, **{name: tensor if value is given else value for name, value in call.kwargs.items()})
-        return (made[0] if isinstance(made, tuple) else made).flatten(0, -2)[1:]
-
-    return not torch.equal(output(given), output(other))
 
 
 def _residuals(stack: BlockStack, entry: Entry) -> list[Tensor]:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +14,7 @@ from depthscope.errors import DataError, NumericError, RouteError, UnsupportedEr
 from depthscope.models import components_search
 from depthscope.models.adapter import Adapter
 from depthscope.models.components import NAMES, Components
+from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
 from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
 from depthscope.models.residency import Residency
@@ -26,45 +26,6 @@ from depthscope.routes import ATTN, MLP, Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What `depthscope info` says of a model."""
-
-    name: str
-    family: str
-    revision: str | None
-    layers: int
-    d_model: int
-    heads: int | None
-    """Query heads of a block. This and the four below are of the last block, None where there are none."""
-    kv_heads: int | None
-    """Heads of keys and values, fewer than `heads` where queries share them."""
-    head_width: int | None
-    mlp_width: int | None
-    """Neurons of a dense MLP, or of one routed expert."""
-    experts: int | None
-    """Routed experts of a block."""
-    vocabulary: int
-    context: int | None
-    parameters: int
-    """Numbers of the model as it acts; `stored` are those that its tensors hold (fewer where several are packed in one)."""
-    stored: int
-    quantisation: str | None
-    """transformers' name of the method, None for plain weights."""
-    layout: str
-    norm: str
-    tied: bool
-    attention_module: str | None
-    mlp_module: str | None
-    other_modules: str | None
-    """What else adds to the residual stream: state-space mixers next to an attention, per-layer inputs."""
-    logit_map: str
-    attention_backend: str
-    dtype: str
-    device: str
-    streamed: bool
 
 
 class Model:
@@ -187,9 +148,9 @@ class Model:
             **widths(self.hf.config.get_text_config(decoder=True), found, self.head.weight.shape[1]),
             vocabulary=self.head.vocabulary,
             context=self.context,
-            parameters=sum(map(_logical_size, _owners(self.hf))),
-            stored=sum(parameter.numel() for _, _, parameter in _owners(self.hf)),
-            quantisation=_quantisation(self.hf.config),
+            parameters=parameters(self.hf),
+            stored=stored(self.hf),
+            quantisation=quantisation(self.hf.config),
             layout="unknown" if found is None else found.layout,
             norm=self._norm(),
             tied=embedding is self.head.weight,
@@ -317,31 +278,6 @@ class Model:
             first = self.head.modules[0]
             shifted, plain = first(x + 3).float(), first(x).float()
         return "LayerNorm" if torch.allclose(shifted, plain, atol=0.05, rtol=0.05) else "RMSNorm"
-
-
-def _owners(hf: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
-    """Every parameter of the text model once, with its module and its name there; not those for images or sound."""
-    seen: set[int] = set()
-    unembedding: Any = hf.get_output_embeddings()
-    for module in (*hf.get_decoder().modules(), unembedding):
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield module, name, parameter
-
-
-def _logical_size(owner: tuple[torch.nn.Module, str, Tensor]) -> int:
-    """How many numbers a parameter stands for: a packed weight of a linear layer holds several in one."""
-    module, name, parameter = owner
-    if isinstance(module, torch.nn.Linear) and name == "weight":
-        return int(module.in_features) * int(module.out_features)
-    return parameter.numel()
-
-
-def _quantisation(config: Any) -> str | None:
-    settings = getattr(config, "quantization_config", None)
-    found = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
-    return None if found is None else str(getattr(found, "value", found))
 
 
 PROBE_TEXT = (

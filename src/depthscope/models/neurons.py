@@ -93,7 +93,7 @@ def mlp_calls(model: Model, block: int) -> dict[nn.Module, Called]:
     try:
         with torch.inference_mode():
             entry = model.stack.enter(model.probe_ids(8))
-            model.stack.call(block, entry.residual, entry.arguments)
+            model.stack.call_alone(block, entry)
     finally:
         for handle in handles:
             handle.remove()

@@ -141,6 +141,13 @@ class BlockStack:
             output = self.blocks[block](residual, *own.positional, **keyword)
         return residual_of(output)
 
+    def call_alone(self, block: int, entry: Entry) -> Residual:
+        """What a block makes of the embedding of `entry`. Earlier blocks run only where they store what others read."""
+        state = copied(entry.state)
+        for source in (source for source in range(block) if self.links[source].writes):
+            self.call(source, entry.residual, entry.arguments, state)
+        return self.call(block, entry.residual, entry.arguments, state)
+
     def check_state(self, route: Route) -> None:
         """Raise RouteError where a block would read what no block before it on the route has stored."""
         if not self._shared:

@@ -266,7 +266,7 @@ def _traced(model: Model, block: int, modules: dict[str, nn.Module]) -> tuple[di
     try:
         with torch.inference_mode():
             entry = model.stack.enter(model.probe_ids(4))
-            model.stack.call(block, entry.residual, entry.arguments)
+            model.stack.call_alone(block, entry)
     finally:
         for handle in handles:
             handle.remove()

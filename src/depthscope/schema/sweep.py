@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from depthscope.routes import ATTN, MLP, PLE, SSM
 from depthscope.schema.metric import ESTIMATE, Metric
 
 KL = Metric(
@@ -46,8 +45,6 @@ DROP_SSM = EditKind(
     "drop_ssm", "Drop SSM", "a layer runs without the output of its state-space mixer, its attention in place"
 )
 DROP_PLE = EditKind("drop_ple", "Drop per-layer input", "a layer runs without its own embedding of the token")
-DROPS_OF = {ATTN: DROP_ATTN, SSM: DROP_SSM, MLP: DROP_MLP, PLE: DROP_PLE}
-"""The drops of single components of a layer, by component."""
 EDIT_KINDS = {kind.name: kind for kind in (SWAP, DROP, DROP_ATTN, DROP_MLP, DROP_SSM, DROP_PLE)}
 
 BASELINE_EDIT, BASELINE_LAYER = "none", -1

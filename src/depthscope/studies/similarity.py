@@ -15,10 +15,13 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.models.model import Model
+from depthscope.models.state import State, copied
 from depthscope.models.writes import Writes
 from depthscope.schema.similarity import COMPONENTS, EARLIER, LATER, SWAP_METRICS
+from depthscope.schema.sweep import SWAP
 from depthscope.shapes import Residual
 from depthscope.studies.document_sums import Rows, window_sums
+from depthscope.studies.sweep import layer_edits, runnable
 
 NAME = "similarity"
 KEYS = {"layer": pl.Int32, "component": pl.String, "moved": pl.String}
@@ -27,7 +30,8 @@ KEYS = {"layer": pl.Int32, "component": pl.String, "moved": pl.String}
 class Similarity:
     """Self, index and adjacent cosines for every adjacent swap. A reading of the shared pass.
 
-    Raises UnsupportedError for a model without separate attention and MLP, or with a single layer.
+    Swaps that the model cannot run (a block would read what no block before it stores) have no rows. Raises UnsupportedError
+    for a model without separate attention and MLP, or with a single layer.
     """
 
     name = NAME
@@ -40,17 +44,19 @@ class Similarity:
         if model.depth < 2:
             raise UnsupportedError(f"{model.name} has one layer: expected two that could change places")
         self.settings = {}
-        swaps = range(model.depth - 1)
+        self.swaps, self.refused = runnable(layer_edits([SWAP.name], model.depth), model)
+        layers = [swap.layer for swap in self.swaps]
         self.rows = Rows(
-            KEYS, [(i, part, way) for i in swaps for part in COMPONENTS for way in (LATER, EARLIER)], SWAP_METRICS
+            KEYS, [(i, part, way) for i in layers for part in COMPONENTS for way in (LATER, EARLIER)], SWAP_METRICS
         )
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit."""
         rows = []
-        for layer in range(baseline.model.depth - 1):
-            earlier, after = _written(baseline, layer + 1, baseline.residuals[layer])
-            later, _ = _written(baseline, layer, after)
+        for layer in (swap.layer for swap in self.swaps):
+            state = copied(baseline.states[layer])
+            earlier, after = _written(baseline, layer + 1, baseline.residuals[layer], state)
+            later, _ = _written(baseline, layer, after, state)
             first, second = baseline.writes[layer], baseline.writes[layer + 1]
             for part in COMPONENTS:
                 adjacent = _cosine(getattr(first, part), getattr(second, part))
@@ -66,11 +72,11 @@ class Similarity:
         return {NAME: self.rows.table(shards)}
 
 
-def _written(baseline: Baseline, block: int, residual: Residual) -> tuple[Writes, Residual]:
-    """What a block writes, given a residual stream, and the stream after it."""
+def _written(baseline: Baseline, block: int, residual: Residual, state: State) -> tuple[Writes, Residual]:
+    """What a block writes, given a residual stream and what earlier blocks handed on, and the stream after it."""
     model = baseline.model
     with model.writers.watched(block) as written:
-        after = model.stack.call(block, residual, baseline.entry.arguments)
+        after = model.stack.call(block, residual, baseline.entry.arguments, state)
     return written[0], after
 
 

@@ -14,7 +14,7 @@ from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.components import NAMES, Components
 from depthscope.models.model import Model
-from depthscope.routes import Route
+from depthscope.routes import ATTN, MLP, PLE, SSM, Route
 from depthscope.schema.sweep import (
     BASELINE_EDIT,
     BASELINE_LAYER,
@@ -23,7 +23,6 @@ from depthscope.schema.sweep import (
     DROP_MLP,
     DROP_PLE,
     DROP_SSM,
-    DROPS_OF,
     MEASURED,
     METRICS,
     SWAP,
@@ -42,7 +41,7 @@ EDITS: dict[str, Callable[[int], Edit]] = {
     DROP_SSM.name: drop_ssm,
     DROP_PLE.name: drop_ple,
 }
-COMPONENT_EDITS = {kind.name: part for part, kind in DROPS_OF.items()}
+COMPONENT_EDITS = {DROP_ATTN.name: ATTN, DROP_SSM.name: SSM, DROP_MLP.name: MLP, DROP_PLE.name: PLE}
 """Edit -> the component it silences."""
 
 
