@@ -144,9 +144,7 @@ def load_quietly(
     """Load a model for a command: says what it waits for, keeps transformers' advice to programmers off the terminal."""
     from depthscope.cli.console import errors_console
 
-    with errors_console.status(
-        f"loading {name}" + ("" if Path(name).expanduser().is_dir() else " (embedded, or from the hub)")
-    ):
+    with errors_console.status(f"loading {name}"):
         import huggingface_hub
         import transformers
 

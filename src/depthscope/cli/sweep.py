@@ -26,5 +26,5 @@ def command(
     precision: options.Precision = None,
 ) -> None:
     """Apply each edit at every layer, one at a time, and measure KL divergence, agreement, entropy and loss."""
-    kinds = None if edits is None else tuple(options.listed(edits))
+    kinds = None if edits is None else options.listed(edits)
     run_and_show(request, experiments=("sweep",), edits=kinds, per_token=per_token, precision=precision)

@@ -6,11 +6,12 @@ Neuron counts have no interval: they are of all neurons, not of a sample.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 from jaxtyping import Float64
 
+from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import CANNOT_TELL, FLOOR, NOT_SUPPORTED, SIGNATURES, SUPPORTED
 from depthscope.studies.signals import Layers, Measured
 
@@ -23,35 +24,18 @@ SMALLEST_FALL = 0.5
 Effects = Float64[np.ndarray, " rows"]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A signature's effect (None where there is none), its 95 % interval, and what follows."""
-
-    name: str
-    title: str
-    stage: str
-    test: str
-    unit: str
-    threshold: float
-    effect: float | None
-    ci_low: float | None
-    ci_high: float | None
-    verdict: str
-    reason: str
-
-
-def verdicts(measured: Measured) -> list[Verdict]:
+def verdicts(measured: Measured) -> list[SignatureVerdict]:
     """All signatures, in the order of depth."""
     return [_verdict(name, measured) for name in SIGNATURES]
 
 
-def _verdict(name: str, measured: Measured) -> Verdict:
+def _verdict(name: str, measured: Measured) -> SignatureVerdict:
     described = asdict(SIGNATURES[name])
     needs, effect = EFFECTS[name]
     missing = [need for need in needs if need not in measured.values]
 
-    def told(verdict: str, reason: str, value=None, low=None, high=None) -> Verdict:
-        return Verdict(**described, effect=value, ci_low=low, ci_high=high, verdict=verdict, reason=reason)
+    def told(verdict: str, reason: str, value=None, low=None, high=None) -> SignatureVerdict:
+        return SignatureVerdict(**described, effect=value, ci_low=low, ci_high=high, verdict=verdict, reason=reason)
 
     if missing:
         return told(CANNOT_TELL, f"not measured: {', '.join(missing)}")

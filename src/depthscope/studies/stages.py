@@ -16,9 +16,10 @@ from jaxtyping import Float64
 from scipy import stats
 
 from depthscope.measure.change_points import choose, segment
+from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import SIGNALS, STAGES, SUPPORTED, TRANSITIONS
 from depthscope.studies.signals import Layers, Measured, signals
-from depthscope.studies.signatures import FEWEST_DOCUMENTS, Verdict, verdicts
+from depthscope.studies.signatures import FEWEST_DOCUMENTS, verdicts
 
 NAME = "stages"
 FEWEST_LAYERS = 6
@@ -173,7 +174,7 @@ def _votes(own: dict[str, Any], around: tuple[int, int], transition: int | None)
     return votes
 
 
-def _stages(named: Sequence[Change], depth: int, tested: Sequence[Verdict]) -> list[dict[str, Any]]:
+def _stages(named: Sequence[Change], depth: int, tested: Sequence[SignatureVerdict]) -> list[dict[str, Any]]:
     """Runs of layers between named changes; where a transition was not found, several stages are one entry."""
     if not named:
         return []
