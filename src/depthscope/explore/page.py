@@ -21,7 +21,9 @@ CHOOSE = """element.addEventListener('click', (event) => {
     if (cell) trigger('click', {cell: cell.dataset.cell});
 });"""
 """A click on a cell made by markup.choice tells the page which."""
-QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
+"""Of every event. While one is being answered gradio drops the same event by default, and the page would keep showing
+what was asked before; always_last answers the latest one afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,9 @@ def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
         numbers = _cell(event).split(",")
         return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
-    for number in (layer, head):
-        number.input(pattern, asked, [plot, problem], **QUIETLY)
-    lists.click(choose, None, [layer, head], **QUIETLY).then(pattern, asked, [plot, problem], **QUIETLY)
+    # One event for both numbers, whoever changes them, so that the plot is never of other numbers than those shown.
+    gr.on([layer.change, head.change], pattern, asked, [plot, problem], **QUIETLY)
+    lists.click(choose, None, [layer, head], **QUIETLY)
     return [
         Refresh(answers.strongest, [text], [layer, head], once=True),
         Refresh(answers.heads, [text], [lists]),
