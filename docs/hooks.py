@@ -145,10 +145,10 @@ def others(page: str) -> str:
     said = []
     for name in NAMES:
         if f"[`{name}`]" not in page:
-            module = sys.modules.get(f"depthscope.studies.{name}")
+            module = sys.modules.get(f"depthscope.experiments.{name}")
             first = ((module and module.__doc__) or "").strip().partition("\n")[0]
             said.append(
-                f"- `{name}`: {first} [Its module](../{MODULES}/studies.md), [its tables](../reference/tables.md)."
+                f"- `{name}`: {first} [Its module](../{MODULES}/experiments.md), [its tables](../reference/tables.md)."
             )
     return "\n".join(["Not on a page of their own yet:", "", *said]) if said else ""
 

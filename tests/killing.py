@@ -13,7 +13,9 @@ FRESH = multiprocessing.get_context("forkserver")
 """Children come from a process that has imported what they need and has done nothing. A fork of the tests' own process would
 wait for ever when it first writes a table: it does not get the threads that Polars has started there.
 """
-FRESH.set_forkserver_preload(["torch", "polars", "transformers", "depthscope.studies.study", "depthscope.models.load"])
+FRESH.set_forkserver_preload(
+    ["torch", "polars", "transformers", "depthscope.studies.run_study", "depthscope.models.load"]
+)
 
 
 def study(model: Path, text: Path, tokens: int | None, out: Path, settings: StudySettings) -> None:
@@ -22,7 +24,7 @@ def study(model: Path, text: Path, tokens: int | None, out: Path, settings: Stud
 
     from depthscope.data.corpus import Corpus
     from depthscope.models.load import load
-    from depthscope.studies.study import run_study
+    from depthscope.studies.run_study import run_study
 
     torch.set_num_threads(1)
     run_study(load(model), Corpus(source=str(text), tokens=tokens), out, settings)

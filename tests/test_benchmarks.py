@@ -28,8 +28,8 @@ from benchmarks.speed.table import PAGE, Comparison, Fact, comparison_table, fac
 from benchmarks.speed.workers import Unavailable, Worker  # noqa: E402
 from depthscope.engine.measure_routes import RouteMeter  # noqa: E402
 from depthscope.engine.plan import block_calls, make_plan  # noqa: E402
+from depthscope.experiments.sweep import layer_edits  # noqa: E402
 from depthscope.routes import Route  # noqa: E402
-from depthscope.studies.sweep import layer_edits  # noqa: E402
 
 FAMILIES = ("gpt2", "gpt_neox", "llama")
 

@@ -10,14 +10,14 @@ import depthscope as ds
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import RouteError, UnsupportedError
+from depthscope.experiments.norms import Norms
+from depthscope.experiments.similarity import Similarity
+from depthscope.experiments.sweep import Sweep, possible_edits
 from depthscope.models.load import load
 from depthscope.models.maps import Called
 from depthscope.models.neurons import mlp_calls, neuron_rows
 from depthscope.models.weights import mlp_output_weights
 from depthscope.routes import COMPONENTS
-from depthscope.studies.norms import Norms
-from depthscope.studies.similarity import Similarity
-from depthscope.studies.sweep import Sweep, possible_edits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not installed")
 IDS = torch.arange(1, 29).reshape(2, 14) * 31 % 97

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthscope.measure.divergence import compare, measure_baseline, reference
+from depthscope.engine.divergence import compare, measure_baseline, reference
 from depthscope.models.head import ElementwiseMap, Head
 
 MAPS = [

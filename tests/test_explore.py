@@ -17,6 +17,8 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.errors import DataError, DepthscopeError, RouteError
+from depthscope.experiments.neuron_tokens import NeuronReport, TokenCosine
+from depthscope.experiments.sweep import layer_edits
 from depthscope.explore import comparison, markup, neurons
 from depthscope.explore.answers import Answers
 from depthscope.explore.attention import head_scores, pattern_figure, pattern_of
@@ -26,8 +28,6 @@ from depthscope.explore.runs import Runs, model_of, progress
 from depthscope.explore.surgery import LAST, MEAN, operate, read_cell, strength
 from depthscope.models.model import Model
 from depthscope.run.store import RunDirectory
-from depthscope.studies.neuron_tokens import NeuronReport, TokenCosine
-from depthscope.studies.sweep import layer_edits
 
 FAMILIES = ["gpt2", "gpt_neox", "phi", "llama", "qwen2"]
 HOSTILE = [

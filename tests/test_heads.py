@@ -12,6 +12,8 @@ from test_patterns import transformers_own
 
 from depthscope.data.corpus import Corpus
 from depthscope.errors import DataError, UnsupportedError
+from depthscope.experiments import heads as study
+from depthscope.experiments.heads import Heads
 from depthscope.measure.estimate import ClusterMoments
 from depthscope.measure.head_scores import (
     attention_of_final,
@@ -25,8 +27,6 @@ from depthscope.measure.head_scores import (
 from depthscope.measure.ranking import adjusted, p_above, ranks, standard_error
 from depthscope.models.load import load
 from depthscope.schema.heads import HEAD_METRICS, HEAD_POSITIONS_TABLE, HEAD_SHARD, HEADS_TABLE, MERGING
-from depthscope.studies import heads as study
-from depthscope.studies.heads import Heads
 
 VOCABULARY = 4096
 

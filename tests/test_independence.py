@@ -14,10 +14,10 @@ from test_sweep import save  # noqa: F401 - the same folders
 import depthscope as ds
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
+from depthscope.experiments.sweep import layer_edits, runnable
 from depthscope.models.load import load
 from depthscope.models.patterns import attention_patterns
 from depthscope.models.verify import verify
-from depthscope.studies.sweep import layer_edits, runnable
 
 IDS = torch.arange(1, 29).reshape(2, 14) * 31 % 97
 SHARED_KEYS = LLAMA | SLIDING | {

@@ -13,12 +13,12 @@ from depthscope.engine import measure_routes
 from depthscope.engine.baseline import Keep
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import MemoryShortError
+from depthscope.experiments.sweep import EDITS, layer_edits, possible_edits
 from depthscope.models import kernels
 from depthscope.models.kernels import TANH_GELU, Kernels
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
-from depthscope.studies.sweep import EDITS, layer_edits, possible_edits
 
 
 def routes_of(model: Model) -> list[Route]:

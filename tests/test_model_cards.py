@@ -9,9 +9,9 @@ from report_runs import all_tables, made_up_stages, make_run, sweep_table
 
 from depthscope.api import Study
 from depthscope.errors import RunError
+from depthscope.experiments.neurons import Neurons
 from depthscope.models.load import EMBEDDED
 from depthscope.schema.stages import NOT_SUPPORTED, SUPPORTED
-from depthscope.studies.neurons import Neurons
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the recipe lies beside the package, not in it
 

@@ -15,6 +15,8 @@ from test_moments import naive_cosines
 
 from depthscope.data.token_classes import token_classes, vocabulary_of
 from depthscope.errors import DataError, UnsupportedError
+from depthscope.experiments.experiment import OwnUnits
+from depthscope.experiments.neurons import Neurons, Thresholds, counted, parse_neuron, with_kinds
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.weights import mlp_output_weights, unembedding
@@ -26,8 +28,6 @@ from depthscope.schema.neurons import (
     NEURON_TOKENS_TABLE,
     NEURONS_TABLE,
 )
-from depthscope.studies.experiment import OwnUnits
-from depthscope.studies.neurons import Neurons, Thresholds, counted, parse_neuron, with_kinds
 
 
 def tables_of(experiment: Neurons) -> dict[str, pl.DataFrame]:

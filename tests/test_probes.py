@@ -11,11 +11,11 @@ from test_probing import data
 
 from depthscope.data.corpus import Corpus
 from depthscope.errors import DataError, UnsupportedError
+from depthscope.experiments import probes as study
+from depthscope.experiments.probe_tables import Pools, probe_tables
+from depthscope.experiments.probes import Probes, class_prediction
 from depthscope.schema import probes as schema
 from depthscope.schema.metric import ESTIMATE
-from depthscope.studies import probes as study
-from depthscope.studies.probe_tables import Pools, probe_tables
-from depthscope.studies.probes import Probes, class_prediction
 
 SHELF = Corpus()
 

@@ -7,7 +7,7 @@ from families import tiny_model
 from scipy import stats
 from test_activations import output_weights
 
-from depthscope.measure.class_neurons import class_differences, class_neurons, cosine_moments
+from depthscope.experiments.class_neurons import class_differences, class_neurons, cosine_moments
 from depthscope.measure.probing import Split, best_threshold, fit_probe, probes_together, single_probes, wide_probe
 from depthscope.models.load import load
 from depthscope.models.weights import centres_writing, unembedding

@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
+from depthscope.experiments.attention import Attention
+from depthscope.experiments.geometry import Geometry
+from depthscope.experiments.influence import Influence
+from depthscope.experiments.lens import Lens
+from depthscope.experiments.norms import Norms
+from depthscope.experiments.similarity import Similarity
 from depthscope.models.load import load
 from depthscope.schema.attention import ATTENTION_TABLE, HEADS_TABLE
 from depthscope.schema.lens import LENS_TABLE
 from depthscope.schema.norms import NORMS_TABLE
 from depthscope.schema.similarity import GEOMETRY_TABLE, INFLUENCE_TABLE, SIMILARITY_TABLE
-from depthscope.studies.attention import Attention
-from depthscope.studies.geometry import Geometry
-from depthscope.studies.influence import Influence
-from depthscope.studies.lens import Lens
-from depthscope.studies.norms import Norms
-from depthscope.studies.similarity import Similarity
 
 NAIVE = ["gpt2", "gpt_neox", "phi", "llama", "qwen2", "gemma2", "granite", "falcon", "opt", "bloom"]
 LENGTH = 20

@@ -12,10 +12,10 @@ from families import FAMILIES
 from test_kernels import routes_of, text_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from depthscope.engine import reductions, sizes
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import COLUMNS, Pieces, RouteMeter
-from depthscope.measure import reductions, sizes
-from depthscope.measure.reductions import (
+from depthscope.engine.reductions import (
     DEFINITION,
     DEFINITION_WITH_PLACE,
     PLAIN,
@@ -23,7 +23,7 @@ from depthscope.measure.reductions import (
     compiled,
     reductions_for,
 )
-from depthscope.measure.sizes import ACCELERATOR, CPU, Card, nearest, sizes_for
+from depthscope.engine.sizes import ACCELERATOR, CPU, Card, nearest, sizes_for
 
 CPU_DEVICE, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -72,7 +72,7 @@ def test_without_a_compiler_there_are_the_plain_sums(monkeypatch, fresh):
 
 def test_without_triton_an_accelerator_still_never_waits(monkeypatch, fresh):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "depthscope.measure.triton_passes", raising=False)
+    monkeypatch.delitem(sys.modules, "depthscope.engine.triton_passes", raising=False)
     assert reductions_for(CUDA) == (PLAIN_WITH_PLACE, "triton is not installed")
     monkeypatch.setattr(reductions, "compiled", lambda _device: (DEFINITION, ""))
     assert reductions_for(CUDA, 1e12) == (DEFINITION, "triton is not installed")
@@ -90,7 +90,7 @@ def test_kernels_that_come_out_wrong_are_not_used(monkeypatch, fresh):
 
     import depthscope.measure
 
-    monkeypatch.setitem(sys.modules, "depthscope.measure.triton_passes", Passes)
+    monkeypatch.setitem(sys.modules, "depthscope.engine.triton_passes", Passes)
     monkeypatch.setattr(depthscope.measure, "triton_passes", Passes, raising=False)
     found, why = reductions.fused("cpu")
     assert found is None
@@ -156,8 +156,8 @@ import sys
 import torch
 sys.path[:0] = sys.argv[1:]
 from test_divergence import MAPS, head_of
-from depthscope.measure import reductions
-from depthscope.measure.divergence import compare, reference
+from depthscope.engine import reductions
+from depthscope.engine.divergence import compare, reference
 
 form, why = reductions.fused("cpu")
 assert form is not None, why

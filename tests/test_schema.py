@@ -1,7 +1,7 @@
 """Columns and units other people's notebooks read: changing one is a decision, not an accident."""
 
+from depthscope.experiments import sweep
 from depthscope.schema import sweep as schema
-from depthscope.studies import sweep
 
 
 def test_columns_are_frozen():

@@ -7,7 +7,7 @@ import pytest
 
 import depthscope as ds
 from depthscope.errors import DepthscopeError
-from depthscope.studies import stages
+from depthscope.stages import find as stages
 from depthscope.studies.registry import EXPERIMENTS
 from depthscope.studies.settings import NAMES
 

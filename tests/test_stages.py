@@ -12,9 +12,9 @@ import depthscope as ds
 from depthscope.models.load import load
 from depthscope.schema.found_stages import read_stages
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SIGNALS, SIGNATURES, STAGES, SUPPORTED, TRANSITIONS
-from depthscope.studies.signals import Measured, signals
-from depthscope.studies.signatures import EFFECTS, verdicts
-from depthscope.studies.stages import find_stages
+from depthscope.stages.find import find_stages
+from depthscope.stages.signals import Measured, signals
+from depthscope.stages.signatures import EFFECTS, verdicts
 
 LAYERS = 16
 SEGMENTS = (2, 8, 14)

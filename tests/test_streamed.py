@@ -13,9 +13,10 @@ from depthscope.edits import drop, drop_attn, drop_mlp, swap
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import block_order, make_plan
 from depthscope.errors import ModelError, UnsupportedError
-from depthscope.models import kernels, memory, streaming
+from depthscope.models import kernels, memory
 from depthscope.models.load import _from_pretrained, load
 from depthscope.models.model import Model
+from depthscope.models.offload import streaming
 from depthscope.models.precision import noise_floor
 from depthscope.models.stack import BlockStack
 from depthscope.models.weights import mlp_output_weights, reading_weights
@@ -260,8 +261,8 @@ def test_available_memory_is_the_least_of_machine_process_and_group(tmp_path, mo
 
 
 def test_a_weight_changed_while_it_is_loaded_is_refused():
-    from depthscope.models.checkpoint import StoredTensor
-    from depthscope.models.deferred import Deferred
+    from depthscope.models.offload.checkpoint import StoredTensor
+    from depthscope.models.offload.deferred import Deferred
 
     deferred = Deferred.of(StoredTensor(Path("nowhere"), 0, torch.float32, (3, 4)))
     with pytest.raises(UnsupportedError, match="mul_"):
@@ -272,8 +273,8 @@ def test_a_weight_changed_while_it_is_loaded_is_refused():
 def test_operations_on_deferred_tensors_are_repeated_on_their_numbers(tmp_path):
     from safetensors.torch import save_file
 
-    from depthscope.models.checkpoint import stored_tensors
-    from depthscope.models.deferred import Deferred
+    from depthscope.models.offload.checkpoint import stored_tensors
+    from depthscope.models.offload.deferred import Deferred
 
     numbers = {name: torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
     save_file(numbers, tmp_path / "x.safetensors")

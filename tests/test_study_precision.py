@@ -21,8 +21,8 @@ from depthscope.models.load import load
 from depthscope.report.trust import precision_goal
 from depthscope.run.local import document_units
 from depthscope.schema.precision import PRECISION_TABLE
+from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import StudySettings
-from depthscope.studies.study import run_study
 
 DOCUMENTS = 64
 WINDOW = 16
@@ -224,7 +224,7 @@ def test_too_few_documents_are_said(study, model, tmp_path):
 
 def test_a_kl_under_the_noise_floor_needs_no_more_text(study, model, tmp_path, widths, monkeypatch):
     from depthscope.models.precision import NoiseFloor
-    from depthscope.studies import study as module
+    from depthscope.studies import run_study as module
 
     monkeypatch.setattr(module, "noise_floor", lambda *_: NoiseFloor(1e6, "float32", "float64", 128))
     made, said = stops(study, tmp_path / "run", widths[0] / 100)

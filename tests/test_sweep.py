@@ -20,8 +20,8 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
 from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
+from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import StudySettings
-from depthscope.studies.study import run_study
 
 DEPTH = 4
 

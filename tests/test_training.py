@@ -14,8 +14,8 @@ import torch
 from report_runs import all_tables, made_up_stages, make_run
 from tokenizers import Tokenizer
 
+from depthscope.experiments.neurons import Neurons
 from depthscope.models.load import load
-from depthscope.studies.neurons import Neurons
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the recipe lies beside the package, not in it
 

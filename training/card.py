@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from depthscope.experiments.neurons import Neurons
 from depthscope.models.load import load
-from depthscope.studies.neurons import Neurons
 from training import findings
 from training.atomic import atomic_writer, sha256
 from training.findings import interval
@@ -148,7 +148,7 @@ def card(folder: Path, evaluation: Path, source: Path | None, study: Path) -> st
         recipe(training),
         held_out(measured, json.loads(source.read_text()) if source else None),
         f"All that follows is what `depthscope study {name}` measures, but for the neurons of weights as they are "
-        "(`Neurons(model, processed=False)` of `depthscope.studies.neurons`).\n",
+        "(`Neurons(model, processed=False)` of `depthscope.experiments.neurons`).\n",
         shown(folder, study),
     ]
     return "\n".join(parts)

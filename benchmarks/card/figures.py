@@ -21,8 +21,8 @@ from benchmarks.speed.rounds import seconds
 from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows
 from depthscope.engine.measure_routes import RouteMeter
+from depthscope.engine.sizes import sizes_for
 from depthscope.measure.moments import VocabularyDirections
-from depthscope.measure.sizes import sizes_for
 from depthscope.models.model import Model
 
 MILLION = 1_000_000

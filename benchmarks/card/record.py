@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.table import machine
-from depthscope.measure.sizes import card
+from depthscope.engine.sizes import card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

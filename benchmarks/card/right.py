@@ -21,12 +21,12 @@ from benchmarks.speed.routes import KINDS, pairs, sweep_routes
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import make_windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.engine.divergence import compare
 from depthscope.engine.execute import execute
 from depthscope.engine.measure_routes import Pieces, RouteMeasures, RouteMeter
 from depthscope.engine.plan import make_plan
-from depthscope.measure.divergence import compare
+from depthscope.engine.reductions import DEFINITION_WITH_PLACE, PLAIN_WITH_PLACE, Reductions, compiled, fused
 from depthscope.measure.moments import VocabularyDirections
-from depthscope.measure.reductions import DEFINITION_WITH_PLACE, PLAIN_WITH_PLACE, Reductions, compiled, fused
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.weights import mlp_output_weights, unembedding

@@ -17,12 +17,12 @@ from benchmarks.card.shapes import LLAMA_8B, SMALL
 from benchmarks.speed.rounds import seconds, steady_seconds
 from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, Shape, deepened, loaded, windows
+from depthscope.engine import divergence
 from depthscope.engine.baseline import Baseline
+from depthscope.engine.divergence import compare, reference
 from depthscope.engine.measure_routes import RouteMeter
-from depthscope.measure import divergence
-from depthscope.measure.divergence import compare, reference
-from depthscope.measure.reductions import PLAIN_WITH_PLACE, Reductions
-from depthscope.measure.sizes import Sizes
+from depthscope.engine.reductions import PLAIN_WITH_PLACE, Reductions
+from depthscope.engine.sizes import Sizes
 from depthscope.models.model import Model
 
 LAYERS = 3

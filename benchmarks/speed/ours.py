@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.speed.rounds import Seconds, seconds
 from benchmarks.speed.routes import pairs, sweep_routes
 from depthscope.engine.measure_routes import Pieces, RouteMeter
-from depthscope.measure.reductions import compiled
+from depthscope.engine.reductions import compiled
 from depthscope.models.model import Model
 
 PIECES = Pieces(reductions=compiled()[0])

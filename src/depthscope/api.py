@@ -18,15 +18,15 @@ from depthscope.edits import Edit, parse_edit
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
 from depthscope.errors import DataError, RouteError
+from depthscope.experiments.prompt_lens import prompt_lens
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
 from depthscope.schema.found_stages import Stages, read_stages
 from depthscope.schema.sweep import EDIT_KINDS
-from depthscope.studies.prompt_lens import prompt_lens
+from depthscope.studies.run_study import Progress, run_study
 from depthscope.studies.settings import StudySettings
-from depthscope.studies.study import Progress, run_study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,6 +14,8 @@ TokenIds = Int[Tensor, "batch seq"]
 Residual = Float[Tensor, "batch seq d_model"]
 Hidden = Float[Tensor, "tokens d_model"]
 """What the unembedding reads: the residual stream after the final norm."""
+Pattern = Float[Tensor, "batch heads seq seq"]
+"""Attention of each query (second to last axis) to each key. A row adds up to 1, or less where a head has a sink."""
 Logits = Float[Tensor, "tokens vocab"]
 LogitSlice = Float[Tensor, "tokens slice"]
 PerToken = Float32[Tensor, " tokens"]

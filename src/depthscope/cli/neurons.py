@@ -20,7 +20,7 @@ def command(request: Request, *, neuron: Neuron = None) -> None:
     if neuron is None:
         run_and_show(request, experiments=("neurons",))
         return
-    from depthscope.studies.neurons import Neurons, parse_neuron
+    from depthscope.experiments.neurons import Neurons, parse_neuron
 
     place = parse_neuron(neuron)
     model = request.load()

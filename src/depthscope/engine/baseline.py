@@ -7,14 +7,14 @@ from functools import cached_property
 
 from torch import Tensor
 
-from depthscope.measure.divergence import Measured, Reference, measure_baseline, reference
-from depthscope.measure.reductions import Reductions
+from depthscope.engine.divergence import Measured, Reference, measure_baseline, reference
+from depthscope.engine.reductions import Reductions
 from depthscope.models.model import Model
-from depthscope.models.patterns import Pattern, attention_patterns
+from depthscope.models.patterns import attention_patterns
 from depthscope.models.state import State, copied, mapped
 from depthscope.models.writes import Writes
 from depthscope.routes import ATTN, MLP, Step
-from depthscope.shapes import Residual, TokenIds
+from depthscope.shapes import Pattern, Residual, TokenIds
 
 
 class Keep(Flag):

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from depthscope.engine.baseline import Baseline, Keep, pieces
+from depthscope.engine.divergence import Measured, compare
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import Instruction, make_plan
+from depthscope.engine.reductions import Reductions
+from depthscope.engine.sizes import sizes_for
 from depthscope.errors import MemoryShortError, NumericError
-from depthscope.measure.divergence import Measured, compare
-from depthscope.measure.reductions import Reductions
-from depthscope.measure.sizes import sizes_for
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds

@@ -7,11 +7,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from depthscope.errors import DataError, DepthscopeError, RouteError
+from depthscope.experiments.neurons import parse_neuron
 from depthscope.explore import attention, comparison, lens, markup, neurons, surgery
 from depthscope.explore.prompt import TOP, Prompt, Session
 from depthscope.explore.surgery import Surgery
 from depthscope.routes import Route
-from depthscope.studies.neurons import parse_neuron
 
 
 class Answers:

@@ -6,13 +6,13 @@ from functools import cached_property
 import polars as pl
 import torch
 
+from depthscope.experiments.neuron_tokens import NeuronReport
+from depthscope.experiments.neurons import Neurons
 from depthscope.explore import markup
 from depthscope.models.activations import ActivationReader
 from depthscope.models.model import Model
 from depthscope.schema.neurons import OTHER, PREDICTION, SUPPRESSION
 from depthscope.shapes import TokenIds
-from depthscope.studies.neuron_tokens import NeuronReport
-from depthscope.studies.neurons import Neurons
 
 ALL_AT_ONCE = 1e11
 """Multiplications up to which all layers are looked at together: about a second. Larger models are read layer by layer."""

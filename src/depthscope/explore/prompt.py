@@ -12,12 +12,12 @@ import torch
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
+from depthscope.experiments.neurons import Neurons
+from depthscope.experiments.prompt_lens import prompt_lens
 from depthscope.explore.attention import HeadScores, head_scores
 from depthscope.explore.surgery import LAST, MEAN, Surgery, operate
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
-from depthscope.studies.neurons import Neurons
-from depthscope.studies.prompt_lens import prompt_lens
 
 LONGEST = 512
 """Tokens of a prompt at most, however long the model's context is: what is shown stays readable and quick."""

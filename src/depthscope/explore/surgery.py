@@ -8,15 +8,15 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from depthscope.engine.baseline import Baseline
+from depthscope.engine.divergence import compare, reference
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
 from depthscope.errors import NumericError
+from depthscope.experiments.sweep import EDITS, LayerEdit, layer_edits, possible_edits, runnable
 from depthscope.explore import markup
-from depthscope.measure.divergence import compare, reference
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema import sweep as schema
-from depthscope.studies.sweep import EDITS, LayerEdit, layer_edits, possible_edits, runnable
 
 LAST, MEAN = "last token", "mean over tokens"
 AVERAGED = (LAST, MEAN)

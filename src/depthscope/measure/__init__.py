@@ -1,1 +1,1 @@
-"""Measures: per-token divergences over the vocabulary in slices, and estimates with intervals over documents."""
+"""Statistics: estimates with intervals over documents, moments, change points, ranks, probes. Knows nothing of models."""

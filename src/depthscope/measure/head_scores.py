@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from depthscope.models.patterns import Pattern
-from depthscope.shapes import TokenIds
+from depthscope.shapes import Pattern, TokenIds
 
 LAST = 16
 """Positions up to the final one whose attention is kept apart."""

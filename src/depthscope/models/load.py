@@ -15,9 +15,9 @@ from depthscope.models.adapter import put_adapter
 from depthscope.models.configuration import hub_folder, model_class, read_config, reason
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
 from depthscope.models.model import PROBE_TEXT, Model
+from depthscope.models.offload.residency import Residency
+from depthscope.models.offload.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
 from depthscope.models.quiet import quiet
-from depthscope.models.residency import Residency
-from depthscope.models.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
 from depthscope.models.verify import require_verified
 
 EMBEDDED = Path(__file__).parent / "bookshelf"

@@ -17,7 +17,7 @@ from depthscope.models.components import NAMES, Components
 from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
 from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
-from depthscope.models.residency import Residency
+from depthscope.models.offload.residency import Residency
 from depthscope.models.stack import BlockStack
 from depthscope.models.state import State
 from depthscope.models.widths import widths

@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.maps import ROUNDING
 from depthscope.models.model import Model
-from depthscope.shapes import Residual, TokenIds
-
-Pattern = Float[Tensor, "batch heads seq seq"]
-"""Attention of each query (second to last axis) to each key. A row adds up to 1, or less where a head has a sink."""
+from depthscope.shapes import Pattern, Residual, TokenIds
 
 
 def attention_patterns(

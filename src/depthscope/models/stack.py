@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.hooks import replaced_forward
-from depthscope.models.residency import Residency
+from depthscope.models.offload.residency import Residency
 from depthscope.models.state import Links, State, Watch, copied, keys
 from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds

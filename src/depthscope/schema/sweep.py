@@ -1,9 +1,11 @@
 """The sweep: edits, what is measured of each, its table and shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
+from depthscope.errors import RouteError
 from depthscope.schema.metric import ESTIMATE, Metric
 
 KL = Metric(
@@ -46,6 +48,16 @@ DROP_SSM = EditKind(
 )
 DROP_PLE = EditKind("drop_ple", "Drop per-layer input", "a layer runs without its own embedding of the token")
 EDIT_KINDS = {kind.name: kind for kind in (SWAP, DROP, DROP_ATTN, DROP_MLP, DROP_SSM, DROP_PLE)}
+
+
+def check_edits(kinds: Sequence[str]) -> None:
+    """Raise RouteError for a kind of edit that a sweep does not do, or none."""
+    unknown = [kind for kind in kinds if kind not in EDIT_KINDS]
+    if unknown or not kinds:
+        raise RouteError(
+            f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDIT_KINDS)}"
+        )
+
 
 BASELINE_EDIT, BASELINE_LAYER = "none", -1
 """How the unedited model stands in `edit` and `layer`."""

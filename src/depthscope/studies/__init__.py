@@ -1,1 +1,1 @@
-"""Studies: one module per experiment."""
+"""A study: which experiments, with which settings, how much text, in one run directory."""

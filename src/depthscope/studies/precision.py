@@ -18,12 +18,12 @@ from jaxtyping import Float64
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.errors import RunError
+from depthscope.experiments.sweep import Sweep, summed
 from depthscope.measure.confidence_sequence import FEWEST, TIGHTEST, ConfidenceSequence
 from depthscope.measure.estimate import Estimate
 from depthscope.run.store import RunDirectory
 from depthscope.schema.precision import PRECISION_TABLE
 from depthscope.schema.sweep import BASELINE_EDIT, KL, MEASURED
-from depthscope.studies.sweep import Sweep, summed
 
 NAME = "precision"
 PAPER_TOKENS = 1_000_000

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.errors import DepthscopeError
-from depthscope.models.model import Model
-from depthscope.studies import (
+from depthscope.experiments import (
     attention,
     geometry,
     heads,
@@ -19,7 +18,8 @@ from depthscope.studies import (
     similarity,
     sweep,
 )
-from depthscope.studies.experiment import Experiment, OwnUnits, Reading
+from depthscope.experiments.experiment import Experiment, OwnUnits, Reading
+from depthscope.models.model import Model
 from depthscope.studies.settings import StudySettings, experiment_names
 
 

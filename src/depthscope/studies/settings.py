@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthscope.data.bos import AUTO, check_bos
-from depthscope.errors import DataError, DepthscopeError, RouteError
-from depthscope.schema.sweep import EDIT_KINDS
-from depthscope.studies.protocol import TEXT, check_protocol
+from depthscope.errors import DataError, DepthscopeError
+from depthscope.experiments.protocol import TEXT, check_protocol
+from depthscope.schema.sweep import check_edits
 
 SWEEP, STAGES = "sweep", "stages"
 NAMES = (
@@ -62,15 +62,6 @@ def experiment_names(names: Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in NAMES]:
         raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(NAMES)}")
     return tuple(name for name in NAMES if not names or name in names)
-
-
-def check_edits(kinds: Sequence[str]) -> None:
-    """Raise RouteError for a kind of edit that a sweep does not do, or none."""
-    unknown = [kind for kind in kinds if kind not in EDIT_KINDS]
-    if unknown or not kinds:
-        raise RouteError(
-            f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDIT_KINDS)}"
-        )
 
 
 def check_window(length: int) -> None:

@@ -18,8 +18,8 @@ from scipy import stats
 from depthscope.measure.change_points import choose, segment
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import SIGNALS, STAGES, SUPPORTED, TRANSITIONS
-from depthscope.studies.signals import Layers, Measured, signals
-from depthscope.studies.signatures import FEWEST_DOCUMENTS, verdicts
+from depthscope.stages.signals import Layers, Measured, signals
+from depthscope.stages.signatures import FEWEST_DOCUMENTS, verdicts
 
 NAME = "stages"
 FEWEST_LAYERS = 6

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthscope.models.deferred import Deferred
+from depthscope.models.offload.deferred import Deferred
 
 ALIGNMENT = 64
 """Bytes; what torch aligns its own memory to. How weights lie decides how products with them are computed."""

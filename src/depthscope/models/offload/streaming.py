@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthscope.errors import ModelError, UnsupportedError
-from depthscope.models.checkpoint import StoredTensor, checkpoint_files, stored_tensors
-from depthscope.models.deferred import Deferred
 from depthscope.models.memory import available_memory
-from depthscope.models.residency import CAPACITY, BlockReader, Residency
+from depthscope.models.offload.checkpoint import StoredTensor, checkpoint_files, stored_tensors
+from depthscope.models.offload.deferred import Deferred
+from depthscope.models.offload.residency import CAPACITY, BlockReader, Residency
 from depthscope.models.stack import find_blocks
 
 CHOICES = ("auto", "yes", "no")

@@ -14,14 +14,14 @@ from torch import Tensor
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
+from depthscope.experiments.document_sums import Rows, window_sums
+from depthscope.experiments.sweep import layer_edits, runnable
 from depthscope.models.model import Model
 from depthscope.models.state import State, copied
 from depthscope.models.writes import Writes
 from depthscope.schema.similarity import COMPONENTS, EARLIER, LATER, SWAP_METRICS
 from depthscope.schema.sweep import SWAP
 from depthscope.shapes import Residual
-from depthscope.studies.document_sums import Rows, window_sums
-from depthscope.studies.sweep import layer_edits, runnable
 
 NAME = "similarity"
 KEYS = {"layer": pl.Int32, "component": pl.String, "moved": pl.String}

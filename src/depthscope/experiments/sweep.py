@@ -12,6 +12,7 @@ from depthscope.edits import Edit, drop, drop_attn, drop_mlp, drop_ple, drop_ssm
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
+from depthscope.experiments.document_sums import Rows, Sums, window_sums
 from depthscope.models.components import NAMES, Components
 from depthscope.models.model import Model
 from depthscope.routes import ATTN, MLP, PLE, SSM, Route
@@ -27,9 +28,8 @@ from depthscope.schema.sweep import (
     METRICS,
     SWAP,
     TOKEN_SHARD,
+    check_edits,
 )
-from depthscope.studies.document_sums import Rows, Sums, window_sums
-from depthscope.studies.settings import check_edits
 
 NAME = "sweep"
 KEYS = {"edit": pl.String, "layer": pl.Int32}

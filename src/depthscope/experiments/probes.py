@@ -22,14 +22,14 @@ from torch import Tensor
 from depthscope.data.corpus import Corpus
 from depthscope.data.suffix_contexts import LENGTH, PER_CLASS, suffix_contexts
 from depthscope.errors import DataError, NumericError, UnsupportedError
+from depthscope.experiments.class_neurons import CANDIDATES, PEAKED, ClassNeurons, class_neurons
+from depthscope.experiments.probe_tables import Pools, probe_tables
 from depthscope.measure import probing
-from depthscope.measure.class_neurons import CANDIDATES, PEAKED, ClassNeurons, class_neurons
 from depthscope.models.activations import ActivationReader, neuron_count
 from depthscope.models.head import Head
 from depthscope.models.model import Model
 from depthscope.schema.probes import probe_shard
 from depthscope.shapes import Hidden
-from depthscope.studies.probe_tables import Pools, probe_tables
 
 NAME = "probes"
 NEURONS = 32

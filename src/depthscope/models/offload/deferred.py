@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from depthscope.errors import UnsupportedError
-from depthscope.models.checkpoint import StoredTensor
+from depthscope.models.offload.checkpoint import StoredTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

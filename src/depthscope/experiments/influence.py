@@ -11,9 +11,9 @@ import torch
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.models.model import Model
 from depthscope.schema.similarity import BLOCK_INFLUENCE
-from depthscope.studies.document_sums import Rows, window_sums
 
 NAME = "influence"
 

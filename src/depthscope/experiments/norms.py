@@ -13,11 +13,11 @@ import torch
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.models.model import Model
 from depthscope.models.weights import centres_writing
 from depthscope.schema.norms import METRICS
 from depthscope.shapes import Residual
-from depthscope.studies.document_sums import Rows, window_sums
 
 NAME = "norms"
 

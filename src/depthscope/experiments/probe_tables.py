@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from depthscope.measure.class_neurons import ClassNeurons
+from depthscope.experiments.class_neurons import ClassNeurons
 from depthscope.measure.estimate import ClusterMoments, Estimate
 from depthscope.measure.probing import SingleProbes, Split, best_threshold, probes_together, single_probes, wide_probe
 from depthscope.schema.metric import Metric

@@ -5,8 +5,8 @@ import torch
 
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
+from depthscope.engine.divergence import compare
 from depthscope.errors import DataError
-from depthscope.measure.divergence import compare
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
 

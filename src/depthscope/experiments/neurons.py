@@ -26,6 +26,13 @@ from torch import Tensor
 
 from depthscope.data.token_classes import Vocabulary, token_classes, vocabulary_of
 from depthscope.errors import DataError, UnsupportedError
+from depthscope.experiments.neuron_tokens import (
+    ClassSeparation,
+    NeuronReport,
+    extreme_tokens,
+    neuron_tokens_table,
+    strongest_of_each_kind,
+)
 from depthscope.measure.moments import CONSTANT, VocabularyDirections, robust_z
 from depthscope.models.model import Model, ModelFacts
 from depthscope.models.weights import mlp_output_weights, require_mlp_output_weights, unembedding
@@ -53,13 +60,6 @@ from depthscope.schema.neurons import (
     SUPPRESSION,
     VARIANCE,
     VARIANCE_Z,
-)
-from depthscope.studies.neuron_tokens import (
-    ClassSeparation,
-    NeuronReport,
-    extreme_tokens,
-    neuron_tokens_table,
-    strongest_of_each_kind,
 )
 
 NAME = "neurons"

@@ -12,14 +12,14 @@ import torch
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.engine.divergence import compare
 from depthscope.errors import UnsupportedError
-from depthscope.measure.divergence import compare
+from depthscope.experiments.document_sums import Rows, window_sums
+from depthscope.experiments.protocol import LAD2024, TEXT
 from depthscope.models.model import Model
 from depthscope.models.weights import Affine, norm_affine
 from depthscope.schema.lens import METRICS
 from depthscope.shapes import Hidden, Residual
-from depthscope.studies.document_sums import Rows, window_sums
-from depthscope.studies.protocol import LAD2024, TEXT
 
 NAME = "lens"
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from depthscope.measure.reductions import Reductions, reductions_for
-from depthscope.measure.sizes import sizes_for
+from depthscope.engine.reductions import Reductions, reductions_for
+from depthscope.engine.sizes import sizes_for
 from depthscope.models.head import Head
 from depthscope.shapes import Hidden, LogitSlice, PerToken, PerTokenExact, PerTokenFlag, PerTokenIndex
 

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import CANNOT_TELL, FLOOR, NOT_SUPPORTED, SIGNATURES, SUPPORTED
-from depthscope.studies.signals import Layers, Measured
+from depthscope.stages.signals import Layers, Measured
 
 FEWEST_LAYERS = 4
 """Below this there is no middle to compare first and last with."""

@@ -14,18 +14,20 @@ import polars as pl
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
+from depthscope.engine.reductions import Reductions, reductions_for
+from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError
-from depthscope.measure.reductions import Reductions, reductions_for
-from depthscope.measure.sizes import Sizes, sizes_for
+from depthscope.experiments import neurons, sweep
+from depthscope.experiments.experiment import Experiment, OwnUnits, Reading
 from depthscope.models.model import Model
 from depthscope.models.precision import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
-from depthscope.studies import neurons, precision, stages, sweep
-from depthscope.studies.experiment import Experiment, OwnUnits, Reading
+from depthscope.stages import find as stages
+from depthscope.stages.signals import Measured, read_measured
+from depthscope.studies import precision
 from depthscope.studies.registry import Subject, make_experiments
 from depthscope.studies.settings import StudySettings, experiment_names
-from depthscope.studies.signals import Measured, read_measured
 
 VERSIONED = (
     "depthscope",

@@ -143,7 +143,7 @@ def compiled(device: str = "cpu") -> tuple[Reductions, str]:
 def fused(device: str) -> tuple[Reductions | None, str]:
     """The Triton form, tried on the device against the plain one; None, and why, where it cannot be used."""
     try:
-        from depthscope.measure import triton_passes
+        from depthscope.engine import triton_passes
     except ImportError:
         return None, "triton is not installed"
     form = Reductions("triton", triton_passes.slice_sums, True, triton_passes.row_products, triton_passes.capped_cross)

@@ -13,10 +13,10 @@ import torch
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.experiments.document_sums import Rows
 from depthscope.measure.alignment import BATCH, angular_distances, jackknife_interval
 from depthscope.models.model import Model
 from depthscope.schema.similarity import ANGULAR_DISTANCE, CKA, GEOMETRY_TABLE
-from depthscope.studies.document_sums import Rows
 
 NAME = "geometry"
 WINDOWS = 512

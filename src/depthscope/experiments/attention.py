@@ -16,11 +16,12 @@ from torch import Tensor
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
+from depthscope.experiments.document_sums import Rows
+from depthscope.experiments.protocol import LAD2024, TEXT
 from depthscope.models.model import Model
-from depthscope.models.patterns import Pattern, pattern_heads
+from depthscope.models.patterns import pattern_heads
 from depthscope.schema.attention import BANDS, FIRST, ITSELF, PREVIOUS
-from depthscope.studies.document_sums import Rows
-from depthscope.studies.protocol import LAD2024, TEXT
+from depthscope.shapes import Pattern
 
 NAME, HEADS = "attention", "attention_heads"
 Shares = Float[Tensor, "metrics heads batch"]

@@ -1,0 +1,1 @@
+"""Models whose blocks stay on disk and are read when they run."""

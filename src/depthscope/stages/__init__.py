@@ -1,0 +1,1 @@
+"""The stages of inference: signals over layers, the paper's signatures, and finding the boundaries."""
