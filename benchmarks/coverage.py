@@ -17,8 +17,8 @@ from datetime import date
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from depthscope.measure.confidence_sequence import FEWEST, ConfidenceSequence
-from depthscope.measure.estimate import Estimate
+from depthscope.statistics.confidence_sequence import FEWEST, ConfidenceSequence
+from depthscope.statistics.estimate import Estimate
 
 GOALS = (0.05, 0.1, 0.2)
 WINDOW = 16

@@ -19,7 +19,7 @@ from datetime import date
 import torch
 from torch import Tensor
 
-from depthscope.measure.moments import TILES, VocabularyDirections
+from depthscope.statistics.moments import TILES, VocabularyDirections
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import depthscope as ds
-from depthscope.measure.change_points import choose
 from depthscope.models.model import Model
 from depthscope.schema.stages import SUPPORTED
+from depthscope.statistics.change_points import choose
 
 EXPERIMENTS = ("sweep", "lens", "norms", "attention", "neurons", "stages")
 

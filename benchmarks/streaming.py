@@ -97,7 +97,7 @@ def sweep(folder: Path, stream: str, tokens: int, limit: int) -> dict[str, Any]:
     loaded = time.perf_counter()
     own = Route.own(model.depth)
     meter = RouteMeter(model, [ds.drop(layer)(own) for layer in range(model.depth)])
-    ids = torch.randint(0, model.head.vocabulary, (1, tokens + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model.unembedding.vocabulary, (1, tokens + 1), generator=torch.Generator().manual_seed(0))
     meter.measure(ids[:, :9], ids[:, 1:10])  # whatever is made once is made now
     residency = model.stack.residency
     before = list(residency.reader.reads) if residency else []

@@ -1,11 +1,11 @@
 """What the site takes from the code each time it is built, so that it cannot go stale.
 
-In a page, a line `{columns: sweep.SWEEP_TABLE}` becomes the columns of that table and what its module says of it,
-`{metrics: sweep}` the quantities a schema module defines, `{definitions: sweep.EDIT_KINDS}` named things and their
-sentences, `{commands}` the whole command line, `{families}` the names of components per model family, `{tables}` the columns
-of every table and shard, `{errors}` the tree of exceptions, `{others}` the experiments that the page says nothing of. Pages of
-the Python modules and of the tutorials are made here, and diagrams are put into their pages, so that they take the page's
-colours.
+In a page, a line `{columns: sweep.SWEEP_TABLE}` becomes the columns of that table, what each means, and its docstring,
+`{metrics: sweep}` the quantities a schema module defines, `{definitions: probes.GROUPS}` named things and their
+sentences, `{edits}` the edits of a sweep, `{commands}` the whole command line, `{settings}` the settings of `ds.study`,
+`{families}` the names of components per model family, `{tables}` the columns of every table and shard, `{errors}` the tree
+of exceptions, `{others}` the experiments that the page says nothing of. Pages of the Python modules and of the tutorials are
+made here, and diagrams are put into their pages, so that they take the page's colours.
 """
 
 import ast
@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,14 @@ import depthscope.schema  # noqa: E402
 from depthscope import errors  # noqa: E402
 from depthscope.cli import app  # noqa: E402
 from depthscope.cli.request import SHARED  # noqa: E402
+from depthscope.edit_registry import EDITS, sweeps  # noqa: E402
 from depthscope.models.families import FAMILIES  # noqa: E402
+from depthscope.schema.experiments import EXPERIMENTS  # noqa: E402
 from depthscope.schema.metric import Metric  # noqa: E402
+from depthscope.studies.settings import study_options  # noqa: E402
 
 SOURCE = Path(depthscope.schema.__file__).parents[1]
+TABLE = re.compile(r"_(TABLE|SHARD|shard)$")
 MARKER = re.compile(r"^\{(\w+)(?:: ([\w.]+))?\}$", re.MULTILINE)
 DIAGRAM = re.compile(r"^!\[([^\]]*)\]\(([^)]+\.svg)\)$", re.MULTILINE)
 MODULES = "reference/modules"
@@ -95,11 +99,35 @@ def _schema(name: str) -> Any:
 
 
 def columns(reference: str) -> str:
-    """Columns of a table or shard, and the sentence beneath it in its schema module."""
+    """Columns of a table or shard with what each means, below the docstring of the table in its schema module."""
     module, _, name = reference.partition(".")
-    table: Mapping[str, Any] = getattr(_schema(module), name)
-    rows = [(f"`{column}`", str(pl.Schema({column: kind})[column])) for column, kind in table.items()]
-    return f"{_said(module, name)}\n\n{_table(('column', 'type'), rows)}"
+    types = pl.Schema(table(reference))
+    rows = [(f"`{column}`", str(kind), meaning(reference, column)) for column, kind in types.items()]
+    return f"{_said(module, name)}\n\n{_table(('column', 'type', 'meaning'), rows)}"
+
+
+def references() -> list[str]:
+    """`module.NAME` of every table and shard in the schema."""
+    modules = sorted(found.name for found in pkgutil.iter_modules(depthscope.schema.__path__))
+    return [f"{module}.{name}" for module in modules for name in vars(_schema(module)) if TABLE.search(name)]
+
+
+def table(reference: str) -> Mapping[str, Any]:
+    """Columns and types of a table or shard. The shard of probes depends on how many neurons are read: here 64."""
+    module, _, name = reference.partition(".")
+    found = getattr(_schema(module), name)
+    return found(64) if callable(found) else found
+
+
+def meaning(reference: str, column: str) -> str:
+    """What a column means, with its unit: as stated for this table, as its module defines the quantity, or as everywhere."""
+    if column in (own := MEANINGS.get(reference, {})):
+        return own[column]
+    for metric in map(_metrics, vars(_schema(reference.partition(".")[0])).values()):
+        for one in metric:
+            if one.name == column:
+                return f"{one.definition}; unit: {one.unit}"
+    return MEANINGS["any"][column]
 
 
 def metrics(module: str) -> str:
@@ -126,35 +154,41 @@ def definitions(reference: str) -> str:
     return _table(("name", "definition"), rows)
 
 
+def edits() -> str:
+    """The edits that a sweep can apply."""
+    return _table(("name", "definition"), [(f"`{name}`", EDITS[name].definition) for name in sweeps()])
+
+
 def tables() -> str:
     """The columns of every table and shard in the schema."""
     parts = []
-    for module in sorted(found.name for found in pkgutil.iter_modules(depthscope.schema.__path__)):
-        names = [name for name in vars(_schema(module)) if name.endswith(("_TABLE", "_SHARD"))]
-        if names:
-            parts += [f"## {module}", (_schema(module).__doc__ or "").strip(), "### Quantities", metrics(module)]
-            parts += [part for name in names for part in (f"### {name}", columns(f"{module}.{name}"))]
+    for module, found in groupby(references(), lambda reference: reference.partition(".")[0]):
+        parts += [f"## {module}", (_schema(module).__doc__ or "").strip(), "### Quantities", metrics(module)]
+        parts += [part for one in found for part in (f"### {one.partition('.')[2]}", columns(one))]
     return "\n\n".join(parts)
 
 
 def others(page: str) -> str:
-    """The experiments of a study that a page does not name, each with its module's first sentence."""
-    from depthscope.studies import registry  # noqa: F401  the one import that brings torch: the experiments' modules
-    from depthscope.studies.settings import NAMES
-
-    said = []
-    for name in NAMES:
-        if f"[`{name}`]" not in page:
-            module = sys.modules.get(f"depthscope.experiments.{name}")
-            first = ((module and module.__doc__) or "").strip().partition("\n")[0]
-            said.append(
-                f"- `{name}`: {first} [Its module](../{MODULES}/experiments.md), [its tables](../reference/tables.md)."
-            )
+    """The experiments of a study that a page does not name, each with its title."""
+    said = [f"- `{name}`: {one.title}" for name, one in EXPERIMENTS.items() if f"[`{name}`]" not in page]
     return "\n".join(["Not on a page of their own yet:", "", *said]) if said else ""
 
 
+def settings() -> str:
+    """The settings of a study and of its experiments: keywords of `ds.study` and options of the commands."""
+    rows = []
+    for name, option in study_options().items():
+        of = [f"`{one.name}`" for one in EXPERIMENTS.values() if name in {own.name for own in one.options}]
+        default = option.shown_default or ("" if option.default in (None, ()) else f"`{option.default}`")
+        kind = "list of names" if option.type is tuple else option.type.__name__
+        rows.append((f"`{name}`", kind, default, ", ".join(of) or "the study", _plain(option.text)))
+    return _table(("setting", "type", "default", "of", "meaning"), rows)
+
+
 def _said(module: str, name: str) -> str:
-    """The string that stands beneath an assignment."""
+    """The string below an assignment, or the docstring of a function."""
+    if callable(found := getattr(_schema(module), name)):
+        return " ".join((found.__doc__ or "").split())
     body = ast.parse(Path(_schema(module).__file__).read_text(encoding="utf-8")).body
     for here, after in pairwise(body):
         targets = getattr(here, "targets", [getattr(here, "target", None)])
@@ -242,12 +276,147 @@ def _module_pages() -> Iterator[tuple[str, str]]:
     yield "index", f"# Modules\n\n{intro}\n\n{_table(('package', ''), rows)}\n"
 
 
+_INTERVAL = "of the 95 % interval of `mean` over documents, in `unit`; null with a single document"
+_SUMS = "sum over the document's tokens of"
+MEANINGS: dict[str, dict[str, str]] = {
+    "any": {
+        "layer": "layer (block), from 0",
+        "head": "query head of the layer, from 0",
+        "neuron": "MLP neuron of the layer, from 0",
+        "metric": "name of the measured quantity",
+        "unit": "unit of `mean`, `ci_low` and `ci_high`",
+        "mean": "mean of the metric over tokens, in `unit`",
+        "ci_low": f"lower end {_INTERVAL}",
+        "ci_high": f"upper end {_INTERVAL}",
+        "tokens": "number of tokens (positions) the mean is over",
+        "documents": "number of documents the mean is over, which the interval rests on",
+        "document": "document, numbered from 0 in the order of the text; a pack has the number of its first document",
+        "edit": "kind of edit (`swap`, `drop`, …); `none` is the unmodified model",
+        "kind": "kind of neuron (`prediction`, `suppression`, …)",
+        "token_class": "class of tokens that explains most of the variance of the neuron's effect on the logits; null without "
+        "a tokenizer",
+        "suffix": "suffix that the probe looks for at the end of the next token",
+        "word_tokens": "number of tokens in the words of `merge`, `merge_first` and the class `word`; null for other metrics",
+    },
+    "sweep.SWEEP_TABLE": {"layer": "layer of the edit, from 0; for a swap the first of the two; −1 for `none`"},
+    "sweep.TOKEN_SHARD": {
+        "document": "document the token belongs to, numbered from 0 in the order of the text",
+        "position": "position of the token in its document, in tokens from 0",
+        "token": "token id at the position: the last one the model reads for this prediction",
+        "next_token": "id of the token that follows: the one the loss is about",
+        "layer": "layer of the edit, from 0; for a swap the first of the two; −1 for `none`",
+        "agreement": "1 if p and q have the same most likely token, else 0",
+    },
+    "sweep.DOCUMENT_SHARD": {
+        "layer": "layer of the edit, from 0; for a swap the first of the two; −1 for `none`",
+        "tokens": "number of tokens of the document that the sums are over",
+        "kl": f"{_SUMS} KL(p‖q); nats",
+        "agreement": "number of the document's tokens where p and q have the same most likely token",
+        "entropy": f"{_SUMS} H(q); nats",
+        "loss": f"{_SUMS} −log q(next token); nats",
+    },
+    "precision.PRECISION_TABLE": {
+        "layer": "layer of the edit, from 0; for a swap the first of the two",
+        "mean": "mean KL(p‖q) over tokens; nats",
+        "ci_low": "lower end of the confidence sequence that decides on stopping, in nats; null before 40 documents",
+        "ci_high": "upper end of the confidence sequence that decides on stopping, in nats; null before 40 documents",
+        "half_width_relative": "half the width of that interval over the mean, as a fraction; null before 40 documents",
+        "under_noise_floor": "whether the whole interval is below the KL that rounding in the run's dtype gives",
+    },
+    "lens.LENS_TABLE": {
+        "layer": "depth of the residual stream: l is before block l, L (the number of blocks) after the last one"
+    },
+    "attention.ATTENTION_TABLE": {"tokens": "number of queries (positions) the mean is over"},
+    "attention.HEADS_TABLE": {"tokens": "number of queries (positions) the mean is over"},
+    "heads.HEADS_TABLE": {
+        "rank": "rank of the head by `mean` among all heads of the model for this metric, from 1",
+        "chance": "mean that a head with uniform attention would have, in `unit`; 0 for `merge` and `merge_first`",
+        "p_adjusted": "p-value of a one-sided t test over documents of mean > chance, adjusted by Benjamini and Hochberg over "
+        "the metric's heads; null with a single document",
+        "tokens": "number of queries the mean is over; pairs of prompts for `merge` and `merge_first`",
+        "documents": "number of documents the mean is over; for random tokens the number of sequences",
+    },
+    "heads.HEAD_POSITIONS_TABLE": {
+        "prompts": "class of prompts: `word` (last word of `word_tokens` tokens) or `plain` (last word of one token)",
+        "offset": "how far before the prompt's final token the attended token is, in tokens; 0 is the final token itself",
+        "word_tokens": "number of tokens in the words of the class `word`, on the rows of both classes",
+        "tokens": "number of prompts the mean is over",
+    },
+    "heads.HEAD_SHARD": {
+        "sample": "queries the row is over: `prompts`, or the name of a metric",
+        "quantity": "what is measured on them: `merge`, `merge_first`, `word`, `plain`, `attention`, or `excess` over chance",
+        "offset": "for `word` and `plain`, how far before the final token the attended token is, in tokens; else null",
+        "documents": "number of documents in the work unit",
+        "tokens": "number of queries in the work unit",
+        "tokens_squared": "sum over documents of the squared number of queries",
+        "sum": "sum over documents of S, the document's sum of the quantity over its queries; fraction of attention",
+        "square": "sum over documents of S²",
+        "product": "sum over documents of S times the number of queries",
+    },
+    "similarity.SIMILARITY_TABLE": {
+        "layer": "first of the two layers that change places, from 0",
+        "component": "component whose output is compared: `attention` or `mlp`",
+        "moved": "direction of the move: `later` (block l now runs second) or `earlier` (block l + 1 now runs first)",
+    },
+    "similarity.GEOMETRY_TABLE": {
+        "layer": "smaller of the two depths: l is before block l",
+        "other": "larger of the two depths; L (the number of blocks) is after the last block",
+        "mean": "the angular distance, averaged over windows, or the CKA, in `unit`",
+        "tokens": "number of windows, one position each, the value is from",
+    },
+    "neurons.NEURON_COUNTS_TABLE": {
+        "count": "number of neurons of the kind in the layer",
+        "share": "`count` over `neurons`, as a fraction",
+        "neurons": "number of neurons in the layer, of all kinds",
+        "largest_kurtosis": "largest kurtosis among all neurons of the layer; dimensionless, 3 for a normal distribution",
+    },
+    "neurons.NEURON_TOKENS_TABLE": {
+        "strength": "value of the column that ranks neurons of the kind (`kurtosis`, `norm` or `variance` in `neurons`)",
+        "promoted": "tokens whose cosines with the neuron's output weight are largest, largest first",
+        "promoted_ids": "their token ids",
+        "promoted_cosines": "their cosines, from −1 to 1",
+        "suppressed": "tokens whose cosines with the neuron's output weight are smallest, smallest first",
+        "suppressed_ids": "their token ids",
+        "suppressed_cosines": "their cosines, from −1 to 1",
+    },
+    "probes.PROBES_TABLE": {
+        "group": "what classifies: a group of neurons, a layer, the unmodified model, or the majority class",
+        "layer": "layer, from 0, for the group `layer`; null for all others",
+        "k": "number of neurons used together; 0 if none are",
+        "draw": "draw of random neurons, from 0; null for the mean over draws and for all other groups",
+        "mean": "mean of the metric over test examples, in `unit`",
+        "tokens": "number of test examples the mean is over",
+    },
+    "probes.PROBE_NEURONS_TABLE": {
+        "group": "group of the neuron: `prediction` or `suppression`",
+        "rank": "rank of the neuron in its group by training accuracy, from 1",
+        "difference": "mean of W_U·w_out over tokens with the suffix minus that over the rest; logits per unit of activation",
+        "kurtosis": "kurtosis of the cosines of w_out with the rows of W_U; dimensionless, 3 for a normal distribution",
+        "skew": "skew of the same cosines; dimensionless",
+        "selected_by": "how the neuron was chosen: `class` or `difference`",
+        "training_accuracy": "accuracy of the neuron's own probe on the training examples, as a fraction",
+        "mean": "accuracy of the neuron's own probe on the test examples, in `unit`",
+        "tokens": "number of test examples the mean is over",
+    },
+    "probes.probe_shard": {
+        "training": "whether the context is a training example; the others are test examples",
+        "label": "whether the next token ends in the suffix",
+        "top1": "whether the model's most likely next token ends in the suffix",
+        "log_probability": "log of the model's probability that the next token ends in the suffix; nats",
+        "activations": "activations of all neurons that the experiment reads (64 is an example), at the context's last token",
+    },
+}
+"""What each column means, with its unit: in one table or shard, or (`any`) wherever nothing else is stated. Columns named
+after a quantity of their schema module need no entry, since the quantity has a definition and a unit."""
+
 FILLED = {
     "columns": columns,
     "metrics": metrics,
     "definitions": definitions,
+    "edits": edits,
     "tables": tables,
     "families": families,
     "errors": error_tree,
     "commands": commands,
+    "settings": settings,
 }

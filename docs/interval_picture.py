@@ -12,7 +12,7 @@ import numpy as np
 import depthscope as ds
 from depthscope.data.windows import make_windows
 from depthscope.engine.measure_routes import RouteMeter
-from depthscope.measure.estimate import ClusterMoments
+from depthscope.statistics.estimate import ClusterMoments
 
 OUT = Path(__file__).parent / "diagrams" / "estimates.svg"
 LEFT, PER_NAT, LOWEST = 130, 230, 3.0

@@ -43,10 +43,10 @@ def explorer(browser: Browser, address: str) -> None:
     """The explorer, with the prompt it begins with."""
     page = browser.new_page(viewport={"width": 1100, "height": 950}, color_scheme="light")
     page.goto(address)
-    page.get_by_text("What each depth expects").wait_for()
+    page.get_by_text("The most likely next token at each depth").wait_for()
     _keep(page.screenshot(), "report-explorer-prompt")
     page.get_by_role("tab", name="Surgery").click()
-    page.get_by_text("What follows the prompt").wait_for()
+    page.get_by_text("The most likely next token after each edit").wait_for()
     _keep(page.screenshot(clip={"x": 0, "y": 0, "width": 1100, "height": 860}), "report-explorer-surgery")
 
 

@@ -5,8 +5,10 @@ from itertools import product
 
 import polars as pl
 
+from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
+from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.sweep import AGREEMENT, METRICS, SWEEP_TABLE
 
@@ -84,6 +86,11 @@ def neuron_tables(depth):
         "neuron_counts": pl.DataFrame(counts, schema=neurons.NEURON_COUNTS_TABLE, orient="row"),
         "neuron_tokens": pl.DataFrame(tokens, schema=neurons.NEURON_TOKENS_TABLE, orient="row"),
     }
+
+
+def plotted(panel, x_is=None):
+    """A panel's marks as plotly's traces."""
+    return traces(panel, alone(panel), x_is=x_is)
 
 
 def all_tables(depth=6, heads_per_layer=3, documents=7):
@@ -202,7 +209,8 @@ def make_run(
         "not_done": not_done or {},
         "versions": {"depthscope": "0.0"},
     }
-    with RunDirectory.writing(path, settings, facts) as run:
+    facts["model"], facts["text"] = ModelEntry.from_json(facts["model"]), TextEntry.from_json(facts["text"])
+    with RunDirectory.writing(path, Settings.from_json(settings), facts) as run:
         for name, table in tables.items():
             run.write_table(name, table)
         if stages is not None:

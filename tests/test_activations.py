@@ -62,7 +62,7 @@ def test_activations_times_output_weights_are_the_mlps_output(tiny):
         given = read.values[:, :, neurons[:, 0] == block] @ weight + bias
         torch.testing.assert_close(given, expected[block][:, positions], atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
-        from_residual = tiny.head.logits(tiny.head.hidden(read.residual))
+        from_residual = tiny.unembedding.logits(tiny.unembedding.hidden(read.residual))
     torch.testing.assert_close(from_residual, logits[:, positions].flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
@@ -122,5 +122,5 @@ def test_unusable_ids_and_broken_weights_are_told(tiny_of):
     reader = ActivationReader(model, torch.tensor([[0, 0]]))
     with torch.no_grad():
         model.stack.blocks[3].mlp.c_fc.weight[0, 0] = float("nan")
-    with pytest.raises(NumericError, match="not numbers"):
+    with pytest.raises(NumericError, match="NaN or infinity"):
         reader.read(IDS, [-1])

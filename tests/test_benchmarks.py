@@ -101,7 +101,7 @@ def test_the_floor_takes_every_linear_map_of_a_block(tiny_of, family):
     assert 0 < totals["drop"] < totals["all four"]
     need, inside = floor.work["drop"], 2 * 20 * 32
     flops = need.attention * (2 * in_products["attention"] + inside) + need.mlp * 2 * in_products["mlp"]
-    flops += need.readouts * 2 * model.head.weight.numel()
+    flops += need.readouts * 2 * model.unembedding.weight.numel()
     assert floor.gflops["drop"][0] == pytest.approx(100 * flops / totals["drop"] / 1e9)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from depthscope.measure.bootstrap import PoissonBootstrap
-from depthscope.measure.change_points import choose, segment, unexplained
-from depthscope.measure.estimate import ClusterMoments
+from depthscope.statistics.bootstrap import PoissonBootstrap
+from depthscope.statistics.change_points import choose, segment, unexplained
+from depthscope.statistics.estimate import ClusterMoments
 
 
 def naive_cost(signals: np.ndarray, bounds: tuple[int, ...]) -> float:

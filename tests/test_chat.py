@@ -64,7 +64,7 @@ def test_chats_are_documents(chatty, tmp_path):
     assert windows.ids[3].tolist() == own(chatty, chats[3])[:17]
     tiny = load(tiny_model("gpt2", vocab_size=4096), tokenizer=chatty.tokenizer)
     study = ds.study(tiny, ds.corpus(chats, chat=True), out=tmp_path, window=16, experiments=["lens"], progress=False)
-    assert study.run.settings["chat"] is True
+    assert study.run.settings.chat is True
     with pytest.raises(DataError, match="too few words"):
         word_prompts(ds.corpus(chats, chat=True), chatty)
 

@@ -36,7 +36,7 @@ def test_a_sweep_from_start_to_page_and_again(tmp_path):
     other = depthscope(*arguments[:-4], "--edits", "drop", "--out", "run", cwd=tmp_path)
     assert other.returncode == 2
     assert "made with other settings" in other.stderr
-    assert "sweep.edits: ['swap', 'drop_attn'] there, ['drop'] now" in other.stderr
+    assert "sweep.edits: ['swap', 'drop_attn'] stored, ['drop'] requested" in other.stderr
     assert "Traceback" not in other.stderr
 
 
@@ -75,16 +75,18 @@ def run(*arguments: str) -> str:
 
 
 MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
-SHARED = f"--data --tokens --out --window --bos --special-tokens --chat --pack --protocol {MODEL}"
+TEXT = f"--data --tokens --out --special-tokens --chat --pack {MODEL}"
+SHARED = f"--window --bos {TEXT}"
 
 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", f"--experiments --suffix --per-token --precision {SHARED}"),
+        ("study", f"--experiments --precision --window --bos --edits --per-token --protocol --lens --suffix {TEXT}"),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("norms", SHARED),
-        ("attention", SHARED),
+        ("attention", f"--protocol {SHARED}"),
+        ("lens", f"--prompt --top --position --protocol --lens {SHARED}"),
         ("similarity", SHARED),
         ("report", "--out --figures"),
         ("compare", "--out --figures"),

@@ -94,7 +94,7 @@ def test_a_block_is_the_stream_and_what_its_components_write(hybrid, family):
     silent = " | ".join(f"drop_{kind}({block})" for block in range(DEPTH) for kind in model.components.parts[block])
     with torch.inference_mode():
         residual = baseline.entry.residual * torch.tensor(model.components.carried).prod()
-        expected = model.head.logits(model.head.hidden(residual)).unflatten(0, IDS.shape)
+        expected = model.unembedding.logits(model.unembedding.hidden(residual)).unflatten(0, IDS.shape)
     torch.testing.assert_close(ds.logits(model, IDS, silent), expected, rtol=1e-4, atol=1e-4)
 
 

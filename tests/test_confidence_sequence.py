@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from depthscope.measure.confidence_sequence import FEWEST, TIGHTEST, ConfidenceSequence, boundary
+from depthscope.statistics.confidence_sequence import FEWEST, TIGHTEST, ConfidenceSequence, boundary
 
 
 def sequence_of(tokens, sums):

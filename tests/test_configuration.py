@@ -94,7 +94,7 @@ def test_a_tokenizer_may_have_entries_that_text_never_uses(tmp_path):
     stored["added_tokens"].append(extra | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False))
     file.write_text(json.dumps(stored))
     model = load(folder, verify=False)
-    assert len(model.tokenizer) == 4097 > model.head.vocabulary
+    assert len(model.tokenizer) == 4097 > model.unembedding.vocabulary
     with pytest.raises(Exception, match="token id 4096 is outside the vocabulary"):
         model.check_ids(torch.tensor([[1, 4096]]))
 

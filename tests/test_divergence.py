@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthscope.engine.divergence import compare, measure_baseline, reference
-from depthscope.models.head import ElementwiseMap, Head
+from depthscope.models.unembedding import ElementwiseMap, Unembedding
 
 MAPS = [
     ElementwiseMap(),
@@ -19,11 +19,11 @@ MAPS = [
 
 def head_of(
     width: int, vocabulary: int, bias: bool, logit_map: ElementwiseMap, scale: float, dtype=torch.float32
-) -> Head:
-    head = object.__new__(Head)
+) -> Unembedding:
+    head = object.__new__(Unembedding)
     torch.manual_seed(0)
-    head.unembedding = torch.nn.Linear(width, vocabulary, bias=bias).to(dtype).requires_grad_(False)
-    head.unembedding.weight.mul_(scale)
+    head.linear = torch.nn.Linear(width, vocabulary, bias=bias).to(dtype).requires_grad_(False)
+    head.linear.weight.mul_(scale)
     head.modules, head.map = [], logit_map
     return head
 
@@ -67,7 +67,7 @@ def test_a_distribution_against_itself_has_kl_exactly_zero(logit_map, dtype):
 
 def test_of_equally_likely_tokens_the_lowest_id_is_the_top_one():
     head = head_of(4, 9, False, ElementwiseMap(), 1.0)
-    head.unembedding.weight.zero_()
+    head.linear.weight.zero_()
     found = reference(head, torch.randn(3, 4), slice_width=2).own
     assert found.top.tolist() == [0, 0, 0]
     torch.testing.assert_close(found.entropy, torch.full((3,), 9.0).double().log())
@@ -85,7 +85,7 @@ def test_extreme_logits_stay_finite():
 
 def test_padding_tokens_with_no_probability_do_no_harm():
     head = head_of(8, 64, True, ElementwiseMap(), 1.0)
-    head.unembedding.bias[60:] = -1e4
+    head.linear.bias[60:] = -1e4
     own, edited = torch.randn(2, 20, 8)
     targets = torch.zeros(20, dtype=torch.int64)
     measured = compare(head, reference(head, own, 7), edited, targets)

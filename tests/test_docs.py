@@ -23,7 +23,7 @@ from depthscope.edits import parse_edit
 from depthscope.engine.plan import block_calls, make_plan
 from depthscope.routes import Route
 from depthscope.schema import stages as stages_schema
-from depthscope.studies.settings import NAMES
+from depthscope.schema.experiments import EXPERIMENTS, experiment_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -80,7 +80,7 @@ class Loaded(HTMLParser):
 
 def test_pages_load_nothing_from_elsewhere_and_leave_nothing_to_fill_in(site):
     pages = sorted(site.rglob("*.html"))
-    assert {"index.html", "stages.html", "tutorials/first_study.html", "reference/modules/measure.html"} <= {
+    assert {"index.html", "stages.html", "tutorials/first_study.html", "reference/modules/statistics.html"} <= {
         page.relative_to(site).as_posix() for page in pages
     }
     for page in pages:
@@ -118,21 +118,34 @@ def test_the_site_says_what_the_code_says(site):
             option in command_line for parameter in command.params for option in parameter.opts if option[0] == "-"
         )
     sweep = said("experiments/sweep.html")
-    assert "KL(p‖q) of the edited model’s next-token distribution q from the model’s own p" in sweep.replace("'", "’")
+    assert "KL(p‖q) of the edited model’s next-token distribution q from the unmodified model’s p" in sweep.replace(
+        "'", "’"
+    )
     assert all(column in sweep for column in ("ci_low", "Float64", "next_token"))
     python_page = said("reference/python.html")
     assert all(name in python_page for name in depthscope.__all__)
     experiments = said("experiments/index.html")
-    assert all(name in experiments for name in NAMES)
+    assert all(name in experiments for name in experiment_names())
 
 
-def test_experiments_without_a_page_are_named_with_their_first_sentence():
+def test_every_column_of_every_table_and_shard_has_a_meaning_and_no_meaning_is_without_a_column():
+    hooks = script("hooks")
+    every = {(reference, column) for reference in hooks.references() for column in hooks.table(reference)}
+    assert len(every) > 100
+    assert [one for one in every if not hooks.meaning(*one)] == []
+    own = {(reference, column) for reference, found in hooks.MEANINGS.items() for column in found if reference != "any"}
+    assert own - every == set()
+    assert set(hooks.MEANINGS["any"]) <= {column for reference, column in every - own}
+    assert "| `kl` | Float32 | KL(p‖q) of the edited" in hooks.columns("sweep.TOKEN_SHARD")
+    assert "| `kl` | Float64 | sum over the document's tokens" in hooks.columns("sweep.DOCUMENT_SHARD")
+
+
+def test_experiments_without_a_page_are_named_with_their_title():
     others = script("hooks").others
     nothing_said = others("")
-    assert all(f"- `{name}`: " in nothing_said for name in NAMES)
-    assert "- `sweep`: The sweep (E1, E2, E3 of the paper)" in nothing_said
+    assert all(f"- `{name}`: {one.title}" in nothing_said for name, one in EXPERIMENTS.items())
     assert "`sweep`" not in others("[`sweep`](sweep.md)")
-    assert others(" ".join(f"[`{name}`]" for name in NAMES)) == ""
+    assert others(" ".join(f"[`{name}`]" for name in experiment_names())) == ""
 
 
 @pytest.mark.parametrize("name", TUTORIALS)

@@ -29,7 +29,7 @@ def test_documents_in_memory_are_a_corpus(gpt2, tmp_path):
     )
     assert study.table("sweep")["documents"].unique().to_list() == [3]
     assert study.table("sweep")["tokens"].unique().to_list() == [60]
-    assert study.run.settings["data"] == "3 documents in memory"
+    assert study.run.settings.data == "3 documents in memory"
     assert ds.corpus(texts)[1] == TEXT.upper()
     with pytest.raises(DataError, match="document 1: half of a surrogate pair"):
         ds.corpus([TEXT, "\ud800"])
@@ -39,7 +39,7 @@ def test_documents_in_memory_are_a_corpus(gpt2, tmp_path):
 
 
 def test_what_is_given_in_the_wrong_place_is_named(gpt2):
-    with pytest.raises(RouteError, match=r"edits are the kinds a sweep does at every layer.*got repeat\(5"):
+    with pytest.raises(RouteError, match=r"edits are the kinds a sweep applies at every layer.*got repeat\(5"):
         ds.study(gpt2, TEXT, edits=[ds.repeat(5)], progress=False)
     with pytest.raises(DataError, match=r"expected one text, or token ids.*got a list of texts"):
         ds.logits(gpt2, ["a", "b"])

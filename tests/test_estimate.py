@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from depthscope.measure.estimate import ClusterMoments
+from depthscope.statistics.estimate import ClusterMoments, runs
 
 documents = st.lists(st.tuples(st.integers(1, 50), st.floats(-100, 100)), min_size=1, max_size=30)
 
@@ -82,3 +82,35 @@ def test_intervals_cover_the_truth_as_often_as_they_say(count, spread, lowest):
         naive += int((np.abs(mean - truth) <= 1.96 * error).sum())
     assert covered / (batches * runs) >= lowest
     assert naive / (batches * runs) < lowest - 0.05, "taking tokens for independent would be wrong: this test can tell"
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(-100, 100)), min_size=1, max_size=12))
+def test_columns_with_counts_of_their_own_are_estimated_apart(some):
+    """A document without tokens of a column is not one of its documents; what is stored is read back."""
+    apart = [ClusterMoments(1), ClusterMoments(1)]
+    together = ClusterMoments(2)
+    for *counts, total in some:
+        sums = np.array([total * (count > 0) for count in counts])
+        together.add(np.array(counts), sums)
+        for moments, count, own in zip(apart, counts, sums, strict=True):
+            if count:
+                moments.add(count, np.array([own]))
+    if not np.any(together.tokens):
+        return
+    for found in (together.estimate(), ClusterMoments.read(together.stored()).estimate()):
+        for column, moments in enumerate(apart):
+            if not moments.documents:
+                assert np.isnan([found.mean[column], found.low[column], found.high[column]]).all()
+                continue
+            alone = moments.estimate()
+            one = found.columns(np.array([column]))
+            assert (one.tokens.item(), one.documents.item()) == (alone.tokens, alone.documents)
+            for mine, other in ((one.mean, alone.mean), (one.low, alone.low), (one.high, alone.high)):
+                np.testing.assert_array_equal(mine, other)
+
+
+def test_runs_of_documents():
+    starts, counts = runs(np.array([5, 5, 2, 9, 9, 9]))
+    assert (starts.tolist(), counts.tolist()) == ([0, 2, 3], [2, 1, 3])
+    with pytest.raises(AssertionError, match="contiguous"):
+        runs(np.array([5, 2, 5]))

@@ -17,7 +17,7 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.errors import DataError, DepthscopeError, RouteError
-from depthscope.experiments.neuron_tokens import NeuronReport, TokenCosine
+from depthscope.experiments.neurons import NeuronReport, TokenCosine
 from depthscope.experiments.sweep import layer_edits
 from depthscope.explore import comparison, markup, neurons
 from depthscope.explore.answers import Answers
@@ -292,7 +292,7 @@ def test_the_runs_open_with_one_that_has_something_to_show(tmp_path):
 def test_every_token_of_the_vocabulary_can_be_shown(shelf):
     texts = vocabulary_of(shelf)
     parts = 0
-    for token in range(shelf.head.vocabulary):
+    for token in range(shelf.unembedding.vocabulary):
         html = markup.token(texts.shown(token))
         assert re.fullmatch(r"<bdi class='token'>[^<>{}$`\\]+</bdi>", html), html
         assert "\ufffd" not in html
@@ -302,11 +302,11 @@ def test_every_token_of_the_vocabulary_can_be_shown(shelf):
 
 def test_no_prompt_and_a_long_one(answers):
     note, table = answers.lens("", COLOURS[0])
-    assert "Type a text" in note
+    assert "Enter a text" in note
     assert table == ""
-    assert "Type a text" in answers.surgery("", LAST) + answers.compare("", "", "", False)
+    assert "Enter a text" in answers.surgery("", LAST) + answers.compare("", "", "", False)
     note, table = answers.lens("It was so. " * 1000, COLOURS[0])
-    assert "The text is too long: its first 256 tokens, the context of bookshelf-gpt2, are read" in note
+    assert "The text is too long: only its first 256 tokens are used (the context of bookshelf-gpt2)" in note
     assert table.count("<tr>") == 257
     assert "the context of 256 tokens is full" in answers.compare("It was so. " * 1000, "", "drop(3)", True)
     assert "1 token;" in answers.lens("a", COLOURS[0])[0]
@@ -353,9 +353,9 @@ def test_runs_of_all_kinds_are_listed_with_the_reason(tmp_path):
     assert set(runs.names()) == {f"runs/{n}" for n in ("full", "half", "broken", "other", "odd", "<b>hostile")}
     for said in (
         "complete",
-        "unfinished, last written to 0 s ago",
+        "incomplete, last written 0 s ago",
         "cannot be read",
-        "layout 99: this depthscope reads",
+        "format 99: this depthscope reads",
     ):
         assert said in html
     assert "<script" not in html
@@ -367,7 +367,7 @@ def test_runs_of_all_kinds_are_listed_with_the_reason(tmp_path):
         figure, why = runs.figure(name, "sweep")
         assert (figure is not None) == (name == "runs/full"), why
         assert isinstance(runs.status(name), str)
-    assert "there is no run" in runs.status("../..")
+    assert "no longer exists" in runs.status("../..")
     assert {name for _, name in runs.figures("runs/full")} >= {"sweep", "lens"}
     assert "unknown figure" in runs.figure("runs/full", "melted")[1]
 
@@ -376,7 +376,7 @@ def test_no_runs_and_the_model_of_one(tmp_path):
     assert "There are no runs" in Runs(tmp_path).overview()
     assert "There are no runs" in Runs(tmp_path / "nowhere").overview()
     run = make_run(tmp_path / "run", tables=all_tables())
-    assert model_of(tmp_path / "run") == run.settings["model"]
+    assert model_of(tmp_path / "run") == run.settings.model
     assert model_of(tmp_path) is None
     alone = Runs(tmp_path / "run")
     assert alone.names() == ["."]

@@ -106,7 +106,7 @@ def test_a_prompt_is_read_at_every_depth_and_coloured(page):
     )
     assert len(set(shades)) > 10
     page.get_by_label("entropy").check()
-    expect(page.locator("#lens figcaption")).to_contain_text("the less decided")
+    expect(page.locator("#lens figcaption")).to_contain_text("higher entropy")
 
 
 def test_a_changed_route_changes_what_follows(page):
@@ -115,7 +115,7 @@ def test_a_changed_route_changes_what_follows(page):
     other = page.get_by_label("Other route")
     other.fill("0 1 3 2 4-11")
     other.press("Enter")
-    expect(page.locator("#routes section").nth(1)).to_contain_text("0-1 3 2 4-11, KL to the model's own")
+    expect(page.locator("#routes section").nth(1)).to_contain_text("0-1 3 2 4-11, KL to the unmodified model")
     other.fill("drop(0")
     page.locator("#compare").click()
     expect(page.locator("#routes .problem")).to_contain_text("cannot read the edit 'drop(0'")
@@ -137,8 +137,8 @@ def test_the_last_of_many_prompts_is_answered(page):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "Type a text"),
-        ("It was so. " * 909, "its first 256 tokens, the context of bookshelf-gpt2, are read"),
+        ("", "Enter a text"),
+        ("It was so. " * 909, "only its first 256 tokens are used (the context of bookshelf-gpt2)"),
         ("🙂🏽 and 👩‍🚀", "tokens; no special tokens"),
         ("שלום עולם مرحبا", "tokens; no special tokens"),
         ("<script>alert(1)</script><img src=x onerror=alert(2)> {{value}} ${alert(3)}", "tokens; no special tokens"),
@@ -175,7 +175,7 @@ def test_heads_and_neurons_can_be_chosen(page):
     name = page.locator("#strongest button").nth(3).inner_text()
     expect(page.locator("#pattern .gtitle")).to_contain_text(f"Attention of head {name}")
     layer = page.locator("#head-layer input")
-    for number, says in (("40", "has no layer 40: expected 0 … 11"), ("2.5", "whole number from 0 on, got 2.5")):
+    for number, says in (("40", "has no layer 40: expected 0 … 11"), ("2.5", "whole number, 0 or more, got 2.5")):
         layer.fill(number)
         expect(page.locator("#no-pattern .problem")).to_contain_text(says)
         expect(page.locator("#pattern")).to_have_count(0)
@@ -200,6 +200,7 @@ def test_runs_are_listed_drawn_and_followed(page, served, tmp_path):
     page.locator("[data-cell='half']").click()
     expect(page.locator("#status")).to_contain_text("Work units stored")
     page.locator("[data-cell='full']").click()
+    expect(page.locator("#status")).not_to_contain_text("Work units stored")
     expect(page.locator("#status")).to_contain_text("complete")
     expect(page.locator("#run-plot .main-svg").first).to_be_visible()
 

@@ -68,7 +68,7 @@ def test_buffers_of_older_checkpoints_do_no_harm(saved):  # noqa: F811
 def test_an_adapter_in_the_folder_is_not_silently_dropped_or_applied(saved, stream):  # noqa: F811
     (saved.path / "adapter_config.json").write_text("{}")
     save_file({"x": torch.ones(1)}, saved.path / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"an adapter beside the model's weights .* give it with --adapter"):
+    with pytest.raises(ModelError, match=r"an adapter next to the model's weights .* give it with --adapter"):
         load(saved.path, stream=stream)
     (saved.path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="an adapter alone"):

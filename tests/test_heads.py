@@ -11,11 +11,13 @@ from scipy import stats
 from test_patterns import transformers_own
 
 from depthscope.data.corpus import Corpus
-from depthscope.errors import DataError, UnsupportedError
+from depthscope.errors import DataError, RunError, UnsupportedError
 from depthscope.experiments import heads as study
 from depthscope.experiments.heads import Heads
-from depthscope.measure.estimate import ClusterMoments
-from depthscope.measure.head_scores import (
+from depthscope.models.load import load
+from depthscope.schema.heads import HEAD_METRICS, HEAD_POSITIONS_TABLE, HEAD_SHARD, HEADS_TABLE, MERGING
+from depthscope.statistics.estimate import ClusterMoments
+from depthscope.statistics.head_scores import (
     attention_of_final,
     attention_on,
     duplicate_keys,
@@ -24,9 +26,7 @@ from depthscope.measure.head_scores import (
     merge_scores,
     previous_keys,
 )
-from depthscope.measure.ranking import adjusted, p_above, ranks, standard_error
-from depthscope.models.load import load
-from depthscope.schema.heads import HEAD_METRICS, HEAD_POSITIONS_TABLE, HEAD_SHARD, HEADS_TABLE, MERGING
+from depthscope.statistics.ranking import adjusted, p_above, ranks, standard_error
 
 VOCABULARY = 4096
 
@@ -289,6 +289,8 @@ def test_shards_hold_whole_documents_and_are_made_again_bit_for_bit(with_words, 
         assert first.schema == pl.Schema(HEAD_SHARD)
         heads.work(1)
         assert first.equals(again.work(unit))
+    with pytest.raises(RunError, match="two shards of heads contain different heads or offsets"):
+        heads.tables([first, first[1:]])
 
 
 def test_tables_have_their_columns_and_ranks(with_words, short_text):

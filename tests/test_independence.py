@@ -115,7 +115,7 @@ def test_a_study_leaves_out_such_layers_and_says_so(tmp_path):
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", **settings)
     table = study.table("sweep")
     assert sorted(table.filter(table["edit"] == "drop")["layer"].unique().to_list()) == [0, 1, 4, 5]
-    assert "which block 2 stores" in study.run.manifest["not_done"]["drop(2)"]
+    assert "which block 2 stores" in study.run.manifest.not_done["drop(2)"]
 
 
 class Writes(torch.nn.Module):

@@ -9,11 +9,12 @@ from torch.nn import functional
 
 import depthscope as ds
 from depthscope.cli.summary import print_summary
+from depthscope.edit_registry import sweeps
 from depthscope.engine import measure_routes
 from depthscope.engine.baseline import Keep
 from depthscope.engine.measure_routes import Pieces, RouteMeter
 from depthscope.errors import MemoryShortError
-from depthscope.experiments.sweep import EDITS, layer_edits, possible_edits
+from depthscope.experiments.sweep import layer_edits, possible_edits
 from depthscope.models import kernels
 from depthscope.models.kernels import TANH_GELU, Kernels
 from depthscope.models.load import load
@@ -22,17 +23,17 @@ from depthscope.routes import Route, Step
 
 
 def routes_of(model: Model) -> list[Route]:
-    return [edit.route for edit in layer_edits(possible_edits(list(EDITS), model)[0], model.depth)]
+    return [edit.route for edit in layer_edits(possible_edits(list(sweeps()), model)[0], model.depth)]
 
 
 def text_of(model: Model, windows: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(0, model.head.vocabulary, (windows, length), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(0, model.unembedding.vocabulary, (windows, length), generator=torch.Generator().manual_seed(3))
     return ids, ids.roll(-1, 1)
 
 
 def without_kernels(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available_memory", lambda: 1)
-    model.__dict__["kernels"] = Kernels(model.hf, model.head.unembedding)
+    model.__dict__["kernels"] = Kernels(model.hf, model.unembedding.linear)
     model.kernels._activations.clear()
 
 
@@ -88,7 +89,7 @@ def test_what_the_kernels_change_is_changed_back(gpt2):
     assert seen == [True, True]
     assert not any("forward" in vars(module) for module in activations)
     before = len(gpt2.kernels._packed)
-    functional.linear(torch.ones(1, gpt2.head.weight.shape[1]), gpt2.head.weight[:5].detach())
+    functional.linear(torch.ones(1, gpt2.unembedding.weight.shape[1]), gpt2.unembedding.weight[:5].detach())
     assert len(gpt2.kernels._packed) == before
 
 
@@ -131,7 +132,7 @@ def test_what_follows_from_the_own_run_is_bit_for_bit_what_the_block_gives(tiny_
     alone = RouteMeter(model, routes)
     alone.keep = Keep.NOTHING
     one, other = shared.measure(*text), alone.measure(*text)
-    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in measure_routes.COLUMNS)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_silenced_component_is_not_computed(gpt2):
@@ -191,15 +192,13 @@ def test_a_run_says_how_it_was_computed_and_what_was_begun_otherwise(tmp_path, m
     model = load(save("llama", tmp_path / "model"))
     settings = {"experiments": ["sweep"], "edits": ["drop"], "window": 20, "progress": False}
     made = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", **settings).run
-    assert made.manifest["kernels"] == {"products": "packed", "sums": "plain"}
+    assert made.manifest.kernels == {"products": "packed", "sums": "plain"}
     print_summary(made, ["sweep"])
     assert "packed" not in capsys.readouterr().out, "what is as it should be is not worth a line"
     made.update(status="running")
     without_kernels(model, monkeypatch)
     resumed = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", **settings).run
-    assert resumed.manifest["kernels"]["products"].startswith(
-        "plain: packed weights would take 0.0 GiB, more than half"
-    )
-    assert resumed.manifest["earlier_kernels"] == [{"products": "packed", "sums": "plain"}]
+    assert resumed.manifest.kernels["products"].startswith("plain: packed weights would take 0.0 GiB, more than half")
+    assert resumed.manifest.earlier_kernels == [{"products": "packed", "sums": "plain"}]
     print_summary(resumed, ["sweep"])
     assert "products: plain: packed weights would take" in " ".join(capsys.readouterr().out.split())

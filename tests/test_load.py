@@ -43,7 +43,7 @@ def test_a_folder_gives_the_model_that_was_saved(saved):
 
 def test_dtype_and_hash(saved):
     full, half, again = load(saved.path), load(saved.path, dtype="bfloat16"), load(saved.path)
-    assert half.head.weight.dtype == torch.bfloat16
+    assert half.unembedding.weight.dtype == torch.bfloat16
     assert full.weight_hash() == again.weight_hash() != half.weight_hash()
 
 
@@ -194,7 +194,7 @@ def test_a_scale_before_the_unembedding_is_found(monkeypatch):
 
     monkeypatch.setattr(hf.model, "forward", scaled)
     model = load(hf)
-    assert (model.head.scale.kind, model.head.scale.constant) == ("divide", 3.0)
+    assert (model.unembedding.scale.kind, model.unembedding.scale.constant) == ("divide", 3.0)
     ids = model.probe_ids()
     assert torch.equal(logits(model, ids), hf(input_ids=ids, use_cache=False).logits)
 

@@ -25,7 +25,7 @@ def routes_for(model):
 
 def tokens(model, batch, length):
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, model.head.vocabulary, (batch, length + 1), generator=generator)
+    rows = torch.randint(0, model.unembedding.vocabulary, (batch, length + 1), generator=generator)
     return rows[:, :-1], rows[:, 1:]
 
 

@@ -1,6 +1,7 @@
 """Model cards: what a study found stands in them as it is, and only that of the model they describe."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from depthscope.api import Study
 from depthscope.errors import RunError
 from depthscope.experiments.neurons import Neurons
 from depthscope.models.load import EMBEDDED
+from depthscope.schema.found_stages import Stages
 from depthscope.schema.stages import NOT_SUPPORTED, SUPPORTED
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the recipe lies beside the package, not in it
@@ -22,7 +24,7 @@ def study_of(path: Path, model=None, depth: int = 4, stages=None, **tables: pl.D
     """A finished study with made-up tables, of `model`'s weights."""
     run = make_run(path, depth, tables=all_tables(depth) | tables, stages=stages or made_up_stages(depth))
     if model is not None:
-        run.update(settings={**run.settings, "weights": model.weight_hash()})
+        run.update(settings=replace(run.settings, weights=model.weight_hash()))
     return Study(path)
 
 
@@ -32,7 +34,7 @@ def test_card_takes_only_a_finished_study_of_these_weights_on_the_embedded_text(
     assert findings.read_study(study.path, model).run.settings == study.run.settings
     with pytest.raises(ValueError, match="other weights"):
         findings.read_study(study.path, tiny_of("llama"))
-    study.run.update(settings={**study.run.settings, "data": "mine.txt"})
+    study.run.update(settings=replace(study.run.settings, data="mine.txt"))
     with pytest.raises(ValueError, match=r"mine\.txt: expected the text bookshelf"):
         findings.read_study(study.path, model)
     study.run.update(status="running")
@@ -116,15 +118,16 @@ def test_card_shows_probes_of_all_chosen_neurons_beside_random_ones_and_the_mode
 
 
 def test_card_says_which_stages_and_signatures_show() -> None:
-    found = made_up_stages(6)
-    found["signatures"][0]["verdict"] = NOT_SUPPORTED
-    text = findings.stages(found | {"unnamed_changes": [{"layer": 5}]})
-    assert found["summary"] in text
+    content = made_up_stages(6)
+    content["signatures"][0]["verdict"] = NOT_SUPPORTED
+    content["unnamed_changes"] = [{**content["boundaries"][1], "layer": 5}]
+    text = findings.stages(Stages.from_json(content))
+    assert content["summary"] in text
     firm = "resampling documents: 1 to 3; without any one signal: 1 to 3; 1 of the 2 signals"
     assert f"Detokenization ends before layer 2 ({firm}" in text
     assert text.count("Signals that disagree so may follow a slope") == 1  # at layer 4, where none of the two changes
-    found["boundaries"][0]["votes"] = {"drop": 2, "swap": None, "local_attention": None}
-    assert findings.stages(found).count("Signals that disagree so may follow a slope") == 2
+    content["boundaries"][0]["votes"] = {"drop": 2, "swap": None, "local_attention": None}
+    assert findings.stages(Stages.from_json(content)).count("Signals that disagree so may follow a slope") == 2
     assert "resampling documents: too few for an interval" in text
     assert "change before layer 5 too" in text
     assert "Signatures not supported, 1 of 2: the last layer is costly to lose (3.5× [3.1×, 3.9×]; needed 3×" in text

@@ -6,9 +6,9 @@ import torch
 from scipy import stats
 
 from depthscope.data.token_classes import token_classes, vocabulary_of
-from depthscope.measure import moments as moments_module
-from depthscope.measure.moments import VocabularyDirections, group_separation, group_sums, robust_z
 from depthscope.models.weights import mlp_output_weights, unembedding
+from depthscope.statistics import moments as moments_module
+from depthscope.statistics.moments import VocabularyDirections, group_separation, group_sums, robust_z
 
 
 def naive_cosines(w_out: torch.Tensor, weight: torch.Tensor) -> np.ndarray:

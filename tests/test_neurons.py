@@ -16,7 +16,8 @@ from test_moments import naive_cosines
 from depthscope.data.token_classes import token_classes, vocabulary_of
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments.experiment import OwnUnits
-from depthscope.experiments.neurons import Neurons, Thresholds, counted, parse_neuron, with_kinds
+from depthscope.experiments.neuron_kinds import Thresholds, with_kinds
+from depthscope.experiments.neurons import Neurons, counted, parse_neuron
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.weights import mlp_output_weights, unembedding
@@ -157,9 +158,9 @@ def test_all_neurons_of_all_experts_count(tiny_of):
 def test_how_the_neurons_of_experts_are_counted_is_said(tiny_of):
     counts = pl.DataFrame({"layer": [DEPTH - 1], "neurons": [4 * 24]})
     said = counted(tiny_of("qwen3_moe").facts, counts)
-    assert (said["experts"], said["neurons_of_an_expert"], said["neurons_of_shared_experts"]) == (4, 24, 0)
-    assert counted(tiny_of("qwen3_moe").facts, counts.with_columns(neurons=120))["neurons_of_shared_experts"] == 24
-    assert counted(tiny_of("llama").facts, counts) == {"rows": "one per neuron of the MLP"}
+    assert (said.experts, said.neurons_of_an_expert, said.neurons_of_shared_experts) == (4, 24, 0)
+    assert counted(tiny_of("qwen3_moe").facts, counts.with_columns(neurons=120)).neurons_of_shared_experts == 24
+    assert counted(tiny_of("llama").facts, counts).to_json() == {"rows": "one per neuron of the MLP"}
 
 
 def test_tables_have_their_columns_and_come_out_the_same_again(gpt2):

@@ -146,9 +146,9 @@ def test_a_packed_study_has_packs_as_units_and_says_so(tiny, tmp_path):
     assert tables[0].equals(tables[1])
     assert tables[0]["documents"].unique().to_list() == [windows.documents]
     run = studies[True].run
-    assert run.manifest["text"]["packed"] == windows.packed
-    assert run.manifest["text"]["documents"] == windows.documents
-    assert run.settings["pack"] == "<|endoftext|>"
+    assert run.manifest.text.packed.to_json() == windows.packed
+    assert run.manifest.text.documents == windows.documents
+    assert run.settings.pack == "<|endoftext|>"
     shard = pl.concat(run.shards("sweep", len(list((run.path / "shards" / "sweep").iterdir()))))
     shard = shard.filter(pl.col("edit") == "none")
     document, position = windows.places
@@ -162,8 +162,8 @@ def test_a_packed_study_has_packs_as_units_and_says_so(tiny, tmp_path):
     ):
         assert fact in said
     counted = f"{windows.packed['documents']} documents, in {windows.documents} independent units"
-    assert counted_documents(run.manifest["text"]) == counted
-    with pytest.raises(RunMismatchError, match=r"pack: '<\|endoftext\|>' there, None now"):
+    assert counted_documents(run.manifest.text) == counted
+    with pytest.raises(RunMismatchError, match=r"pack: '<\|endoftext\|>' stored, None requested"):
         ds.study(tiny, [*SHORT, LONG], out=tmp_path / "True", per_token=True, **settings)
     with pytest.raises(DataError, match="no document as long as one window"):
         ds.study(tiny, SHORT, out=tmp_path / "other", **settings)
@@ -176,5 +176,5 @@ def test_precision_counts_packs_and_ends_at_one(tiny, tmp_path):
     )
     windows = make_windows(ds.corpus(SHORT, tokens=1_000_000, pack=True), tiny, length=40)
     said = study.run.manifest
-    assert said["precision"]["documents"] == said["text"]["documents"] <= windows.documents
-    assert said["text"]["packed"]["windows_with_boundary"] == said["text"]["documents"]
+    assert said.precision.documents == said.text.documents <= windows.documents
+    assert said.text.packed.windows_with_boundary == said.text.documents

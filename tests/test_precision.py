@@ -8,7 +8,7 @@ from families import WITHOUT_COMPONENTS, tiny_model
 from rebuilt import logits_of
 
 from depthscope.models.load import load
-from depthscope.models.precision import noise_floor
+from depthscope.models.noise_floor import noise_floor
 
 IDS = torch.arange(1, 41).reshape(2, 20) * 31 % 90
 

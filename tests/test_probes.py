@@ -12,10 +12,9 @@ from test_probing import data
 from depthscope.data.corpus import Corpus
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments import probes as study
-from depthscope.experiments.probe_tables import Pools, probe_tables
-from depthscope.experiments.probes import Probes, class_prediction
+from depthscope.experiments.probes import Pools, Probes, class_prediction, probe_tables
 from depthscope.schema import probes as schema
-from depthscope.schema.metric import ESTIMATE
+from depthscope.schema.estimates import ESTIMATE
 
 SHELF = Corpus()
 
@@ -36,9 +35,9 @@ def test_class_prediction_is_that_of_whole_distributions(tiny, monkeypatch):
     tokens = torch.arange(97) % 5 == 1
     residual = torch.randn(4, 9, 32, generator=torch.Generator().manual_seed(0)) * 3
     with torch.inference_mode():
-        hidden = tiny.head.hidden(residual)
-        top1, log_probability = class_prediction(tiny.head, hidden, tokens)
-        logits = tiny.head.logits(hidden).double()
+        hidden = tiny.unembedding.hidden(residual)
+        top1, log_probability = class_prediction(tiny.unembedding, hidden, tokens)
+        logits = tiny.unembedding.logits(hidden).double()
     torch.testing.assert_close(log_probability, logits.softmax(-1)[:, tokens].sum(-1).log(), atol=1e-4, rtol=1e-4)
     assert torch.equal(top1, tokens[logits.argmax(-1)])
     assert 0 < top1.sum() < 36
@@ -154,7 +153,7 @@ def test_random_neurons_are_of_the_same_layers_and_none_is_chosen(made):
 
 def test_too_narrow_a_layer_has_no_control(tiny_of):
     chosen = np.stack([np.ones(65, dtype=int), np.arange(65)], 1)
-    with pytest.raises(UnsupportedError, match="65 neurons of layer 1 are chosen, and only 63 are left"):
+    with pytest.raises(UnsupportedError, match="65 neurons of layer 1 are selected, and only 63 are left"):
         study._random_like(tiny_of("gpt2"), chosen, np.random.default_rng(0))
 
 

@@ -7,10 +7,11 @@ from families import tiny_model
 from scipy import stats
 from test_activations import output_weights
 
-from depthscope.experiments.class_neurons import class_differences, class_neurons, cosine_moments
-from depthscope.measure.probing import Split, best_threshold, fit_probe, probes_together, single_probes, wide_probe
+from depthscope.experiments.class_neurons import class_differences, class_neurons
 from depthscope.models.load import load
 from depthscope.models.weights import centres_writing, unembedding
+from depthscope.statistics.moments import VocabularyDirections, moments_of_few
+from depthscope.statistics.probing import Split, best_threshold, fit_probe, probes_together, single_probes, wide_probe
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi", "llama", "qwen2"])
@@ -18,9 +19,9 @@ def test_differences_are_those_of_whole_logit_effects(family):
     """W_U·w_out of every neuron and token, in float64, from the model's own parameters: the final norm's scale in it."""
     model = load(tiny_model(family))
     with torch.no_grad():
-        model.head.modules[-1].weight.add_(torch.randn(32, generator=torch.Generator().manual_seed(1)) * 0.3)
+        model.unembedding.modules[-1].weight.add_(torch.randn(32, generator=torch.Generator().manual_seed(1)) * 0.3)
     tokens = np.arange(97) % 7 == 2
-    scaled = model.head.weight.detach().double() * model.head.modules[-1].weight.detach().double()
+    scaled = model.unembedding.weight.detach().double() * model.unembedding.modules[-1].weight.detach().double()
     for block, found in enumerate(class_differences(model, tokens)):
         rows = output_weights(model, block)[0].double()
         rows = rows - rows.mean(1, keepdim=True) if centres_writing(model) else rows
@@ -29,16 +30,19 @@ def test_differences_are_those_of_whole_logit_effects(family):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_moments_are_those_of_the_cosines():
+def test_moments_of_few_are_those_of_the_cosines_and_of_the_whole_pass():
     generator = torch.Generator().manual_seed(0)
     rows, tokens = torch.randn(40, 16, generator=generator), torch.randn(300, 16, generator=generator) ** 3
     rows[7] = 0
-    kurtosis, skew = cosine_moments(rows, tokens / tokens.norm(dim=1, keepdim=True))
+    kurtosis, skew = moments_of_few(rows, tokens / tokens.norm(dim=1, keepdim=True))
     kept = np.arange(40) != 7
     cosines = torch.nn.functional.cosine_similarity(rows[:, None].double(), tokens[None].double(), dim=-1).numpy()[kept]
     np.testing.assert_allclose(kurtosis[kept], stats.kurtosis(cosines, axis=1, fisher=False), rtol=1e-4)
     np.testing.assert_allclose(skew[kept], stats.skew(cosines, axis=1), rtol=1e-3, atol=1e-5)
     assert kurtosis[7] == skew[7] == 0
+    whole = VocabularyDirections(tokens).moments(rows[kept])
+    np.testing.assert_allclose(kurtosis[kept], whole.kurtosis.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(skew[kept], whole.skew.numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_prediction_and_suppression_neurons_are_found_where_they_were_put():

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
-from depthscope.errors import UnsupportedError
+from depthscope.errors import RunError, UnsupportedError
 from depthscope.experiments.attention import Attention
 from depthscope.experiments.geometry import Geometry
 from depthscope.experiments.influence import Influence
-from depthscope.experiments.lens import Lens
+from depthscope.experiments.lens import LensReading
 from depthscope.experiments.norms import Norms
 from depthscope.experiments.similarity import Similarity
 from depthscope.models.load import load
@@ -88,7 +88,7 @@ def own_head(model: PreTrainedModel, residual: torch.Tensor) -> torch.Tensor:
 
 def test_lens(pair):
     model, exact = pair
-    table = tables(Lens(model), model)["lens"]
+    table = tables(LensReading(model), model)["lens"]
     assert dict(table.schema) == LENS_TABLE
     own = logits_of(exact, IDS)
     for layer, residual in enumerate(naive.residuals(exact, IDS)):
@@ -103,8 +103,8 @@ def test_lens(pair):
 def test_lens_of_the_script_divides_by_the_last_layers_scale(family):
     model = spread_norms(tiny_model(family))
     exact = copy.deepcopy(model.hf).double()
-    table = tables(Lens(model, "lad2024"), model)["lens"]
-    norm, streams, own = load(exact).head.modules[0], naive.residuals(exact, IDS), logits_of(exact, IDS)
+    table = tables(LensReading(model, "lad2024"), model)["lens"]
+    norm, streams, own = load(exact).unembedding.modules[0], naive.residuals(exact, IDS), logits_of(exact, IDS)
     bias = getattr(norm, "bias", None)
     for layer, residual in enumerate(streams):
         centred, last = residual, streams[-1]
@@ -239,7 +239,7 @@ def naive_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_how_the_text_is_cut_into_units_changes_no_number(pair):
     model, _ = pair
-    for make in (Lens, Norms, Similarity, Influence):
+    for make in (LensReading, Norms, Similarity, Influence):
         for name, table in tables(make(model), model).items():
             other = tables(make(model), model, cuts=(1, 2, 5))[name]
             np.testing.assert_allclose(table["mean"].to_numpy(), other["mean"].to_numpy(), rtol=1e-4, atol=1e-5)
@@ -277,3 +277,12 @@ def test_short_windows_count_the_reaches_they_have():
     reading = Attention(model, 6)
     assert reading.settings["reaches"] == [1, 2, 4, 5]
     assert reading.queries == 1
+
+
+def test_a_shard_that_lost_rows_is_refused(tiny_of):
+    model = tiny_of("gpt2")
+    lens = LensReading(model)
+    with torch.inference_mode():
+        shard = lens.read(Baseline(model, IDS, TARGETS, keep=lens.keep), TEXT)
+    with pytest.raises(RunError, match=rf"has {shard.height - 1} rows, expected {DEPTH + 1} for each document"):
+        lens.tables([shard[:-1]])

@@ -50,7 +50,7 @@ def test_parallel_is_the_mean_of_the_outputs(tiny):
     with torch.inference_mode():
         first = tiny.stack.call(0, entry.residual, entry.arguments)
         middle = torch.stack([tiny.stack.call(block, first, entry.arguments) for block in (1, 2)]).mean(0)
-        expected = tiny.head.logits(tiny.head.hidden(tiny.stack.call(3, middle, entry.arguments)))
+        expected = tiny.unembedding.logits(tiny.unembedding.hidden(tiny.stack.call(3, middle, entry.arguments)))
     assert torch.equal(ds.logits(tiny, IDS, ds.parallel(1, 2)).flatten(0, 1), expected)
 
 

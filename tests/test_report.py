@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -76,7 +77,7 @@ def test_what_was_not_done_what_is_not_there_yet_and_what_was_not_asked_for(tmp_
         "Where attention goes Lad et al. 2024, figure 4 This could not be done: Mamba has no attention patterns."
         in shown
     )
-    assert "There is no table of this yet: the run has not come so far." in shown
+    assert "No table yet: the run is incomplete." in shown
     assert SECTION.findall(page) == [
         "overview",
         "stages",
@@ -102,7 +103,7 @@ def test_a_damaged_table_is_a_gap_and_the_rest_is_shown(tmp_path):
     shown = text_of(render(run))
     assert "This cannot be shown: the sweep table of this run lacks ci_low" in shown
     assert "This cannot be shown: the lens table of this run has no rows" in shown
-    assert "stages.json lacks summary, layers" in shown
+    assert "stages.json is damaged: it lacks summary, layers" in shown
     assert "Attention writes" in shown or "MLP writes" in shown
 
 
@@ -174,7 +175,7 @@ def test_any_depth_and_any_edits_give_a_page(tmp_path, depth, edits):
     if "drop" not in edits and "swap" not in edits:
         assert "Swap was not part of this run." in shown or depth == 1
     if depth == 1 and edits == EDITS:
-        assert "a model of one layer has no neighbours" in shown
+        assert "a one-layer model has no neighbouring layers" in shown
 
 
 def test_why_an_edit_was_not_done_is_said(tmp_path):
@@ -187,18 +188,18 @@ def test_why_an_edit_was_not_done_is_said(tmp_path):
 
 def test_one_document_gives_no_intervals_and_the_page_says_so(tmp_path):
     shown = text_of(render(make_run(tmp_path / "run", frame=sweep_table(4, documents=1))))
-    assert "The text is one document, so there are no intervals" in shown
-    assert "Brackets hold" not in shown
+    assert "The text is a single document, so there are no intervals" in shown
+    assert "Values in parentheses" not in shown
     few = text_of(render(make_run(tmp_path / "few", frame=sweep_table(4, documents=2))))
-    assert "The intervals rest on 2 documents only" in few
+    assert "The intervals rest on only 2 documents" in few
     without = make_run(tmp_path / "lens", tables={"lens": all_tables(documents=2)["lens"]})
-    without.manifest["text"]["documents"] = 2
-    assert "The intervals rest on 2 documents only" in text_of(render(without)), "also where no sweep was made"
+    without.manifest = replace(without.manifest, text=replace(without.manifest.text, documents=2))
+    assert "The intervals rest on only 2 documents" in text_of(render(without)), "also where no sweep was made"
 
 
 def test_a_kl_of_nought_is_not_lost_on_the_logarithmic_axis(tmp_path):
     run = make_run(tmp_path / "run", frame=sweep_table(4, means={("drop", 1, "kl"): 0.0}))
-    assert "KL is exactly 0, so not on the logarithmic axis, for drop(1)." in text_of(render(run))
+    assert "KL is exactly 0, so not shown on the logarithmic axis, for drop(1)." in text_of(render(run))
 
 
 def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path):
@@ -206,17 +207,17 @@ def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path):
     run.write_shard("sweep", 0, pl.DataFrame({"a": [1]}))
     page = render(run)
     shown = text_of(page)
-    assert "This run has not come to its end. Work units stored (a pass over the text has 4): sweep 1." in shown
+    assert "This run is incomplete. Work units stored (a pass over the text has 4): sweep 1." in shown
     assert "There are no tables yet" in shown
     assert "1.23 M (1,234,567)" in shown
     assert len(page) < 100_000, "plotly.js is left out where nothing is drawn"
     resumed = make_run(tmp_path / "resumed", frame=sweep_table(3), complete=False)
-    assert "The tables below are whole" in text_of(render(resumed))
+    assert "The tables below are complete" in text_of(render(resumed))
 
 
 def test_versions_a_run_was_begun_with_are_shown(tmp_path):
     run = make_run(tmp_path / "run", frame=sweep_table(3))
-    run.manifest["earlier_versions"] = [{"torch": "2.10.0"}]
+    run.manifest = replace(run.manifest, earlier_versions=[{"torch": "2.10.0"}])
     assert "torch 2.10.0" in text_of(render(run))
 
 

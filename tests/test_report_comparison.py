@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import zlib
+from dataclasses import replace
 
 import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
-from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
+from report_runs import HOSTILE, all_tables, made_up_stages, make_run, plotted, sweep_table
 from typer.testing import CliRunner
 
 from depthscope.cli import app
@@ -48,7 +49,7 @@ def panels_of(runs):
 
 def expected(run, name):
     """Rows of the run's own table that a panel shows, with depth as the number that relative depth 1 stands for."""
-    depth = run.manifest["model"]["layers"]
+    depth = run.manifest.model.layers
     section, _, metric = name.partition("-")
     if section in ("drop", "swap"):
         return run.table("sweep").filter(edit=section, metric=metric).sort("layer"), depth - 1
@@ -66,9 +67,9 @@ def test_every_curve_is_its_run_s_table_at_relative_depth(runs):
     panels = panels_of(runs)
     assert len(panels) == 13
     for name, panel in panels.items():
-        assert [trace.meta for trace in panel.traces] == ["run-0", "run-1"]
-        assert len({(t.line.color, t.marker.symbol, t.line.dash) for t in panel.traces}) == 2
-        for run, trace in zip(runs, panel.traces, strict=True):
+        assert [trace.meta for trace in plotted(panel)] == ["run-0", "run-1"]
+        assert len({(t.line.color, t.marker.symbol, t.line.dash) for t in plotted(panel)}) == 2
+        for run, trace in zip(runs, plotted(panel), strict=True):
             rows, last = expected(run, name)
             assert list(trace.y) == rows["mean"].to_list(), name
             assert list(trace.x) == pytest.approx([layer / last for layer in rows["layer"]])
@@ -76,7 +77,7 @@ def test_every_curve_is_its_run_s_table_at_relative_depth(runs):
                 assert [row[2:] for row in trace.customdata] == [
                     list(r) for r in rows.select("ci_low", "ci_high").rows()
                 ]
-            assert run.settings["model"] in trace.text[0]
+            assert run.settings.model in trace.text[0]
 
 
 def test_looks_of_as_many_runs_as_allowed_all_differ(tmp_path, runs):
@@ -106,7 +107,7 @@ def test_stages_and_signatures_side_by_side(tmp_path):
     assert "The last layer is costly to lose Residual calibration ✓ 3.5× 3.1× to 3.9× ✗ 1.25× 3.1× to 3.9×" in shown
     assert "1 of 2 signatures are supported in none: another." in shown
     assert "1 of 2 signatures are supported in some only: the last layer is costly to lose." in shown
-    assert "Stages were not looked for, or cannot be read: c." in shown
+    assert "No readable stages (not run, or damaged): c." in shown
     bars = [trace for trace in embedded(page, "figures")["stages-compared"]["data"] if trace["type"] == "bar"]
     for run, bar, last in zip((differs, supported), bars, (SHALLOW - 1, DEEP - 1), strict=True):
         ends = [(base, base + width) for base, width in zip(bar["base"], bar["x"], strict=True)]
@@ -118,18 +119,18 @@ def test_what_a_run_lacks_is_said_and_the_others_are_shown(tmp_path, runs):
     bare = make_run(tmp_path / "bare", 4, model="bare", tables={"lens": all_tables(4)["lens"]})
     page = render_comparison([*runs, bare])
     shown = text_of(page)
-    assert "Without drop: KL divergence: bare." in shown
-    assert "Without attention to the 5 tokens before: bare." in shown
-    assert "Without lens entropy" not in shown
+    assert "Missing drop: KL divergence: bare." in shown
+    assert "Missing attention to the 5 previous tokens: bare." in shown
+    assert "Missing lens entropy" not in shown
     assert len(embedded(page, "figures")["predictions-entropy"]["data"]) == 3
     assert "nan" not in shown.lower().split()
     nothing = [make_run(tmp_path / name, 4, tables={}) for name in ("x", "y")]
-    assert "Without lens entropy: tiny (x) and tiny (y)." in text_of(render_comparison(nothing))
+    assert "Missing lens entropy: tiny (x) and tiny (y)." in text_of(render_comparison(nothing))
 
 
 def test_numbers_and_facts_have_a_column_per_model(runs):
     shown = text_of(render_comparison(runs)).replace("\u00a0", " ")
-    assert "KL of losing the first layer 5.00 nats 4.50 to 5.50 5.00 nats 4.50 to 5.50" in shown
+    assert "KL of dropping the first layer 5.00 nats 4.50 to 5.50 5.00 nats 4.50 to 5.50" in shown
     assert "Layers 9 5" in shown
     assert "Run deep shallow" in shown
 
@@ -137,16 +138,17 @@ def test_numbers_and_facts_have_a_column_per_model(runs):
 def test_what_makes_runs_less_comparable_is_said(tmp_path, runs):
     assert warnings(side_by_side(runs)) == []
     other = make_run(tmp_path / "other", 4, model="other", frame=sweep_table(4), complete=False)
-    other.settings.update(data="hf:c4", dtype="bfloat16")
-    other.manifest["model"]["vocabulary"] = 7
-    other.settings["experiments"]["lens"] = {"protocol": "lad2024"}
+    experiments = other.settings.experiments | {"lens": {"protocol": "lad2024"}}
+    settings = replace(other.settings, data="hf:c4", dtype="bfloat16", experiments=experiments)
+    model = replace(other.manifest.model, vocabulary=7)
+    other.manifest = replace(other.manifest, settings=settings, model=model)
     said = " ".join(warnings(side_by_side([*runs, other])))
-    assert "differences may be the texts’: deep bookshelf, shallow bookshelf and other hf:c4." in said
-    assert "The models were computed in different dtypes: deep float32, shallow float32 and other bfloat16." in said
+    assert "differences may come from the text: deep bookshelf, shallow bookshelf and other hf:c4." in said
+    assert "The models were run in different dtypes: deep float32, shallow float32 and other bfloat16." in said
     assert "Vocabularies differ" in said
     assert "lad2024" in said
-    assert said.endswith("Not come to their end: other.")
-    assert "differences may be the texts’" in text_of(render_comparison([*runs, other]))
+    assert said.endswith("Incomplete: other.")
+    assert "differences may come from the text" in text_of(render_comparison([*runs, other]))
 
 
 def test_the_comparison_is_one_file_with_its_numbers_and_escapes_text(tmp_path, runs):

@@ -1,9 +1,11 @@
 """The figures hold exactly the numbers of their tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import HOSTILE, all_tables, estimates, made_up_stages, make_run, sweep_table
+from report_runs import HOSTILE, all_tables, estimates, made_up_stages, make_run, plotted, sweep_table
 
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.canvas import drawn
@@ -22,7 +24,7 @@ def run(tmp_path):
 
 def curves(section):
     """(panel, trace) for each line of a section."""
-    return [(panel, trace) for panel in section.panels for trace in panel.traces if trace.type == "scatter"]
+    return [(panel, trace) for panel in section.panels for trace in plotted(panel) if trace.type == "scatter"]
 
 
 def holds(trace, rows, by):
@@ -81,25 +83,25 @@ def test_similarity_by_component_and_move(run):
 def test_heads_ranking_map_and_positions(run):
     ranking, heat, positions = FIGURES["heads"].build(run).panels
     merge = run.table("heads").filter(metric="merge").sort("mean", descending=True)
-    assert list(ranking.traces[0].x) == merge["mean"].head(10).to_list()
-    assert [row[2] for row in ranking.traces[0].customdata] == merge["ci_low"].head(10).to_list()
+    assert list(plotted(ranking)[0].x) == merge["mean"].head(10).to_list()
+    assert [row[2] for row in plotted(ranking)[0].customdata] == merge["ci_low"].head(10).to_list()
     best = merge.row(0, named=True)
-    assert ranking.traces[0].y[0] == f"L{best['layer']}H{best['head']}"
+    assert plotted(ranking)[0].y[0] == f"L{best['layer']}H{best['head']}"
     for row in merge.iter_rows(named=True):
-        assert heat.traces[0].z[row["head"]][row["layer"]] == row["mean"]
-        assert list(heat.traces[0].customdata[row["head"]][row["layer"]]) == [row["ci_low"], row["ci_high"]]
+        assert plotted(heat)[0].z[row["head"]][row["layer"]] == row["mean"]
+        assert list(plotted(heat)[0].customdata[row["head"]][row["layer"]]) == [row["ci_low"], row["ci_high"]]
     table = run.table("head_positions").filter(layer=best["layer"], head=best["head"])
-    for trace, prompts in zip(positions.traces, (heads.WORD, heads.PLAIN), strict=True):
+    for trace, prompts in zip(plotted(positions), (heads.WORD, heads.PLAIN), strict=True):
         holds(trace, table.filter(prompts=prompts), "offset")
 
 
 def test_attention_and_geometry_as_heat_maps(run):
-    heat = FIGURES["attention"].build(run).panels[-1].traces[0]
+    heat = plotted(FIGURES["attention"].build(run).panels[-1])[0]
     for row in run.table("attention_heads").filter(metric="previous_5").iter_rows(named=True):
         assert heat.z[row["head"]][row["layer"]] == row["mean"]
     for panel in FIGURES["geometry"].build(run).panels:
         table = run.table("geometry").filter(metric=panel.name.removeprefix("geometry-"))
-        numbers = np.array(panel.traces[0].z)
+        numbers = np.array(plotted(panel)[0].z)
         assert np.isfinite(numbers).sum() == len(table) == DEPTH * (DEPTH + 1) // 2
         for row in table.iter_rows(named=True):
             assert numbers[row["other"], row["layer"]] == row["mean"]
@@ -110,12 +112,12 @@ def test_neurons_counts_beside_the_lens_and_alone(run):
     alone, others, kurtosis = FIGURES["neurons"].build(run).panels
     beside = FIGURES["lens"].build(run).panels[-1]
     for panel, kinds in ((alone, 2), (beside, 2), (others, 2)):
-        assert len(panel.traces) == kinds
-        for trace in panel.traces:
+        assert len(plotted(panel)) == kinds
+        for trace in plotted(panel):
             assert list(trace.y) == counts.filter(kind=trace.meta).sort("layer")["count"].to_list()
             assert not trace.error_y.visible
-    assert list(kurtosis.traces[0].y) == [5.0 + layer for layer in range(DEPTH)]
-    assert beside.xaxis["range"] == [-0.5, DEPTH + 0.5], "the lens's axis has one place more than there are layers"
+    assert list(plotted(kurtosis)[0].y) == [5.0 + layer for layer in range(DEPTH)]
+    assert beside.x.range == (-0.5, DEPTH + 0.5), "the lens's axis has one place more than there are layers"
     (table,) = FIGURES["neurons"].build(run).tables
     assert [row[0] for row in table.rows] == ["L0.1", "L0.2", "L0.3", "L0.4"]
     assert table.rows[0][2] == f"␣a · {HOSTILE}"
@@ -130,11 +132,11 @@ def test_what_lies_below_a_logarithmic_axis_is_left_out_of_the_curve(run):
     )
     run.write_table("lens", table)
     panel = FIGURES["lens"].build(run).panels[0]
-    assert list(panel.seen()[0].y) == [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, None]
-    assert list(panel.traces[0].y)[-1] == 1e-12, "a linear axis shows it"
+    assert list(plotted(panel, "layer")[0].y) == [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, None]
+    assert list(plotted(panel)[0].y)[-1] == 1e-12, "a linear axis shows it"
     assert list(figure(run, "lens").data[0].y)[-1] is None
     zero = make_run(run.path.parent / "zero", DEPTH, frame=sweep_table(DEPTH, means={("drop", 2, "kl"): 0.0}))
-    drops = [t for t in FIGURES["sweep"].build(zero).panels[0].seen() if t.meta == "drop"]
+    drops = [t for t in plotted(FIGURES["sweep"].build(zero).panels[0], "layer") if t.meta == "drop"]
     assert drops[0].y[2] is None
 
 
@@ -142,21 +144,21 @@ def test_probes_over_the_number_of_neurons(run):
     section = FIGURES["probes"].build(run)
     mean = run.table("probes").filter(pl.col("draw").is_null(), metric="accuracy")
     for panel, group in zip(section.panels, ("prediction", "suppression", "both"), strict=True):
-        by_name = {trace.name: trace for trace in panel.traces}
-        chosen = next(trace for trace in panel.traces if trace.meta == group and trace.mode != "markers")
+        by_name = {trace.name: trace for trace in plotted(panel)}
+        chosen = next(trace for trace in plotted(panel) if trace.meta == group and trace.mode != "markers")
         holds(chosen, mean.filter(group=group), "k")
         holds(by_name["Random neurons"], mean.filter(group=f"random_{group}"), "k")
         assert set(by_name["Model, top-1"].y) == set(mean.filter(group="model_top1")["mean"])
         assert set(by_name["Whole layer"].y) == set(mean.filter(group="layer")["mean"])
         if group != "both":
             holds(by_name["each neuron alone"], run.table("probe_neurons").filter(group=group), "rank")
-    assert len({tuple(panel.yaxis["range"]) for panel in section.panels}) == 1, "three groups on one scale"
+    assert len({panel.y[0].range for panel in section.panels}) == 1, "three groups on one scale"
 
 
 def test_the_stage_map_and_its_tables(run):
     found = made_up_stages(DEPTH)
     section = FIGURES["stages"].build(run)
-    strips, bars, bounds = section.panels[0].traces
+    strips, bars, bounds = plotted(section.panels[0])
     assert [list(row) for row in reversed(strips.z)] == [signal["standardised"] for signal in found["signals"]]
     assert list(bars.base) == [stage["first"] - 0.5 for stage in found["stages"]]
     assert list(bars.x) == [2, 2, 2]
@@ -165,13 +167,10 @@ def test_the_stage_map_and_its_tables(run):
     stages, signatures = section.tables
     assert [row[:2] for row in stages.rows][1] == ("Feature engineering", "layers 2–3")
     assert signatures.rows[0][3] == ("3.5×", "3.1×\u00a0to\u00a03.9×")
-    assert signatures.rows[1][2] == ("cannot be told", "made up: no such signal")
+    assert signatures.rows[1][2] == ("inconclusive", "made up: no such signal")
     said = " ".join(section.sentences)
     assert "Feature engineering begins at layer 2 (95% interval 1 to 3; at this layer in 93% of resamples)" in said
-    assert (
-        "1 of the 2 signals that would speak for it change within a layer of it by themselves (alone they change"
-        in said
-    )
+    assert "1 of the 2 signals relevant to it change within a layer of it on their own (alone they change" in said
     assert "at: cost of dropping the layer (2))" in said
 
 
@@ -182,7 +181,8 @@ def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
         signal["standardised"] = None
     section = FIGURES["stages"].build(make_run(tmp_path / "run", stages=empty))
     assert (
-        "A change that is none of the hypothesis’s transitions at layer 3 (95% interval 2 to 4;" in section.sentences[1]
+        "A change that matches none of the hypothesis’s transitions at layer 3 (95% interval 2 to 4;"
+        in section.sentences[1]
     )
     assert [table.title for table in section.tables] == ["The signatures of the stages", "The signals by layer"]
     assert section.panels == [], "no empty grid where the signals were not compared"
@@ -191,7 +191,7 @@ def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
     assert section.tables[-1].rows[0][:3] == ("Signal drop", "−1.5\u00a0nats", "1.5\u00a0nats")
     compared = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], summary="No stages.")
     (panel,) = FIGURES["stages"].build(make_run(tmp_path / "compared", stages=compared)).panels
-    assert "no stages found" in [note["text"] for note in panel.layout["annotations"]]
+    assert "no stages found" in [note.text for note in panel.notes]
     assert drawn([panel], 1, "").axes
 
 
@@ -200,7 +200,7 @@ def test_every_figure_is_there_for_notebooks_with_all_that_its_panels_draw(run):
         section = kind.build(run)
         for axis in ("layer", "relative depth"):
             shown = figure(run, name, axis)
-            assert len(shown.data) == sum(len(panel.traces) for panel in section.panels)
+            assert len(shown.data) == sum(len(plotted(panel)) for panel in section.panels)
             assert {trace.meta for trace in shown.data} <= set(LOOKS), "every trace has a colour of the page"
         assert "tiny" in shown.layout.title.text
 
@@ -211,7 +211,7 @@ def test_figures_refuse_other_names_and_axes_and_say_what_was_expected(run, tmp_
     with pytest.raises(DepthscopeError, match="'depth': expected one of layer, relative depth"):
         figure(run, "sweep", "depth")
     swaps = make_run(tmp_path / "swaps", frame=sweep_table(6, ("swap",)))
-    with pytest.raises(RunError, match=r"nothing for the figure 'components'. Drop attention was not part of this run"):
+    with pytest.raises(RunError, match=r"no data for the figure 'components'. Drop attention was not part of this run"):
         figure(swaps, "components")
     with pytest.raises(RunError, match="has no table 'lens': it has sweep"):
         figure(swaps, "lens")
@@ -225,8 +225,9 @@ def test_the_script_s_attention_is_told_from_the_papers(tmp_path):
     layers = [(layer,) for layer in range(4)]
     bands = estimates(attention.ATTENTION_TABLE, layers, [*attention.BANDS.values(), attention.FIRST, attention.ITSELF])
     run = make_run(tmp_path / "run", 4, tables={"attention": bands})
-    run.settings["experiments"]["attention"] = {"protocol": "lad2024"}
+    settings = replace(run.settings, experiments={"attention": {"protocol": "lad2024"}})
+    run.manifest = replace(run.manifest, settings=settings)
     section = FIGURES["attention"].build(run)
     assert section.panels[0].title == "Mean entry of the first k sub-diagonals"
-    holds(section.panels[0].traces[0], bands.filter(metric="band_1"), "layer")
+    holds(plotted(section.panels[0])[0], bands.filter(metric="band_1"), "layer")
     assert "lad2024" in section.notes[0]

@@ -6,10 +6,11 @@ import itertools
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import polars as pl
 import pytest
-from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
+from report_runs import HOSTILE, all_tables, made_up_stages, make_run, plotted, sweep_table
 
 from depthscope.api import Study
 from depthscope.errors import RunError
@@ -19,6 +20,7 @@ from depthscope.report.key_numbers import halved_at, key_numbers
 from depthscope.report.measured import Value, read_sweep, scientific
 from depthscope.report.page import render
 from depthscope.report.sections.overview import SHADES
+from depthscope.schema.manifest import Manifest, NoiseFloorEntry
 
 DEPTH = 6
 
@@ -34,15 +36,12 @@ def run(tmp_path):
 
 def bands_of(section):
     """(left, right, shade) of the bands."""
-    found = []
-    for shape in section.panels[0].layout["shapes"]:
-        found.append((shape["x0"], shape["x1"], float(re.findall(r"[\d.]+", shape["fillcolor"])[-1])))
-    return found
+    return [tuple(band) for band in section.panels[0].bands]
 
 
 def test_the_overview_shows_the_tables_numbers_each_on_its_own_axis(run):
     (panel,) = FIGURES["overview"].build(run).panels
-    drop, local, prediction, suppression = panel.traces
+    drop, local, prediction, suppression = plotted(panel)
     dropped = run.table("sweep").filter(edit="drop", metric="kl").sort("layer")
     assert list(drop.y) == dropped["mean"].to_list()
     assert [row[2:] for row in drop.customdata] == [
@@ -52,11 +51,10 @@ def test_the_overview_shows_the_tables_numbers_each_on_its_own_axis(run):
     for trace in (prediction, suppression):
         counts = run.table("neuron_counts").filter(kind=trace.meta).sort("layer")
         assert list(trace.y) == counts["share"].to_list()
-    assert [trace.yaxis for trace in panel.traces] == ["y", "y2", "y3", "y3"]
-    axes = [panel.yaxis, panel.layout["yaxis2"], panel.layout["yaxis3"]]
-    assert [axis.get("type") for axis in axes] == ["log", None, None]
-    for above, below in itertools.pairwise(axes):
-        assert above["domain"][0] > below["domain"][1], "rows do not overlap"
+    assert [trace.yaxis or "y" for trace in plotted(panel)] == ["y", "y2", "y3", "y3"]
+    assert [axis.scale for axis in panel.y] == ["log", "linear", "linear"]
+    for above, below in itertools.pairwise(panel.y):
+        assert above.part[0] > below.part[1], "rows do not overlap"
 
 
 def test_bands_are_the_stages_and_fade_over_their_boundaries_intervals(run):
@@ -74,12 +72,12 @@ def test_bands_are_the_stages_and_fade_over_their_boundaries_intervals(run):
 def test_what_the_overview_lacks_is_left_out_and_said(tmp_path):
     tables = {name: table for name, table in all_tables(DEPTH).items() if name != "attention"}
     section = FIGURES["overview"].build(make_run(tmp_path / "some", DEPTH, tables=tables))
-    assert [trace.meta for trace in section.panels[0].traces] == ["drop", "prediction", "suppression"]
+    assert [trace.meta for trace in plotted(section.panels[0])] == ["drop", "prediction", "suppression"]
     assert section.missing == [
-        "Not in the figure, because this run has no such table: attention to the five tokens before."
+        "Not in the figure, because this run lacks the table: attention to the previous five tokens."
     ]
-    assert section.notes[0] == "Stages were not looked for in this run, so there are no bands."
-    assert section.panels[0].layout["shapes"] == []
+    assert section.notes[0] == "This run did not look for stages, so there are no bands."
+    assert section.panels[0].bands == ()
     none = make_run(tmp_path / "none", stages=made_up_stages(DEPTH, stages=[]), frame=sweep_table(DEPTH))
     assert FIGURES["overview"].build(none).notes[0] == "No stages were found, so there are no bands."
     norms = make_run(tmp_path / "norms", tables={"norms": tables["norms"]})
@@ -95,7 +93,7 @@ def test_curves_that_lie_on_the_axis_are_told_from_missing_ones(tmp_path):
     section = FIGURES["overview"].build(make_run(tmp_path / "run", DEPTH, tables={"neuron_counts": counts}))
     said = "The model has no prediction neurons and no suppression neurons: their curves lie on the axis, at 0."
     assert said in section.notes
-    assert section.panels[0].yaxis["range"][1] < 0.01
+    assert section.panels[0].y[0].range[1] < 0.01
 
 
 def test_the_five_numbers_are_those_of_the_tables(tmp_path):
@@ -118,7 +116,7 @@ def test_the_five_numbers_are_those_of_the_tables(tmp_path):
     assert lens.note.startswith("33% of depth")
     counts = {kind: tables["neuron_counts"].filter(kind=kind)["count"].sum() for kind in ("prediction", "suppression")}
     assert neurons.note.startswith(f"{counts['prediction']} and {counts['suppression']} of 600")
-    assert (signatures.value, signatures.note) == ("2 of 3", "1 cannot be told")
+    assert (signatures.value, signatures.note) == ("2 of 3", "1 inconclusive")
 
 
 def test_numbers_that_a_run_lacks_are_left_out_and_no_interval_is_made_up(tmp_path):
@@ -139,18 +137,16 @@ def test_the_noise_floor_is_said_where_it_was_measured_and_nothing_is_guessed(tm
     run = make_run(tmp_path / "run", DEPTH, frame=sweep_table(DEPTH, means={("swap", 3, "kl"): 0.002}))
     measured = read_sweep(run)
     said = trust.noise_floor(run.manifest, measured)
-    assert said == "Not measured in this run. It is that of float32 rounding."
-    run.manifest["settings"]["dtype"] = "bfloat16"
-    assert trust.noise_floor(run.manifest, measured) == "Not measured in this run."
-    run.manifest["noise_floor"] = None
-    assert trust.noise_floor(run.manifest, measured).startswith("It could not be measured")
-    run.manifest["noise_floor"] = 4e-5
-    run.manifest["noise_floor_of"] = {"kl": 4e-5, "dtype": "bfloat16", "finer": "float32", "tokens": 128}
-    said = plain(trust.noise_floor(run.manifest, measured))
+    assert said == "Not measured in this run. It is the level of float32 rounding error."
+    manifest = replace(run.manifest, settings=replace(run.settings, dtype="bfloat16"))
+    assert trust.noise_floor(manifest, measured) == "Not measured in this run."
+    tried = replace(manifest, noise_floor=None, noise_floor_of=None)
+    assert trust.noise_floor(tried, measured).startswith("It could not be measured")
+    of = NoiseFloorEntry(kl=4e-5, dtype="bfloat16", finer="float32", tokens=128)
+    said = plain(trust.noise_floor(replace(manifest, noise_floor=4e-5, noise_floor_of=of), measured))
     assert "KL 4.0 × 10⁻⁵ nats between the model’s predictions in bfloat16 and in float32, mean over 128 tokens" in said
     assert said.endswith("swap(3), is 0.00200 nats (0.00180 to 0.00220), 50 times the floor.")
-    run.manifest["noise_floor"] = 0.01
-    assert trust.noise_floor(run.manifest, measured).endswith("no more than the floor.")
+    assert trust.noise_floor(replace(manifest, noise_floor=0.01), measured).endswith("not above the floor.")
     assert scientific(0.0) == "0"
 
 
@@ -158,11 +154,11 @@ def test_trust_says_text_policy_versions_and_what_was_not_done(tmp_path):
     run = make_run(tmp_path / "run", frame=sweep_table(4), not_done={"drop_attn": "it has none"})
     said = dict(trust.trust(run.manifest, read_sweep(run)))
     assert said["Text"].startswith("1,024 tokens of 7 documents, in windows of 64")
-    assert said["BOS"] == "Policy “none”: no BOS token is put before a window."
+    assert said["BOS"] == "Policy “none”: windows have no BOS token."
     assert said["Not done: Drop attention"] == "it has none."
     assert said["Versions"] == "depthscope 0.0."
     assert 'id="trust"' in render(run)
-    assert dict(trust.trust({}, None))["Text"] == "An unknown number of tokens."
+    assert dict(trust.trust(Manifest.from_json({"settings": {}}), None))["Text"] == "An unknown number of tokens."
 
 
 def test_the_page_holds_the_tables_of_its_sections_as_csv(run):
@@ -221,5 +217,5 @@ def test_a_notebook_shows_a_study_by_its_numbers_stages_and_tables(run, tmp_path
     shown = Study(hostile.path)._repr_html_()
     assert HOSTILE not in shown
     assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
-    assert "unfinished" in shown
+    assert "incomplete" in shown
     assert "tables: none yet" in shown

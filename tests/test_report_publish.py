@@ -6,17 +6,17 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from report_runs import HOSTILE, all_tables, made_up_stages, make_run, sweep_table
+from report_runs import HOSTILE, all_tables, made_up_stages, make_run, plotted, sweep_table
 
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report import publish
 from depthscope.report.canvas import drawn
+from depthscope.report.charts import Curve, layers, lines
 from depthscope.report.comparison import comparison_sections, side_by_side
 from depthscope.report.figures import FIGURES
 from depthscope.report.html import specification
 from depthscope.report.measured import Value
 from depthscope.report.palette import OWN
-from depthscope.report.panels import Curve, layers, lines
 from depthscope.schema.sweep import AGREEMENT, KL
 
 DEPTH = 6
@@ -40,7 +40,7 @@ def lines_of(figure):
 def test_every_curve_and_cell_of_every_panel_is_drawn(run, name):
     section = FIGURES[name].build(run)
     figure = drawn(section.panels, section.across, name)
-    curves = [trace for panel in section.panels for trace in panel.seen() if isinstance(trace, go.Scatter)]
+    curves = [trace for panel in section.panels for trace in plotted(panel, "layer") if isinstance(trace, go.Scatter)]
     there = lines_of(figure)
     for trace in curves:
         y = ["empty" if value is None else value for value in trace.y]
@@ -51,7 +51,7 @@ def test_every_curve_and_cell_of_every_panel_is_drawn(run, name):
         for mesh in axes.collections
         if hasattr(mesh, "get_coordinates")
     ]
-    for trace in (t for panel in section.panels for t in panel.traces if isinstance(t, go.Heatmap)):
+    for trace in (t for panel in section.panels for t in plotted(panel) if isinstance(t, go.Heatmap)):
         for row in np.array(trace.z, dtype=float):
             assert any(cell.shape == (1, len(row)) and np.array_equal(cell[0], row, equal_nan=True) for cell in cells)
 
@@ -96,7 +96,7 @@ def test_a_panel_s_axes_are_those_of_the_page(run):
     assert {axes.get_xlim() for axes in (behind, kl, attention, density)} == {(-0.5, DEPTH - 0.5)}
     bottoms = [axes.get_position().y0 for axes in (kl, attention, density)]
     assert bottoms == sorted(bottoms, reverse=True)
-    assert len(behind.patches) == len(section.panels[0].layout["shapes"])
+    assert len(behind.patches) == len(section.panels[0].bands)
     written = {text.get_text() for text in behind.texts}
     assert {"Detokenization", "KL of dropping the layer, nats"} <= written
 
@@ -121,7 +121,7 @@ def test_a_comparison_s_figures_are_drawn_too(tmp_path, run):
     other = make_run(tmp_path / "other", 3, tables=all_tables(3), stages=made_up_stages(3))
     for _, section, _ in comparison_sections(side_by_side([run, other])):
         there = lines_of(drawn(section.panels, section.across, ""))
-        for trace in (t for panel in section.panels for t in panel.traces if isinstance(t, go.Scatter)):
+        for trace in (t for panel in section.panels for t in plotted(panel) if isinstance(t, go.Scatter)):
             assert (list(trace.x), list(trace.y)) in there
     bare = [make_run(tmp_path / name, 3, frame=sweep_table(3, ("drop",))) for name in ("a", "b")]
     names = {file.stem for file in publish.publish_comparison(bare, tmp_path / "out")}

@@ -1,5 +1,7 @@
 """The page's sentences say what the tables hold, with intervals, and no more."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,10 +11,11 @@ from scipy import stats
 from depthscope.cli.console import console
 from depthscope.cli.summary import SHOWN
 from depthscope.report import findings, measured, wording
+from depthscope.report.charts import layer_step
 from depthscope.report.figures import FIGURES
-from depthscope.report.panels import layer_step
 from depthscope.report.sections.influence import rank_correlation
 from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
+from depthscope.schema.manifest import NeuronRows
 from depthscope.schema.sweep import AGREEMENT, KL, METRICS
 
 
@@ -52,7 +55,7 @@ def test_the_answer_says_what_the_table_holds(tmp_path):
     )
     said = " ".join(findings.further(read)).replace("\u00a0", " ")
     assert "less certain: their entropy rises by 0.0230 nats (0.0207 to 0.0253)." in said
-    assert "Layer 2 is missed least: KL 0.00100 nats (0.00090 to 0.00110) without it." in said
+    assert "Dropping layer 2 costs least: KL 0.00100 nats (0.00090 to 0.00110)." in said
     assert "Dropping any one of the middle layers, 1 to 4" in said
     assert "between 89.7% (layer 4;" in said
     assert "and 95.7% (layer 1;" in said
@@ -103,7 +106,7 @@ def test_sentences_stand_alone_where_nothing_is_settled_and_in_a_model_of_one_la
         "Whether swapping a layer with the next costs less KL than dropping it is too close to call at layers 0–2."
         in said
     )
-    assert "Which costs more KL, silencing the MLP or the attention, is too close to call at layers 0–3." in said
+    assert "Which costs more KL, ablating the MLP or the attention, is too close to call at layers 0–3." in said
     assert "more certain: their entropy falls by 0.200 nats (0.180 to 0.220)." in said
     alone = findings.headline(measured.read_sweep(make_run(tmp_path / "one", 1, sweep_table(1))))
     assert alone.replace("\u00a0", " ").startswith("Dropping layer 0 changes the predictions by KL 5.00 nats")
@@ -116,8 +119,8 @@ def test_an_uncertain_headline_says_so(tmp_path):
     assert "too close to call between layers 0 and 3: their intervals overlap." in said
     near = sweep_table(5, means={("drop", 2, "kl"): 0.02, ("drop", 3, "kl"): 0.021})
     said = " ".join(findings.further(measured.read_sweep(make_run(tmp_path / "near", frame=near))))
-    assert "Layer 2 is missed least: KL" in said
-    assert "without it, too close to call against layer 3." in said
+    assert "Dropping layer 2 costs least: KL" in said
+    assert ", too close to call against layer 3." in said
 
 
 def test_numbers_as_text():
@@ -143,7 +146,7 @@ def test_the_lens_says_how_kl_falls_and_from_where_on_it_agrees(tmp_path):
     )
     said = said_of("lens", tmp_path, lens=table)
     assert "is 4.00 nats (3.99 to 4.02) before the first layer, 2.00 nats (1.99 to 2.02) at x_2 and 1.00 nats" in said
-    assert "From x_3 on the lens’s most likely token is the model’s own at more than half of positions: 70.0%" in said
+    assert "From x_3 on, the lens’s most likely token is the model’s own at more than half of positions: 70.0%" in said
     assert "lowest at x_1, 1.00 nats (0.99 to 1.02), and highest at x_3, 5.00 nats (4.99 to 5.02)" in said
     assert "at the end it is the model’s own, 4.00 nats" in said
 
@@ -158,7 +161,7 @@ def test_attention_and_geometry_name_their_extremes(tmp_path):
     )
     said = said_of("attention", tmp_path, attention=table)
     assert (
-        "Attention to the 5 tokens before is highest in layer 1, 50.0% (49.0 to 52.0), and lowest in layer 3, 10.0%"
+        "Attention to the 5 previous tokens is highest in layer 1, 50.0% (49.0 to 52.0), and lowest in layer 3, 10.0%"
         in said
     )
     pairs = [(a, b) for a in range(4) for b in range(a + 1, 5)]
@@ -170,7 +173,9 @@ def test_attention_and_geometry_name_their_extremes(tmp_path):
         value=lambda key, _: apart.get(key, 0.05),
     )
     said = said_of("geometry", tmp_path, geometry=table)
-    assert "Layer 1 turns the residual stream least, by 0.100 (0.090 to 0.120) of π, and layer 0 most, by 0.500" in said
+    assert (
+        "Layer 1 rotates the residual stream least, by 0.100 (0.090 to 0.120) of π, and layer 0 most, by 0.500" in said
+    )
     assert "Between the first depth and the last CKA is 0.0500 (0.0400 to 0.0700)." in said
 
 
@@ -180,9 +185,9 @@ def test_similarity_says_where_what_moved_is_more_like_itself(tmp_path):
     keys = [(layer, "mlp", similarity.LATER) for layer in own]
     table = estimates(similarity.SIMILARITY_TABLE, keys, values, value=lambda key, metric: values[metric][key[0]])
     assert said_of("similarity", tmp_path, similarity=table) == (
-        "MLP, its block runs one later: more like itself in place than like the one it displaces in swaps at layer 1; more "
-        "like the one it displaces at layer 0; too close to call at layer 2; least like itself at layer 0, cosine 0.100 "
-        "(0.090 to 0.120)."
+        "MLP, its block runs one later: more similar to itself in place than to the layer it displaces in swaps at layer "
+        "1; more similar to the layer it displaces at layer 0; too close to call at layer 2; least similar to itself at layer "
+        "0, cosine 0.100 (0.090 to 0.120)."
     )
 
 
@@ -195,20 +200,19 @@ def test_neurons_say_how_many_and_where_or_how_far_from_any(tmp_path):
     table = pl.DataFrame(rows, schema=neurons.NEURON_COUNTS_TABLE, orient="row")
     said = said_of("neurons", tmp_path, neuron_counts=table)
     assert "7 prediction neurons among 200; the most, 4, in layer 2 (67% of the depth)." in said
-    assert "No suppression neurons, whose kurtosis is above 10, among 200." in said
+    assert "No suppression neurons (kurtosis above 10) among 200." in said
     few = table.with_columns(pl.lit(0).cast(pl.Int64).alias("count"), pl.col("largest_kurtosis") - 3)
     said = said_of("neurons", tmp_path / "few", neuron_counts=few)
-    assert (
-        "No prediction neurons, whose kurtosis is above 10, among 200; the largest kurtosis is 8.0, in layer 3." in said
-    )
+    assert "No prediction neurons (kurtosis above 10) among 200; the largest kurtosis is 8.0, in layer 3." in said
 
 
 def test_neurons_say_how_those_of_experts_are_counted(tmp_path):
     run = make_run(tmp_path / "run", 4, tables=neuron_tables(4))
     assert len(FIGURES["neurons"].build(run).notes) == 1
-    run.manifest["neurons"] = {"experts": 4, "neurons_of_an_expert": 24, "neurons_of_shared_experts": 48}
+    rows = NeuronRows(rows="made up", experts=4, neurons_of_an_expert=24, neurons_of_shared_experts=48)
+    run.manifest = replace(run.manifest, neurons=rows)
     note = FIGURES["neurons"].build(run).notes[1]
-    assert "in a layer 4 routed experts of 24 neurons, one after the other, then 48 of shared experts" in note
+    assert "a layer has 4 routed experts of 24 neurons, in order, then 48 of shared experts" in note
     assert "neuron n of the routed ones is neuron n mod 24 of expert ⌊n / 24⌋" in note
 
 
@@ -230,7 +234,7 @@ def test_heads_below_the_threshold_are_none_and_the_strongest_is_said(tmp_path):
     )
     section = FIGURES["heads"].build(make_run(tmp_path / "heads", 12, tables={"heads": table}))
     said = " ".join(section.sentences).replace("\u00a0", " ")
-    share = "25% of its attention there, on random tokens said twice"
+    share = "25% of its attention there, on a repeated sequence of random tokens"
     assert "No sub-word merging heads were found; the strongest is L11H0, 1.0% (0.0 to 3.0)." in said
     strongest = "The strongest is L11H0, 60.0% (59.0 to 62.0)."
     assert f"4 previous-token heads were found: each puts at least {share}. {strongest}" in said
@@ -253,7 +257,7 @@ def test_probes_say_each_difference_and_whether_it_is_one(tmp_path):
     keys = [("ing", probes.BOTH, None, k, None) for k in (1, 2)]
     table = estimates(probes.PROBES_TABLE, keys, means, value=lambda _, metric: means[metric])
     said = said_of("probes", tmp_path, probes=table)
-    assert "The best 2 of both groups together tell the suffix right in 70.0% (69.0 to 72.0) of examples." in said
-    assert "Against the best one alone that is +10.0 points (+9.0 to +12.0)." in said
-    assert "Against as many random neurons that is +0.5 points (−0.5 to +2.5), too close to call." in said
-    assert "Against the model’s own most likely token that is −20.0 points (−21.0 to −18.0)." in said
+    assert "The best 2 of both groups together classify 70.0% (69.0 to 72.0) of examples correctly." in said
+    assert "Compared with the best one alone: +10.0 points (+9.0 to +12.0)." in said
+    assert "Compared with the same number of random neurons: +0.5 points (−0.5 to +2.5), too close to call." in said
+    assert "Compared with the model’s own most likely token: −20.0 points (−21.0 to −18.0)." in said

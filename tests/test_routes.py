@@ -114,13 +114,13 @@ def test_normal_form():
         (lambda: drop(4, 2)(OWN), "run backwards"),
         (lambda: parse_edit("melt(3)"), "cannot read the edit 'melt(3)': expected one of swap"),
         (lambda: parse_edit("swap(1, 2)"), "too many positional arguments"),
-        (lambda: parse_edit("swap(x)"), "expected whole numbers"),
+        (lambda: parse_edit("swap(x)"), "expected integers"),
         (lambda: parse_route("0 1 two", 6), "cannot read 'two'"),
         (lambda: parse_route("0-9", 6), "block in '0-9': 9 is out of range"),
         (lambda: parse_route(" ", 6), "got nothing"),
         (lambda: repeat(1, 2, 0)(OWN), "at least once"),
-        (lambda: (parallel(1, 2) | parallel(0, 3))(OWN), "is parallel already"),
-        (lambda: swap(2)(parse_route("0 2 2~mlp 3", 6)), "silenced differently"),
+        (lambda: (parallel(1, 2) | parallel(0, 3))(OWN), "is already parallel"),
+        (lambda: swap(2)(parse_route("0 2 2~mlp 3", 6)), "ablated differently"),
     ],
 )
 def test_mistakes_are_named(attempt, says):

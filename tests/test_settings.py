@@ -1,5 +1,6 @@
 """What is wrong about a request is said before torch is imported or a model is loaded."""
 
+import re
 import subprocess
 import sys
 
@@ -7,9 +8,8 @@ import pytest
 
 import depthscope as ds
 from depthscope.errors import DepthscopeError
-from depthscope.stages import find as stages
-from depthscope.studies.registry import EXPERIMENTS
-from depthscope.studies.settings import NAMES
+from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.studies.settings import study_settings
 
 WRONG = """
 import sys
@@ -80,5 +80,40 @@ def test_a_study_checks_its_arguments_before_it_loads_the_model(monkeypatch, tmp
         ds.study("bookshelf-gpt2", out=tmp_path, progress=False)
 
 
-def test_the_names_of_experiments_are_those_there_are():
-    assert (*EXPERIMENTS, stages.NAME) == NAMES
+def test_a_setting_of_another_name_is_refused_with_a_near_one():
+    with pytest.raises(
+        DepthscopeError, match=r"unknown setting edit \(did you mean edits\?\): expected some of experiments"
+    ):
+        study_settings(edit=["swap"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"window": "wide"}, "setting window: expected int, got 'wide'"),
+        ({"window": True}, "setting window: expected int, got True"),
+        ({"precision": "5%"}, "setting precision: expected float, got '5%'"),
+        ({"per_token": 1}, "setting per_token: expected bool, got 1"),
+        ({"experiments": 3}, "setting experiments: expected a list of names, got 3"),
+        ({"experiments": ["sweep", 3]}, "setting experiments: expected a list of names"),
+        ({"suffix": None}, "setting suffix: expected str, got None"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(given, says):
+    with pytest.raises(DepthscopeError, match=re.escape(says)):
+        study_settings(**given)
+
+
+def test_names_may_be_a_text_with_commas():
+    asked = study_settings(experiments="lens, sweep", edits="drop-mlp,swap", precision=0.5)
+    assert asked.experiments == ("sweep", "lens")
+    assert asked.options["edits"] == ("drop_mlp", "swap")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda one: one.name)
+def test_a_declaration_is_whole_and_needs_no_torch_until_it_is_made(experiment):
+    assert experiment.title.endswith(".")
+    assert experiment.question[0].isupper()
+    assert experiment.source
+    assert experiment.tables
+    assert callable(experiment.maker())

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 import depthscope as ds
 from depthscope.models.load import load
-from depthscope.schema.found_stages import read_stages
+from depthscope.schema.found_stages import Stages
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SIGNALS, SIGNATURES, STAGES, SUPPORTED, TRANSITIONS
 from depthscope.stages.find import find_stages
-from depthscope.stages.signals import Measured, signals
+from depthscope.stages.signals import ResampledLayers, signals
 from depthscope.stages.signatures import EFFECTS, verdicts
 
 LAYERS = 16
@@ -26,7 +26,7 @@ def levels(*values: float) -> np.ndarray:
     return np.repeat(values, np.diff(edges)).astype(float)
 
 
-def model_with_stages(noise: float = 0.02, documents: int = 40, replicates: int = 50) -> Measured:
+def model_with_stages(noise: float = 0.02, documents: int = 40, replicates: int = 50) -> ResampledLayers:
     """What the hypothesis says of a model of 16 layers, with some noise over layers and less over replicates."""
     progress = levels(0.05, 0.05, 0.6, 0.5)
     entropy = np.concatenate([[8.0], 8.0 - np.cumsum(levels(0.02, 0.02, 0.1, 0.9))])
@@ -52,23 +52,22 @@ def model_with_stages(noise: float = 0.02, documents: int = 40, replicates: int 
         values[name][0] = own
     values["neurons.prediction"] = levels(0, 0, 0.06, 0.02)[None]
     values["neurons.suppression"] = levels(0, 0, 0.01, 0.09)[None]
-    return Measured(LAYERS, documents, token_entropy=6.0, values=values)
+    return ResampledLayers(LAYERS, documents, token_entropy=6.0, values=values)
 
 
 def test_planted_stages_are_found_and_named():
     found = find_stages(model_with_stages())
-    assert [boundary["layer"] for boundary in found["boundaries"]] == list(SEGMENTS)
-    assert [(b["before"], b["after"]) for b in found["boundaries"]] == list(TRANSITIONS)
-    assert [stage["name"] for stage in found["stages"]] == list(STAGES)
-    assert [(s["first"], s["last"]) for s in found["stages"]] == [(0, 1), (2, 7), (8, 13), (14, 15)]
-    assert {one["verdict"] for one in found["signatures"]} == {SUPPORTED}
-    for boundary in found["boundaries"]:
-        assert boundary["low"] <= boundary["layer"] <= boundary["high"]
-        assert boundary["support"] > 0.5
-        assert all(vote == boundary["layer"] for vote in boundary["votes"].values())
-    assert found["found"]
-    assert json.loads(json.dumps(found)) is not None
-    assert "3 of the hypothesis's three transitions are found" in found["summary"]
+    assert [boundary.layer for boundary in found.boundaries] == list(SEGMENTS)
+    assert [(b.before, b.after) for b in found.boundaries] == list(TRANSITIONS)
+    assert [stage.name for stage in found.stages] == list(STAGES)
+    assert [(s.first, s.last) for s in found.stages] == [(0, 1), (2, 7), (8, 13), (14, 15)]
+    assert {one.verdict for one in found.signatures} == {SUPPORTED}
+    for boundary in found.boundaries:
+        assert boundary.low <= boundary.layer <= boundary.high
+        assert boundary.support > 0.5
+        assert all(vote == boundary.layer for vote in boundary.votes.values())
+    assert found.found
+    assert "3 of the hypothesis's three transitions are found" in found.summary
 
 
 def test_the_same_changes_the_other_way_are_not_the_same_transitions():
@@ -82,8 +81,8 @@ def test_the_same_changes_the_other_way_are_not_the_same_transitions():
     lens = {name: values for name, values in measured.values.items() if name == "lens.loss"}
     found = find_stages(replace(measured, values=turned | lens))
     planted = dict(zip(SEGMENTS, TRANSITIONS, strict=True))
-    assert all(planted.get(one["layer"]) != (one["before"], one["after"]) for one in found["boundaries"])
-    assert len(found["unnamed_changes"]) > 0
+    assert all(planted.get(one.layer) != (one.before, one.after) for one in found.boundaries)
+    assert len(found.unnamed_changes) > 0
 
 
 def test_a_transition_that_is_not_there_leaves_its_stages_together():
@@ -94,15 +93,15 @@ def test_a_transition_that_is_not_there_leaves_its_stages_together():
             values[:, 8:14] = values[:, 2:8]
     measured.values["lens.kl"] = np.linspace(5, 0, LAYERS + 1)[None].repeat(51, 0)
     found = find_stages(measured)
-    assert [stage["name"] for stage in found["stages"]] == [
+    assert [stage.name for stage in found.stages] == [
         "detokenization",
         "feature_engineering+prediction_ensembling",
         "residual_calibration",
     ]
-    assert [(s["first"], s["last"]) for s in found["stages"]] == [
+    assert [(s.first, s.last) for s in found.stages] == [
         (int(np.argmax(same == level)), LAYERS - 1 - int(np.argmax(same[::-1] == level))) for level in (0, 1, 2)
     ]
-    assert "Not found: Feature engineering to prediction ensembling" in found["summary"]
+    assert "Not found: Feature engineering to prediction ensembling" in found.summary
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -113,25 +112,25 @@ def test_noise_has_no_stages(seed):
         if name != "lens.loss":
             noise = np.abs(values.mean() * (1 + 0.3 * generator.standard_normal(values.shape[1])))
             measured.values[name] = np.broadcast_to(noise, values.shape).copy()
-    assert not find_stages(measured)["found"]
+    assert not find_stages(measured).found
 
 
 def test_what_cannot_be_told_is_said():
     measured = model_with_stages()
     untrained = replace(measured, token_entropy=2.9)
     found = find_stages(untrained)
-    assert not found["found"]
-    assert "no better than token frequencies do (loss 2.95 nats, frequencies 2.90)" in found["summary"]
+    assert not found.found
+    assert "no better than token frequencies do (loss 2.95 nats, frequencies 2.90)" in found.summary
     few = find_stages(replace(measured, documents=3))
-    assert all(boundary["low"] is None for boundary in few["boundaries"])
-    assert few["found"]
-    sampled = [one for one in few["signatures"] if "neurons" not in EFFECTS[one["name"]][0][0]]
-    assert {one["verdict"] for one in sampled} == {CANNOT_TELL}
-    assert "3 documents are too few" in sampled[0]["reason"]
+    assert all(boundary.low is None for boundary in few.boundaries)
+    assert few.found
+    sampled = [one for one in few.signatures if "neurons" not in EFFECTS[one.name][0][0]]
+    assert {one.verdict for one in sampled} == {CANNOT_TELL}
+    assert "3 documents are too few" in sampled[0].reason
     lens_only = {name: values for name, values in measured.values.items() if name.startswith("lens")}
     assert (
         "only 2 signals were measured (progress, entropy_move)"
-        in find_stages(replace(measured, values=lens_only))["summary"]
+        in find_stages(replace(measured, values=lens_only)).summary
     )
     missing = {one.name: one for one in verdicts(replace(measured, values=lens_only))}
     assert missing["robust_middle"].verdict == CANNOT_TELL
@@ -240,9 +239,10 @@ def test_trained_models_show_the_first_stage_and_say_what_they_do_not(shelf, tmp
 
 
 def test_stages_are_objects_that_hold_what_the_file_does():
-    content = json.loads(json.dumps(find_stages(model_with_stages())))
-    found = read_stages(content)
-    assert asdict(found) == content
+    found = find_stages(model_with_stages())
+    content = json.loads(json.dumps(found.to_json()))
+    assert Stages.from_json(content) == found
+    assert {"format": 1} | asdict(found) == content
     said = repr(found).splitlines()
     assert said[0] == content["summary"]
     assert said[1] == "  layers 0–1: Detokenization (2 of 2 signatures supported)"
@@ -251,4 +251,5 @@ def test_stages_are_objects_that_hold_what_the_file_does():
     assert str(found.signatures[0]).startswith("The first layer is catastrophic to lose: supported (")
     del content["method"], content["boundaries"][0]["support"]
     content["later"] = 1
-    assert read_stages(content).boundaries[0].support is None, "runs of other versions are read too"
+    content["method"] = {}
+    assert Stages.from_json(content).boundaries[0].support is None, "runs of other versions are read too"

@@ -2,6 +2,7 @@ import json
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -9,41 +10,49 @@ import pytest
 from depthscope.errors import RunError, RunMismatchError
 from depthscope.run.local import run_units, work_units
 from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.schema.manifest import Settings
 
 FRAME = pl.DataFrame({"a": [1, 2]})
+NONE = Settings.from_json({})
 
 
 def test_a_run_is_written_and_read_back(tmp_path):
-    with RunDirectory.writing(tmp_path / "run", {"model": "m", "edits": ("swap",)}, {"versions": {}}) as run:
+    settings = Settings.from_json({"model": "m", "experiments": {"sweep": {"edits": ("swap",)}}})
+    with RunDirectory.writing(tmp_path / "run", settings, {"versions": {}}) as run:
         run.write_shard("sweep", 0, FRAME)
         run.write_table("sweep", FRAME)
         run.update(status="complete")
     back = RunDirectory.reading(tmp_path / "run")
-    assert back.settings == {"model": "m", "edits": ["swap"]}
+    assert (back.settings.model, back.settings.of("sweep")) == ("m", {"edits": ["swap"]})
     assert back.complete
     assert back.table("sweep").equals(FRAME)
     assert [shard.equals(FRAME) for shard in back.shards("sweep", 1)] == [True]
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
-    with RunDirectory.writing(tmp_path, {"tokens": 10, "sweep": {"edits": ["swap"]}}, {}):
+    there, asked = (
+        Settings.from_json({"tokens": tokens, "later": {"edits": [edit]}})
+        for tokens, edit in ((10, "swap"), (20, "drop"))
+    )
+    with RunDirectory.writing(tmp_path, there, {}):
         pass
     with (
-        pytest.raises(RunMismatchError, match=r"tokens: 10 there, 20 now") as caught,
-        RunDirectory.writing(tmp_path, {"tokens": 20, "sweep": {"edits": ["drop"]}}, {}),
+        pytest.raises(RunMismatchError, match=r"tokens: 10 stored, 20 requested") as caught,
+        RunDirectory.writing(tmp_path, asked, {}),
     ):
         pass
-    assert caught.value.differences == {"tokens": (10, 20), "sweep.edits": (["swap"], ["drop"])}
+    assert caught.value.differences == {"tokens": (10, 20), "later.edits": (["swap"], ["drop"])}
 
 
 def test_a_second_writer_is_refused_and_the_first_undisturbed(tmp_path):
     attempt = (
         "import sys; from depthscope.run.store import RunDirectory\n"
+        "from depthscope.schema.manifest import Settings\n"
         "from depthscope.errors import RunError\n"
-        "try:\n    RunDirectory.writing(sys.argv[1], {}, {}).__enter__()\n"
+        "try:\n    RunDirectory.writing(sys.argv[1], Settings.from_json({}), {}).__enter__()\n"
         "except RunError as error:\n    print(error)"
     )
-    with RunDirectory.writing(tmp_path, {}, {}):
+    with RunDirectory.writing(tmp_path, NONE, {}):
         done = subprocess.run(
             [sys.executable, "-c", attempt, str(tmp_path)], capture_output=True, text=True, check=True
         )
@@ -54,18 +63,18 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(tmp_path):
 
 def test_other_peoples_directories_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match=r"holds other files \(thesis.tex\)"), RunDirectory.writing(tmp_path, {}, {}):
+    with pytest.raises(RunError, match=r"holds other files \(thesis.tex\)"), RunDirectory.writing(tmp_path, NONE, {}):
         pass
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing(tmp_path / "file", {}, {}):
+    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing(tmp_path / "file", NONE, {}):
         pass
 
 
 def test_a_directory_that_cannot_be_written():
-    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing("/proc/depthscope-run", {}, {}):
+    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing("/proc/depthscope-run", NONE, {}):
         pass
 
 
@@ -93,8 +102,9 @@ def test_what_is_not_a_run_is_named(tmp_path):
     manifest = tmp_path / "run.json"
     for text, says in (
         ("{", "cannot be read"),
-        ("[]", "not a run's manifest"),
-        ('{"settings": {}, "format": 99}', "layout 99"),
+        ("[]", "run.json is damaged: expected an object"),
+        ('{"format": 1}', "run.json is damaged: it lacks settings"),
+        ('{"settings": {}, "format": 99}', "format 99: this depthscope reads formats up to 1. Open it with a newer"),
     ):
         manifest.write_text(text)
         with pytest.raises(RunError, match=says):
@@ -102,7 +112,7 @@ def test_what_is_not_a_run_is_named(tmp_path):
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
-    with RunDirectory.writing(tmp_path, {}, {}) as run:
+    with RunDirectory.writing(tmp_path, NONE, {}) as run:
         run.write_shard("sweep", 0, FRAME)
         run.shard_path("sweep", 0).write_bytes(b"damaged")
         with pytest.raises(RunError, match=r"00000.parquet is damaged .* delete it and run the study again"):
@@ -126,7 +136,7 @@ def test_units_with_a_shard_are_not_done_again(tmp_path):
         asked.append((unit, list(missing)))
         return dict.fromkeys(missing, FRAME)
 
-    with RunDirectory.writing(tmp_path, {}, {}) as run:
+    with RunDirectory.writing(tmp_path, NONE, {}) as run:
         run.write_shard("sweep", 1, FRAME)
         run.write_shard("lens", 1, FRAME)
         run.write_shard("lens", 2, FRAME)
@@ -136,22 +146,22 @@ def test_units_with_a_shard_are_not_done_again(tmp_path):
 
 
 def test_experiments_join_a_run_but_must_agree_where_both_are(tmp_path):
-    base = {"tokens": 1}
-    with RunDirectory.writing(tmp_path, base | {"experiments": {"sweep": {"edits": ["swap"]}}}, {}) as run:
+    base = Settings.from_json({"tokens": 1})
+    with RunDirectory.writing(tmp_path, replace(base, experiments={"sweep": {"edits": ["swap"]}}), {}) as run:
         run.finish(["sweep"])
         assert run.complete
-    with RunDirectory.writing(tmp_path, base | {"experiments": {"lens": {"protocol": "text"}}}, {}) as run:
-        assert run.settings["experiments"] == {"sweep": {"edits": ["swap"]}, "lens": {"protocol": "text"}}
+    with RunDirectory.writing(tmp_path, replace(base, experiments={"lens": {"protocol": "text"}}), {}) as run:
+        assert run.settings.experiments == {"sweep": {"edits": ["swap"]}, "lens": {"protocol": "text"}}
         assert not run.complete
         run.finish(["lens"])
         assert RunDirectory.reading(tmp_path).complete
-    other = base | {"experiments": {"lens": {"protocol": "lad2024"}}}
-    with pytest.raises(RunMismatchError, match=r"experiments\.lens\.protocol: 'text' there, 'lad2024' now"):
+    other = replace(base, experiments={"lens": {"protocol": "lad2024"}})
+    with pytest.raises(RunMismatchError, match=r"experiments\.lens\.protocol: 'text' stored, 'lad2024' requested"):
         RunDirectory.writing(tmp_path, other, {}).__enter__()
 
 
 def test_the_manifest_is_readable(tmp_path):
-    with RunDirectory.writing(tmp_path, {"model": "schön"}, {}):
+    with RunDirectory.writing(tmp_path, replace(NONE, model="schön"), {}):
         pass
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
     assert "schön" in text
@@ -161,16 +171,16 @@ def test_the_manifest_is_readable(tmp_path):
 def test_killed_before_there_was_a_manifest(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "run.json.unfinished").write_text("{")
-    with RunDirectory.writing(tmp_path, {"tokens": 1}, {}):
+    with RunDirectory.writing(tmp_path, replace(NONE, tokens=1), {}):
         assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "run.json"]
 
 
 def test_versions_a_run_was_begun_with_are_kept(tmp_path):
     for torch in ("1", "1", "2"):
-        with RunDirectory.writing(tmp_path, {}, {"versions": {"torch": torch}}) as run:
+        with RunDirectory.writing(tmp_path, NONE, {"versions": {"torch": torch}}) as run:
             pass
-    assert run.manifest["versions"] == {"torch": "2"}
-    assert run.manifest["earlier_versions"] == [{"torch": "1"}]
+    assert run.manifest.versions == {"torch": "2"}
+    assert run.manifest.earlier_versions == [{"torch": "1"}]
     run.update(status="complete")
-    with RunDirectory.writing(tmp_path, {}, {"versions": {"torch": "3"}}) as run:
-        assert run.manifest["earlier_versions"] == [{"torch": "1"}], "all shards were there already"
+    with RunDirectory.writing(tmp_path, NONE, {"versions": {"torch": "3"}}) as run:
+        assert run.manifest.earlier_versions == [{"torch": "1"}], "all shards were there already"

@@ -16,8 +16,8 @@ from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models import kernels, memory
 from depthscope.models.load import _from_pretrained, load
 from depthscope.models.model import Model
+from depthscope.models.noise_floor import noise_floor
 from depthscope.models.offload import streaming
-from depthscope.models.precision import noise_floor
 from depthscope.models.stack import BlockStack
 from depthscope.models.weights import mlp_output_weights, reading_weights
 from depthscope.routes import Route
@@ -180,7 +180,7 @@ def test_a_study_has_the_same_tables_and_is_resumed_the_other_way(tmp_path, monk
     whole, streamed = both("bookshelf-neox", verify=False)
     first = ds.study(whole, text, out=tmp_path / "first", experiments=("sweep", "norms"), **settings)
     second = ds.study(streamed, text, out=tmp_path / "second", experiments=("sweep",), **settings)
-    assert [study.run.manifest["model"]["streamed"] for study in (first, second)] == [False, True]
+    assert [study.run.manifest.model.streamed for study in (first, second)] == [False, True]
     second = ds.study(whole, text, out=tmp_path / "second", experiments=("sweep", "norms"), **settings)
     for name in ("sweep", "norms"):
         assert first.table(name).equals(second.table(name))

@@ -7,6 +7,7 @@ import pytest
 from families import tiny_model
 from killing import whole_and_killed
 from test_sweep import save
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import depthscope as ds
@@ -16,8 +17,8 @@ from depthscope.engine.baseline import Baseline
 from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.models.load import load
 from depthscope.run.store import RunDirectory
-from depthscope.studies.registry import EXPERIMENTS
-from depthscope.studies.settings import NAMES, StudySettings, experiment_names
+from depthscope.schema.experiments import EXPERIMENTS, experiment_names
+from depthscope.studies.settings import command_options, study_options, study_settings
 
 TABLES = [
     "attention",
@@ -46,10 +47,10 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_every_experiment_has_its_tables(family, short_text, tmp_path):
     model = load(save(family, tmp_path / "model"))
     study = ds.study(model, ds.corpus(short_text, tokens=200), out=tmp_path / "run", window=20, progress=False)
-    assert study.run.manifest["not_done"] == {}
+    assert study.run.manifest.not_done == {}
     assert study.run.tables() == TABLES
     assert study.run.complete
-    assert set(study.run.settings["experiments"]) == set(EXPERIMENTS)
+    assert set(study.run.settings.experiments) == set(EXPERIMENTS)
     for name in TABLES:
         table = study.table(name)
         assert len(table) > 0
@@ -61,7 +62,7 @@ def test_every_experiment_has_its_tables(family, short_text, tmp_path):
 def test_what_a_model_cannot_do_is_said_and_the_rest_is_done(tmp_path):
     model = load(save("mamba", tmp_path / "model"))
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, progress=False)
-    not_done = study.run.manifest["not_done"]
+    not_done = study.run.manifest.not_done
     assert set(not_done) == {"drop_attn", "drop_mlp", "norms", "attention", "similarity", "neurons", "heads", "probes"}
     assert all("\n" not in reason and len(reason) > 20 for reason in not_done.values())
     assert study.run.tables() == ["geometry", "influence", "lens", "sweep"]
@@ -75,8 +76,8 @@ def test_what_a_model_cannot_do_is_said_and_the_rest_is_done(tmp_path):
 def test_too_little_text_is_said(tmp_path, gpt2):
     (tmp_path / "a.txt").write_text("It was a dark and stormy night, and nobody was out. " * 12)
     study = ds.study(gpt2, str(tmp_path / "a.txt"), out=tmp_path / "run", window=64, progress=False)
-    assert set(study.run.manifest["not_done"]) == {"heads", "probes"}
-    assert "words of several tokens" in study.run.manifest["not_done"]["heads"]
+    assert set(study.run.manifest.not_done) == {"heads", "probes"}
+    assert "words of several tokens" in study.run.manifest.not_done["heads"]
     assert study.run.complete
     assert "cannot be told" in {one.verdict for one in study.stages.signatures}
 
@@ -91,15 +92,15 @@ def test_experts_are_counted_and_not_probed(tmp_path):
     names = ["neurons", "norms", "probes"]
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, experiments=names, progress=False)
     assert study.table("neuron_counts")["neurons"].unique().to_list() == [4 * 48]
-    assert "experts" in study.run.manifest["not_done"]["probes"]
+    assert "experts" in study.run.manifest.not_done["probes"]
 
 
 def test_a_model_of_one_layer_is_studied_as_far_as_it_goes(tmp_path):
     tiny_model("gpt2", n_layer=1, vocab_size=4096).save_pretrained(tmp_path / "model")
     model = load(tmp_path / "model", tokenizer=load("bookshelf-gpt2").tokenizer)
-    names = [name for name in NAMES if name not in ("heads", "probes")]
+    names = [name for name in experiment_names() if name not in ("heads", "probes")]
     study = ds.study(model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, experiments=names, progress=False)
-    assert "has one layer" in study.run.manifest["not_done"]["similarity"]
+    assert "has one layer" in study.run.manifest.not_done["similarity"]
     assert "1 layers are too few" in study.stages.summary
 
 
@@ -135,8 +136,8 @@ def test_experiments_join_a_run_and_change_nothing_in_it(few, tmp_path):
     assert contents(tmp_path / "apart") == contents(tmp_path / "together")
     apart = RunDirectory.reading(tmp_path / "apart")
     assert apart.complete
-    assert set(apart.settings["experiments"]) == {"lens", "norms", "attention", "sweep", "neurons"}
-    with pytest.raises(DepthscopeError, match=r"experiments\.lens\.protocol: 'text' there, 'lad2024' now"):
+    assert set(apart.settings.experiments) == {"lens", "norms", "attention", "sweep", "neurons"}
+    with pytest.raises(DepthscopeError, match=r"experiments\.lens\.protocol: 'text' stored, 'lad2024' requested"):
         ds.study(
             model, text, out=tmp_path / "apart", window=20, protocol="lad2024", experiments=["lens"], progress=False
         )
@@ -145,8 +146,8 @@ def test_experiments_join_a_run_and_change_nothing_in_it(few, tmp_path):
 def test_killed_and_resumed_gives_the_same_bytes_for_all_readings(few, tmp_path):
     model = save("gpt2", tmp_path / "model")
     # These two resume in their own tests, and take longer.
-    names = tuple(name for name in NAMES if name not in ("heads", "probes"))
-    settings = StudySettings(experiments=names, window=16, unit_tokens=48)
+    names = tuple(name for name in experiment_names() if name not in ("heads", "probes"))
+    settings = study_settings(experiments=names, window=16, unit_tokens=48)
     whole, killed = whole_and_killed(tmp_path, model, few, None, settings=settings, after=(0, 5, 12, 1), seed=1)
     assert contents(whole) == contents(killed)
 
@@ -172,18 +173,30 @@ def test_the_protocol_of_the_script_changes_what_it_says_it_does(tmp_path, gpt2)
     assert "previous_5" not in script.table("attention")["metric"].to_list()
 
 
+def unescaped(text: str) -> str:
+    return text.replace("\\[", "[")
+
+
 def test_names_of_experiments():
-    assert experiment_names(()) == NAMES
+    assert experiment_names(()) == (*EXPERIMENTS, "stages")
     assert experiment_names(["lens", "sweep", "lens"]) == ("sweep", "lens")
     with pytest.raises(DepthscopeError, match="unknown experiment melt: expected some of sweep, lens"):
         experiment_names(["melt"])
 
 
-def test_the_command_line_names_all_experiments():
-    from typer.main import get_command
-
-    (option,) = [p for p in get_command(app).commands["study"].params if p.name == "experiments"]
-    assert ", ".join(NAMES) in option.help
+def test_every_command_has_the_declared_settings_of_its_experiments():
+    commands = get_command(app).commands
+    for command, settings in {
+        "study": study_options(),
+        **{name: command_options(name) for name, one in EXPERIMENTS.items() if one.command == name},
+    }.items():
+        for name, option in settings.items():
+            (shown,) = [parameter for parameter in commands[command].params if parameter.name == name]
+            assert unescaped(shown.help) == option.text
+            assert shown.default == option.default or option.type is tuple
+    assert ", ".join(experiment_names()) in study_options()["experiments"].text
+    assert commands["similarity"].help == EXPERIMENTS["similarity"].question
+    assert "influence" not in commands
 
 
 def test_lens_of_a_prompt_is_the_models_own_prediction_at_the_end(gpt2):

@@ -16,13 +16,14 @@ from depthscope.cli import main
 from depthscope.cli.console import console
 from depthscope.data.windows import make_windows
 from depthscope.errors import DepthscopeError, RunError, RunMismatchError
-from depthscope.measure.confidence_sequence import FEWEST, ConfidenceSequence
 from depthscope.models.load import load
 from depthscope.report.trust import precision_goal
 from depthscope.run.local import document_units
+from depthscope.schema.manifest import PrecisionOutcome
 from depthscope.schema.precision import PRECISION_TABLE
+from depthscope.statistics.confidence_sequence import FEWEST, ConfidenceSequence
 from depthscope.studies.run_study import run_study
-from depthscope.studies.settings import StudySettings
+from depthscope.studies.settings import study_settings
 
 DOCUMENTS = 64
 WINDOW = 16
@@ -52,7 +53,7 @@ def study(model, text):
 
     def made(out, precision, *names, tokens: int | None = TOKENS, of=model, **more) -> ds.Study:
         settings = {"window": WINDOW, "edits": ("drop",), "unit_tokens": 5 * WINDOW} | more
-        settings = StudySettings(experiments=names or ("sweep",), precision=precision, **settings)
+        settings = study_settings(experiments=names or ("sweep",), precision=precision, **settings)
         return ds.Study(run_study(of, ds.corpus(text, tokens=tokens), out, settings).path)
 
     return made
@@ -62,23 +63,23 @@ def relative(study) -> list[float]:
     return study.table("precision")["half_width_relative"].to_list()
 
 
-def stops(study, out, precision, **more) -> tuple[ds.Study, dict]:
+def stops(study, out, precision, **more) -> tuple[ds.Study, PrecisionOutcome]:
     made = study(out, precision, **more)
-    return made, made.run.manifest["precision"]
+    return made, made.run.manifest.precision
 
 
 @pytest.fixture(scope="module")
 def widths(study, tmp_path_factory) -> list[float]:
     """How wide the widest row is at the end of the text, and soon after the fewest documents: goals between are reached."""
-    last = stops(study, tmp_path_factory.mktemp("last") / "run", 0.0001)[1]["widest"]["half_width_relative"]
-    first = stops(study, tmp_path_factory.mktemp("first") / "run", 0.99)[1]["widest"]["half_width_relative"]
+    last = stops(study, tmp_path_factory.mktemp("last") / "run", 0.0001)[1].widest.half_width_relative
+    first = stops(study, tmp_path_factory.mktemp("first") / "run", 0.99)[1].widest.half_width_relative
     return [last, first]
 
 
 def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, model, tmp_path, widths):
     goal = float(np.mean(widths))
     made, said = stops(study, tmp_path / "run", goal, per_token=True)
-    assert said["reached"]
+    assert said.reached
     assert max(relative(made)) <= goal
     shards = [pl.read_parquet(path) for path in sorted((tmp_path / "run" / "shards" / "sweep").iterdir())]
     assert len(shards) > 3
@@ -99,9 +100,9 @@ def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, m
     assert dict(table.schema) == PRECISION_TABLE
     np.testing.assert_allclose(table["mean"].to_numpy(), found.mean, rtol=1e-9)
     np.testing.assert_allclose(table["ci_high"].to_numpy(), found.high, rtol=1e-6)
-    assert set(table["documents"]) == {said["documents"]} == {found.documents}
+    assert set(table["documents"]) == {said.documents} == {found.documents}
     assert made.table("sweep")["documents"].unique().to_list() == [found.documents]
-    assert made.table("sweep")["tokens"].unique().to_list() == [said["tokens"]] == [made.run.settings["tokens"]]
+    assert made.table("sweep")["tokens"].unique().to_list() == [said.tokens] == [made.run.settings.tokens]
 
 
 def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, model, text, tmp_path, widths):
@@ -109,14 +110,14 @@ def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, 
     shards = sorted((tmp_path / "run" / "shards" / "sweep").iterdir())
     rows = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
     read = rows["document"].unique(maintain_order=True).to_list()
-    assert FEWEST <= len(read) == said["documents"] < DOCUMENTS
+    assert FEWEST <= len(read) == said.documents < DOCUMENTS
     assert read == np.random.default_rng(0).permutation(DOCUMENTS).argsort()[: len(read)].tolist() != sorted(read)
     counts = dict(rows.group_by("document").len().iter_rows())
     windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=24)
     assert counts == {document: windows.per_document()[document][1] * 24 for document in read}
     assert len(set(counts.values())) > 1
-    assert made.run.manifest["text"]["documents"] == len(read)
-    assert made.run.settings["document_order_seed"] == 0
+    assert made.run.manifest.text.documents == len(read)
+    assert made.run.settings.document_order_seed == 0
 
 
 def test_units_of_whole_documents():
@@ -149,7 +150,7 @@ def test_windows_in_random_order_are_the_same_windows(model, text):
 
 def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(text, tmp_path, widths):
     model = save("llama", tmp_path / "model")
-    settings = StudySettings(
+    settings = study_settings(
         experiments=("sweep", "lens", "geometry", "stages"),
         precision=float(np.mean(widths)),
         window=WINDOW,
@@ -163,21 +164,21 @@ def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(text, tmp_path,
 
 def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):
     coarse, fine = widths[1] * 0.95, sum(widths) / 2
-    first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest["precision"]
+    first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest.precision
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").rglob("*.parquet")}
-    with pytest.raises(RunError, match="all of it is of the same text: add lens"):
+    with pytest.raises(RunError, match="all tables cover the same text: add lens"):
         study(tmp_path / "run", fine)
     second = study(tmp_path / "run", fine, "sweep", "lens")
-    assert second.run.manifest["precision"]["tokens"] > first["tokens"]
+    assert second.run.manifest.precision.tokens > first.tokens
     assert shards.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards").rglob("*.parquet")}.items()
     at_once = study(tmp_path / "at_once", fine, "sweep", "lens")
     tables = [{p.name: p.read_bytes() for p in (one.path / "tables").iterdir()} for one in (second, at_once)]
     assert tables[0] == tables[1]
     assert second.run.complete
     assert second.run.settings == at_once.run.settings
-    with pytest.raises(RunMismatchError, match=r"precision: 0\.\d+ there, 0\.99 now"):
+    with pytest.raises(RunMismatchError, match=r"precision: 0\.\d+ stored, 0\.99 requested"):
         study(tmp_path / "run", 0.99, "sweep", "lens")
-    with pytest.raises(RunMismatchError, match=r"precision: .* there, None now"):
+    with pytest.raises(RunMismatchError, match=r"precision: .* stored, None requested"):
         study(tmp_path / "run", None, "sweep", "lens")
 
 
@@ -189,7 +190,7 @@ def test_experiments_join_a_run_that_has_stopped(study, model, tmp_path, widths)
     a, b = ({p.name: p.read_bytes() for p in (tmp_path / n / "tables").iterdir()} for n in ("apart", "together"))
     assert a == b
     assert ds.Study(tmp_path / "apart").table("attention")["documents"].unique().to_list() == [
-        ds.Study(tmp_path / "together").run.manifest["precision"]["documents"]
+        ds.Study(tmp_path / "together").run.manifest.precision.documents
     ]
 
 
@@ -197,40 +198,43 @@ def test_a_goal_that_is_not_reached_is_said_with_the_widths_worst_first(study, m
     goal = widths[0] / 20
     made, said = stops(study, tmp_path / "run", goal, tokens=None, window=24, unit_tokens=1000)
     assert made.run.complete
-    assert said["text_ended"]
-    assert not said["reached"]
-    assert said["documents"] == DOCUMENTS
-    assert said["tokens"] == made.run.settings["most_tokens"]
-    missed = [row["half_width_relative"] for row in said["missed"]]
+    assert said.text_ended
+    assert not said.reached
+    assert said.documents == DOCUMENTS
+    assert said.tokens == made.run.settings.most_tokens
+    missed = [row.half_width_relative for row in said.missed]
     assert missed == sorted((w for w in relative(made) if w > goal), reverse=True)
 
 
 def test_tokens_are_the_most_that_is_read(study, model, tmp_path, widths):
-    _, said = stops(study, tmp_path / "run", widths[0] / 2)
-    assert (said["tokens"], said["reached"], said["text_ended"]) == (TOKENS, False, False)
-    sentence = precision_goal({"precision": said})
-    assert f"not reached after {TOKENS:,} tokens of {DOCUMENTS} documents, where no more was to be read, by" in sentence
-    first = said["missed"][0]
-    assert f": drop({first['layer']}) ±" in sentence
+    made, said = stops(study, tmp_path / "run", widths[0] / 2)
+    assert (said.tokens, said.reached, said.text_ended) == (TOKENS, False, False)
+    sentence = precision_goal(made.run.manifest)
+    assert (
+        f"not reached after {TOKENS:,} tokens of {DOCUMENTS} documents, when the token limit was reached, for"
+        in sentence
+    )
+    first = said.missed[0]
+    assert f": drop({first.layer}) ±" in sentence
 
 
 def test_too_few_documents_are_said(study, model, tmp_path):
     made, said = stops(study, tmp_path / "run", 0.5, tokens=(FEWEST - 1) * WINDOW)
-    assert not said["reached"]
-    assert said["widest"] is None
+    assert not said.reached
+    assert said.widest is None
     assert made.table("precision")["ci_low"].null_count() == model.depth
-    assert f"it takes {FEWEST} documents at least: the text has {FEWEST - 1}" in precision_goal(made.run.manifest)
+    assert f"it needs at least {FEWEST} documents: the text has {FEWEST - 1}" in precision_goal(made.run.manifest)
 
 
 def test_a_kl_under_the_noise_floor_needs_no_more_text(study, model, tmp_path, widths, monkeypatch):
-    from depthscope.models.precision import NoiseFloor
+    from depthscope.models.noise_floor import NoiseFloor
     from depthscope.studies import run_study as module
 
     monkeypatch.setattr(module, "noise_floor", lambda *_: NoiseFloor(1e6, "float32", "float64", 128))
     made, said = stops(study, tmp_path / "run", widths[0] / 100)
-    assert said["reached"]
-    assert said["rows_under_noise_floor"] == said["rows"] == model.depth
-    assert said["documents"] < DOCUMENTS
+    assert said.reached
+    assert said.rows_under_noise_floor == said.rows == model.depth
+    assert said.documents < DOCUMENTS
     assert made.table("precision")["under_noise_floor"].all()
 
 
@@ -238,7 +242,7 @@ def test_goals_that_mean_nothing_are_refused_and_nothing_is_written(study, model
     for goal in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(DepthscopeError, match="expected a precision between 0 and 1"):
             study(tmp_path / "run", goal)
-    with pytest.raises(DepthscopeError, match="only lens, norms would be done: add sweep to --experiments"):
+    with pytest.raises(DepthscopeError, match="only lens, norms would run: add sweep to --experiments"):
         study(tmp_path / "run", 0.1, "lens", "norms")
     mamba = load(save("mamba", tmp_path / "mamba"))
     with pytest.raises(DepthscopeError, match=r"cannot be done: .*no separate attention and MLP"):
@@ -248,9 +252,9 @@ def test_goals_that_mean_nothing_are_refused_and_nothing_is_written(study, model
 
 def test_without_a_goal_nothing_is_different(study, model, tmp_path):
     made = study(tmp_path / "run", None, tokens=400)
-    assert "precision" not in made.run.manifest
+    assert "precision" not in made.run.manifest.to_json()
     assert made.run.tables() == ["sweep"]
-    assert list(made.run.settings) == [
+    assert list(made.run.settings.to_json()) == [
         *("model", "revision", "weights", "dtype", "device", "attention_backend", "data", "tokens", "window", "bos"),
         *("token_hash", "windows_per_unit", "experiments"),
     ]

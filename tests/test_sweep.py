@@ -21,7 +21,7 @@ from depthscope.errors import UnsupportedError
 from depthscope.models.load import EMBEDDED, load
 from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
 from depthscope.studies.run_study import run_study
-from depthscope.studies.settings import StudySettings
+from depthscope.studies.settings import study_settings
 
 DEPTH = 4
 
@@ -134,7 +134,7 @@ def test_a_document_may_go_on_in_the_next_unit(few, tmp_path):
     assert max(counts) == 5
     tables = []
     for unit_tokens in (12, 36, 100_000):
-        settings = StudySettings(experiments=("sweep",), edits=("swap",), window=12, unit_tokens=unit_tokens)
+        settings = study_settings(experiments=("sweep",), edits=("swap",), window=12, unit_tokens=unit_tokens)
         run_study(model, text, tmp_path / str(unit_tokens), settings)
         tables.append(ds.Study(tmp_path / str(unit_tokens)).table("sweep"))
     assert tables[0]["documents"][0] == 5
@@ -149,7 +149,7 @@ def test_a_model_without_components_is_swept_by_swaps_and_drops(tmp_path):
         model, ds.corpus(tokens=200), out=tmp_path / "run", window=20, experiments=["sweep"], progress=False
     )
     assert set(study.table("sweep")["edit"]) == {"none", "swap", "drop"}
-    assert set(study.run.manifest["not_done"]) == {"drop_attn", "drop_mlp"}
+    assert set(study.run.manifest.not_done) == {"drop_attn", "drop_mlp"}
     with pytest.raises(UnsupportedError, match="no separate attention and MLP"):
         ds.study(
             model,
@@ -194,7 +194,7 @@ def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
 def test_killed_at_six_moments_and_resumed_gives_the_same_bytes(few, tmp_path):
     """SIGKILL, as a scheduler or a power cut would: tables of the resumed run equal those of an uninterrupted one."""
     model = save("gpt2", tmp_path / "model")
-    settings = StudySettings(experiments=("sweep",), window=16, unit_tokens=16)
+    settings = study_settings(experiments=("sweep",), window=16, unit_tokens=16)
     whole, killed = whole_and_killed(tmp_path, model, few, None, settings=settings, after=(0, 1, 3, 0, 7, 2), seed=0)
     a, b = ((run / "tables" / "sweep.parquet").read_bytes() for run in (whole, killed))
     assert a == b

@@ -202,7 +202,7 @@ def test_export_evaluation_and_card(
     evaluation.write_text(json.dumps(result))
     model = load(folder, device="cpu")
     run = make_run(tmp_path / "run", 4, tables=all_tables(4), stages=made_up_stages(4))
-    run.update(settings={**run.settings, "weights": model.weight_hash()})
+    run.update(settings=replace(run.settings, weights=model.weight_hash()))
     text = card.card(folder, evaluation, None, run.path)
     assert "20 steps of 4 × 16 tokens" in text
     assert "| bigram baseline |" in text

@@ -61,9 +61,9 @@ def spread(request):
 def test_folded_and_centred_unembedding_gives_the_models_predictions(spread):
     weight, bias = unembedding(spread)
     residual = torch.randn(3, 5, 32) * 4 + 1
-    norm = spread.head.modules[-1]
+    norm = spread.unembedding.modules[-1]
     with torch.inference_mode():
-        expected = spread.head.unembedding(spread.head.hidden(residual)).log_softmax(-1)
+        expected = spread.unembedding.linear(spread.unembedding.hidden(residual)).log_softmax(-1)
     found = normalised(residual, norm_affine(norm, 32).centring).flatten(0, 1) @ weight.T + bias
     torch.testing.assert_close(found.log_softmax(-1), expected, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(weight.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
@@ -157,8 +157,10 @@ def test_every_block_has_its_weights(tiny):
 
 def test_as_they_are_weights_are_the_models_own(spread):
     weight, bias = unembedding(spread, processed=False)
-    assert torch.equal(weight, spread.head.weight)
-    assert torch.equal(bias, torch.zeros(97) if spread.head.unembedding.bias is None else spread.head.unembedding.bias)
+    assert torch.equal(weight, spread.unembedding.weight)
+    assert torch.equal(
+        bias, torch.zeros(97) if spread.unembedding.linear.bias is None else spread.unembedding.linear.bias
+    )
     if spread.components is None:
         with pytest.raises(UnsupportedError, match="no separate MLP"):
             require_mlp_output_weights(spread)

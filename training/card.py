@@ -128,7 +128,7 @@ def shown(folder: Path, run: Path) -> str:
         findings.neurons(study.table("neuron_counts"), as_they_are, plain.thresholds.kurtosis),
         "\n**The stages, and what else the study finds** (95 % intervals over documents; `docs/stages.md` of the repository "
         "says how stages are found and signatures tested):\n\n",
-        findings.stages(study.run.read_json("stages") or {}),
+        *([findings.stages(study.stages)] if study.stages else []),
         findings.lens(study),
         findings.heads(study),
         findings.probes(study),

@@ -14,8 +14,9 @@ import polars as pl
 from depthscope.api import Study
 from depthscope.data.corpus import BOOKSHELF
 from depthscope.models.model import Model
+from depthscope.schema.found_stages import SignatureVerdict, Stages
 from depthscope.schema.probes import BY_CLASS, BY_DIFFERENCE
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, written
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, votes_near, written
 
 Row = dict[str, Any]
 Means = dict[tuple[str, str, int], float]
@@ -57,11 +58,11 @@ def read_study(run: Path, model: Model) -> Study:
     study = Study(run)
     if not study.run.complete:
         raise ValueError(f"the study in {run} is unfinished: the same depthscope study goes on with it")
-    there, asked = study.run.settings["weights"], model.weight_hash()
+    there, asked = study.run.settings.weights or "unknown", model.weight_hash()
     if there != asked:
         raise ValueError(f"the study in {run} is of other weights ({there[:12]}) than {model.name} ({asked[:12]})")
-    if study.run.settings["data"] != BOOKSHELF:
-        raise ValueError(f"the study in {run} is of {study.run.settings['data']}: expected the text {BOOKSHELF}")
+    if study.run.settings.data != BOOKSHELF:
+        raise ValueError(f"the study in {run} is of {study.run.settings.data}: expected the text {BOOKSHELF}")
     return study
 
 
@@ -153,45 +154,43 @@ def _counts(table: pl.DataFrame, kind: str) -> list[int]:
     return table.filter(pl.col("kind") == kind).sort("layer")["count"].to_list()
 
 
-def stages(found: Mapping[str, Any]) -> str:
+def stages(found: Stages) -> str:
     """The transitions found, with how firm they are, and the verdict on each signature of the paper's table 1.
 
-    `found` is a study's stages.json; how it comes about stands in docs/stages.md.
+    How `found` comes about stands in docs/stages.md.
     """
-    lines = [f"- {found['summary']}"]
-    for one in found["boundaries"]:
-        documents = "too few for an interval" if one["low"] is None else f"{one['low']} to {one['high']}"
-        votes = one["votes"].values()
-        near = sum(vote is not None and abs(vote - one["layer"]) <= 1 for vote in votes)
+    lines = [f"- {found.summary}"]
+    for one in found.boundaries:
+        assert one.before is not None, "a boundary has the stages it divides"
+        documents = "too few for an interval" if one.low is None else f"{one.low} to {one.high}"
+        near, (lowest, highest) = votes_near(one.layer, one.votes), one.without_one or (one.layer, one.layer)
         lines.append(
-            f" {STAGES[one['before']]} ends before layer {one['layer']} (resampling documents: {documents}; without any "
-            f"one signal: {one['without_one'][0]} to {one['without_one'][1]}; {near} of the {len(votes)} signals that speak "
+            f" {STAGES[one.before]} ends before layer {one.layer} (resampling documents: {documents}; without any "
+            f"one signal: {lowest} to {highest}; {near} of the {len(one.votes)} signals that speak "
             "for it change there, give or take a layer, by themselves)."
         )
-        if 2 * near < len(votes):
+        if 2 * near < len(one.votes):
             lines.append(" Signals that disagree so may follow a slope rather than a boundary.")
-    lines += [
-        f" The signals change before layer {c['layer']} too, in no expected way." for c in found["unnamed_changes"]
-    ]
+    lines += [f" The signals change before layer {c.layer} too, in no expected way." for c in found.unnamed_changes]
     lines.append("\n")
-    tested = found["signatures"]
+    tested = found.signatures
     for verdict in (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL):
-        those = [_signature(one) for one in tested if one["verdict"] == verdict]
+        those = [_signature(one) for one in tested if one.verdict == verdict]
         if those:
             lines.append(f"- Signatures {verdict}, {len(those)} of {len(tested)}: {'; '.join(those)}.\n")
     return "".join(lines)
 
 
-def _signature(one: Mapping[str, Any]) -> str:
+def _signature(one: SignatureVerdict) -> str:
     """A signature's title and effect, with what it had to reach."""
-    title = one["title"]
+    title = one.title
     title = title[0].lower() + title[1:] if title[1].islower() else title
-    if one["effect"] is None:
-        return f"{title} ({one['reason']})"
-    effect = written(one["effect"], one["unit"])
-    if one["ci_low"] is not None:
-        effect += f" [{written(one['ci_low'], one['unit'])}, {written(one['ci_high'], one['unit'])}]"
-    return f"{title} ({effect}; needed {written(one['threshold'], one['unit'])})"
+    if one.effect is None:
+        return f"{title} ({one.reason})"
+    effect = written(one.effect, one.unit)
+    if one.ci_low is not None and one.ci_high is not None:
+        effect += f" [{written(one.ci_low, one.unit)}, {written(one.ci_high, one.unit)}]"
+    return f"{title} ({effect}; needed {written(one.threshold, one.unit)})"
 
 
 def lens(study: Study) -> str:
@@ -252,4 +251,4 @@ def probes(study: Study) -> str:
 
 def not_done(study: Study) -> Sequence[str]:
     """What the study could not do on this model, and why."""
-    return [f"- Not done: {what}, {why}.\n" for what, why in study.run.manifest.get("not_done", {}).items()]
+    return [f"- Not done: {what}, {why}.\n" for what, why in study.run.manifest.not_done.items()]

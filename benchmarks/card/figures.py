@@ -22,8 +22,8 @@ from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.engine.sizes import sizes_for
-from depthscope.measure.moments import VocabularyDirections
 from depthscope.models.model import Model
+from depthscope.statistics.moments import VocabularyDirections
 
 MILLION = 1_000_000
 SHARE = 0.6
@@ -97,7 +97,7 @@ def _share(
 ) -> Iterator[Line]:
     on_cuda = options.device.startswith("cuda")
     rows = (*ROWS[2:], 4096, 8192, 16_384) if on_cuda else ROWS[:1]
-    slices = (*SLICES[2:], model.head.vocabulary) if on_cuda else SLICES[:1]
+    slices = (*SLICES[2:], model.unembedding.vocabulary) if on_cuda else SLICES[:1]
     at_least = 0.2 if on_cuda else 0.01
     floor = Floor(model, tokens, sweep.shape.length, {"sweep": sweep.kinds}, rows, slices, at_least)
     floor.warm()

@@ -26,11 +26,11 @@ from depthscope.engine.execute import execute
 from depthscope.engine.measure_routes import Pieces, RouteMeasures, RouteMeter
 from depthscope.engine.plan import make_plan
 from depthscope.engine.reductions import DEFINITION_WITH_PLACE, PLAIN_WITH_PLACE, Reductions, compiled, fused
-from depthscope.measure.moments import VocabularyDirections
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.weights import mlp_output_weights, unembedding
 from depthscope.routes import Route
+from depthscope.statistics.moments import VocabularyDirections
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 families: Any = import_module("families")
@@ -118,7 +118,7 @@ def _replayed(model: Model) -> list[float]:
 
 def _logits(model: Model, ids: Tensor, route: Route) -> Tensor:
     ((_, residual),) = execute(model, make_plan([route]), ids)
-    return model.head.logits(model.head.hidden(residual)).unflatten(0, ids.shape)
+    return model.unembedding.logits(model.unembedding.hidden(residual)).unflatten(0, ids.shape)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
@@ -163,7 +163,7 @@ def _readings(model: Model, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
     with model.measuring():
         baseline = Baseline(model, ids, targets, keep=Keep.WRITES)
         lens = [
-            compare(model.head, baseline.reference, model.head.hidden(x), baseline.flat_targets).kl.mean()
+            compare(model.unembedding, baseline.reference, model.unembedding.hidden(x), baseline.flat_targets).kl.mean()
             for x in baseline.residuals
         ]
         norms = [part.float().norm(dim=-1).mean() for w in baseline.writes for part in (w.attention, w.mlp)]
@@ -224,7 +224,7 @@ def _waits(device: str) -> Iterator[Line]:
 
 
 def _count_waits(model: Model, routes: list[Route], windows: int) -> int:
-    ids = torch.arange(windows * 32).reshape(windows, 32) * 31 % model.head.vocabulary
+    ids = torch.arange(windows * 32).reshape(windows, 32) * 31 % model.unembedding.vocabulary
     meter = RouteMeter(model, routes, Pieces(reductions=None if model.device.type == "cuda" else PLAIN_WITH_PLACE))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (model.device.type == "cuda")
     seen: Counter[str] = Counter()

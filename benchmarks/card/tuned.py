@@ -84,9 +84,11 @@ def _readouts(
     model: Model, options: argparse.Namespace, tokens: int, at_least: float, deadline: Deadline
 ) -> dict[tuple[str, int, int], float]:
     """Seconds per token of a read-out by (form, rows, slice width). Every form at one middle choice, the fastest at all."""
-    hidden = torch.randn(tokens, model.head.weight.shape[1], device=model.device).to(model.head.weight.dtype)
+    hidden = torch.randn(tokens, model.unembedding.weight.shape[1], device=model.device).to(
+        model.unembedding.weight.dtype
+    )
     rows = (16, 32) if options.tiny else tuple(n for n in ROWS if n <= tokens)
-    widths = (64, 211) if options.tiny else tuple(n for n in WIDTHS if n < model.head.vocabulary)
+    widths = (64, 211) if options.tiny else tuple(n for n in WIDTHS if n < model.unembedding.vocabulary)
     forms = {form.name: form for form in available_forms(options.device, options.tiny)}
     timed = partial(_readout, model, hidden, at_least)
     middle = (rows[len(rows) // 2], widths[len(widths) // 2])
@@ -101,8 +103,8 @@ def _readouts(
 def _readout(model: Model, hidden: Tensor, at_least: float, form: Reductions, rows: int, width: int) -> float:
     targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     with _sizes_of(rows, width):
-        base = reference(model.head, hidden, width, form)
-        act = partial(compare, model.head, base, hidden.flip(0), targets)
+        base = reference(model.unembedding, hidden, width, form)
+        act = partial(compare, model.unembedding, base, hidden.flip(0), targets)
         act()
         return steady_seconds(act, at_least, str(model.device)) / len(hidden)
 
@@ -125,12 +127,14 @@ def _cross_terms(
     shape: Shape, model: Model, options: argparse.Namespace, tokens: int, at_least: float
 ) -> Iterator[Line]:
     """The cross term and the next token's logit: torch's operations against one pass."""
-    hidden = torch.randn(tokens, model.head.weight.shape[1], device=model.device).to(model.head.weight.dtype)
+    hidden = torch.randn(tokens, model.unembedding.weight.shape[1], device=model.device).to(
+        model.unembedding.weight.dtype
+    )
     targets = torch.zeros(tokens, dtype=torch.int64, device=model.device)
     for form in available_forms(options.device, options.tiny):
         if form is PLAIN_WITH_PLACE or form.row_products is not None:
-            base = reference(model.head, hidden, reductions=form)
-            act = partial(divergence._row_products, model.head, base, hidden, targets)
+            base = reference(model.unembedding, hidden, reductions=form)
+            act = partial(divergence._row_products, model.unembedding, base, hidden, targets)
             act()
             spent = steady_seconds(act, at_least, str(model.device)) / tokens
             yield Line(what=f"{shape.name}: cross term of a token, {form.name}", value=1e6 * spent, unit="µs")

@@ -109,7 +109,7 @@ class Floor:
 
     def warm(self) -> None:
         """Find the fastest row count of each part, and the fastest slice width of the unembedding."""
-        widths = sorted({min(width, self.model.head.vocabulary) for width in self.slices})
+        widths = sorted({min(width, self.model.unembedding.vocabulary) for width in self.slices})
         choices = {"attention": [(rows, 0) for rows in self.rows], "mlp": [(rows, 0) for rows in self.rows]}
         choices["unembedding"] = list(combinations(self.rows, widths))
         for part, possible in choices.items():
@@ -121,7 +121,7 @@ class Floor:
         spent = {part: self.per_token(part, choice, self.at_least) for part, choice in self.best.items()}
         flops = {part: 2 * sum(w.numel() for w in blocks[0]) for part, blocks in self.parts.items()}
         rate = sum(flops.values()) / (spent["attention"] + spent["mlp"])
-        flops |= {"unembedding": 2 * self.model.head.weight.numel()}
+        flops |= {"unembedding": 2 * self.model.unembedding.weight.numel()}
         flops["attention"] += self.inside_attention
         spent["attention"] += self.inside_attention / rate
         totals: Seconds = {}
@@ -140,7 +140,7 @@ class Floor:
         act = (
             _Products(blocks, rows, self.prepare)
             if blocks
-            else _Unembedding(self.model.head.weight[:entries], rows, width, self.prepare)
+            else _Unembedding(self.model.unembedding.weight[:entries], rows, width, self.prepare)
         )
         act()
         return steady_seconds(act, at_least, self.device) / rows / max(1, len(blocks))

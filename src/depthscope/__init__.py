@@ -1,4 +1,4 @@
-"""depthscope takes a language model apart layer by layer: it swaps, drops and silences layers and measures what that does.
+"""depthscope takes a language model apart layer by layer: it swaps, drops and ablates layers and measures the effect.
 
     import depthscope as ds
 
@@ -14,69 +14,62 @@ Names are loaded when first used, so that reading a run's report needs no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from depthscope.edits import EDITS as _EDITS
+
 if TYPE_CHECKING:
-    from depthscope.api import Study, corpus, lens, load, logits, study
-    from depthscope.edits import (
-        Edit,
-        drop,
-        drop_attn,
-        drop_mlp,
-        drop_ple,
-        drop_ssm,
-        parallel,
-        parse_edit,
-        repeat,
-        reverse,
-        shuffle,
-        swap,
-    )
-    from depthscope.errors import DepthscopeError
-    from depthscope.routes import Route, parse_route
+    from depthscope.api import Study as Study
+    from depthscope.api import corpus as corpus
+    from depthscope.api import lens as lens
+    from depthscope.api import load as load
+    from depthscope.api import logits as logits
+    from depthscope.api import measure as measure
+    from depthscope.api import study as study
+    from depthscope.edit_registry import Edit as Edit
+    from depthscope.edit_registry import LayerSweep as LayerSweep
+    from depthscope.edit_registry import parse_edit as parse_edit
+    from depthscope.edit_registry import register_edit as register_edit
+    from depthscope.edit_registry import unregister_edit as unregister_edit
+    from depthscope.edits import drop as drop
+    from depthscope.edits import drop_attn as drop_attn
+    from depthscope.edits import drop_mlp as drop_mlp
+    from depthscope.edits import drop_ple as drop_ple
+    from depthscope.edits import drop_ssm as drop_ssm
+    from depthscope.edits import parallel as parallel
+    from depthscope.edits import repeat as repeat
+    from depthscope.edits import reverse as reverse
+    from depthscope.edits import shuffle as shuffle
+    from depthscope.edits import swap as swap
+    from depthscope.errors import DepthscopeError as DepthscopeError
+    from depthscope.routes import Route as Route
+    from depthscope.routes import parse_route as parse_route
+    from depthscope.schema.declaration import Experiment as Experiment
+    from depthscope.schema.declaration import Option as Option
+    from depthscope.schema.declaration import Table as Table
+    from depthscope.schema.experiments import register_experiment as register_experiment
+    from depthscope.schema.experiments import unregister_experiment as unregister_experiment
+    from depthscope.schema.lens import LensKind as LensKind
+    from depthscope.schema.lens import register_lens as register_lens
+    from depthscope.schema.lens import unregister_lens as unregister_lens
+    from depthscope.schema.measures import Measure as Measure
+    from depthscope.schema.measures import register_measure as register_measure
+    from depthscope.schema.measures import unregister_measure as unregister_measure
+    from depthscope.schema.metric import Metric as Metric
 
 _HOMES = {
-    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "study"),
-    "depthscope.edits": (
-        "Edit",
-        "drop",
-        "drop_attn",
-        "drop_mlp",
-        "drop_ple",
-        "drop_ssm",
-        "parallel",
-        "parse_edit",
-        "repeat",
-        "reverse",
-        "shuffle",
-        "swap",
-    ),
+    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "measure", "study"),
+    "depthscope.edit_registry": ("Edit", "LayerSweep", "parse_edit", "register_edit", "unregister_edit"),
+    "depthscope.edits": tuple(_EDITS),
     "depthscope.errors": ("DepthscopeError",),
     "depthscope.routes": ("Route", "parse_route"),
+    "depthscope.schema.declaration": ("Experiment", "Option", "Table"),
+    "depthscope.schema.experiments": ("register_experiment", "unregister_experiment"),
+    "depthscope.schema.lens": ("LensKind", "register_lens", "unregister_lens"),
+    "depthscope.schema.measures": ("Measure", "register_measure", "unregister_measure"),
+    "depthscope.schema.metric": ("Metric",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "DepthscopeError",
-    "Edit",
-    "Route",
-    "Study",
-    "corpus",
-    "drop",
-    "drop_attn",
-    "drop_mlp",
-    "drop_ple",
-    "drop_ssm",
-    "lens",
-    "load",
-    "logits",
-    "parallel",
-    "parse_edit",
-    "parse_route",
-    "repeat",
-    "reverse",
-    "shuffle",
-    "study",
-    "swap",
-]
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,24 +14,27 @@ from torch import Tensor
 
 from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.data.fields import messages_of, require_text
-from depthscope.edits import Edit, parse_edit
+from depthscope.data.windows import make_windows
+from depthscope.edit_registry import Edit, parse_edit, sweeps
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
 from depthscope.errors import DataError, RouteError
+from depthscope.experiments.lenses import Lens
+from depthscope.experiments.measure_edits import measure_edits
 from depthscope.experiments.prompt_lens import prompt_lens
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
-from depthscope.schema.found_stages import Stages, read_stages
-from depthscope.schema.sweep import EDIT_KINDS
+from depthscope.schema.found_stages import Stages
+from depthscope.schema.measures import BUILT_IN, Measure, chosen
 from depthscope.studies.run_study import Progress, run_study
-from depthscope.studies.settings import StudySettings
+from depthscope.studies.settings import check_window, study_settings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Study", "corpus", "lens", "load", "logits", "study"]
+__all__ = ["Study", "corpus", "lens", "load", "logits", "measure", "study"]
 
 
 def corpus(
@@ -46,11 +49,11 @@ def corpus(
 
     Files are .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, all but the last also .gz, .xz, .bz2 or .zst; a
     folder holds such files or was written by `save_to_disk`. `#FIELD` after the name is the field with the text.
-    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: what the name
-    of a special token means where a document writes it, `text` (the characters that are there) or `keep` (the token).
+    `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: how the name
+    of a special token in a document is read, as `text` (its characters) or `keep` (the token).
     `chat`: documents are lists of messages with role and content, read through the tokenizer's chat template. `pack`:
-    documents shorter than a window are joined until they fill one. Nothing is read yet. Raises DataError for a source that is
-    not there or of no kind that is read, or a list that holds anything but documents.
+    documents shorter than a window are joined until they fill one. Nothing is read yet. Raises DataError for a source that
+    does not exist or has an unsupported format, or a list that contains anything but documents.
     """
     if isinstance(source, str | Path):
         named = Corpus(source=str(source), tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
@@ -62,8 +65,8 @@ def corpus(
     if not documents or not (chat or all(isinstance(text, str) for text in documents)):
         other = next((type(text).__name__ for text in documents if not isinstance(text, str)), "none")
         raise DataError(
-            f"a corpus in memory is a list of documents, each a text, or with chat=True a list of messages; got "
-            f"{len(documents)} of them and {other}"
+            f"a corpus in memory is a list of documents, each a text, or with chat=True a list of messages; got a list of "
+            f"{len(documents)} with {other}"
         )
     for number, text in enumerate(documents):
         if isinstance(text, str):
@@ -73,7 +76,7 @@ def corpus(
 
 
 class Study:
-    """A finished or unfinished study: its run directory, tables, figures and page. Reads files only."""
+    """A complete or incomplete study: its run directory, tables, figures and page. Only reads files."""
 
     def __init__(self, path: str | Path) -> None:
         self.run = RunDirectory.reading(path)
@@ -84,29 +87,28 @@ class Study:
         return self.run.path
 
     def table(self, name: str) -> pl.DataFrame:
-        """A table as a polars frame. Raises RunError naming the tables there are."""
+        """A table as a polars frame. Raises RunError, listing the available tables, if there is none of that name."""
         return self.run.table(name)
 
     @property
     def stages(self) -> Stages | None:
-        """The stages found, their boundaries with intervals and votes, and each signature's verdict; None if not looked for."""
-        found = self.run.read_json("stages")
-        return None if found is None else read_stages(found)
+        """The stages, their boundaries with intervals and votes, and each signature's verdict; None if not searched for."""
+        return self.run.stages
 
     def figure(self, name: str, axis: str = "layer") -> "go.Figure":
         """A plotly figure: stages, sweep, components (attention and MLP drops) or another experiment's by its name.
 
-        `axis` is `layer` or `relative depth`. Raises DepthscopeError for a name there is not, RunError where the run has
-        nothing for it.
+        `axis` is `layer` or `relative depth`. Raises DepthscopeError for an unknown name, RunError if the run has no data
+        for it.
         """
         from depthscope.report.figures import figure
 
         return figure(self.run, name, axis)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the page, one file that opens offline (RUN/report.html by default), and return where it is.
+        """Write the page, one file that opens offline (RUN/report.html by default), and return its path.
 
-        It shows what the run has and says what is missing. Raises RunError where the file cannot be written.
+        It shows what the run contains and states what is missing. Raises RunError if the file cannot be written.
         """
         from depthscope.report.page import write_page
 
@@ -114,12 +116,12 @@ class Study:
 
     def __repr__(self) -> str:
         settings = self.run.settings
-        state = "complete" if self.run.complete else "unfinished"
-        tokens = settings.get("tokens", "some")  # with a precision as the goal their number is known at the end
-        return f"Study({str(self.path)!r}: {settings['model']}, {tokens} tokens of {settings['data']}, {state})"
+        state = "complete" if self.run.complete else "incomplete"
+        tokens = settings.tokens or "some"  # with a precision goal their number is known at the end
+        return f"Study({str(self.path)!r}: {settings.model}, {tokens} tokens of {settings.data}, {state})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: model, text, five numbers, the stages as a bar, and the tables there are."""
+        """What a notebook shows: model, text, five numbers, the stages as a bar, and the available tables."""
         from depthscope.report.card import card
 
         return card(self.run)
@@ -131,59 +133,43 @@ def study(
     *,
     out: str | Path | None = None,
     tokens: int | None = None,
-    experiments: Sequence[str] = (),
-    edits: Sequence[str | Edit] | None = None,
-    per_token: bool = False,
-    precision: float | None = None,
-    window: int | None = None,
-    bos: str = "auto",
-    protocol: str = "text",
-    suffix: str = "ing",
     progress: bool | Progress = True,
+    **settings: Any,
 ) -> Study:
     """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
 
-    `model` may be a name or folder as for `load`, `text` what `corpus` takes; `tokens` is then how much of it is used.
-    The same call on the same directory resumes; other experiments on it join those that are there. `experiments` are all by
-    default; `edits` are some of swap, drop and drop_attn, drop_mlp, drop_ssm, drop_ple (all that the model has by default);
-    `per_token` keeps every token's numbers in the sweep's
-    shards; `precision`, such as 0.05, reads until each mean KL of the sweep is known to ±5% of itself, at most the text's
-    `tokens` or a million; `window` is the window length in tokens (the context or 512); `bos` is auto, none or window;
-    `protocol` is text (the paper's text) or lad2024 (its first script); `suffix` is what probes look for. Raises a
-    DepthscopeError that says what was expected and what came, for a wrong value before the model is loaded.
+    `model` may be a name or folder as for `load`, `text` anything that `corpus` accepts; `tokens` is how much of it to use.
+    The same call on the same directory resumes; other experiments are added to those already there. `settings` are those of
+    the study (`experiments`, `precision`, `window`, `bos`) and of its experiments, which the commands have as options: see
+    the table of settings, or `depthscope study --help`. Raises a DepthscopeError that states what was expected and what was
+    found; invalid values are rejected before the model is loaded.
     """
-    if others := [
-        edit.name if isinstance(edit, Edit) else repr(edit) for edit in edits or () if not isinstance(edit, str)
-    ]:
+    if others := [edit.name if isinstance(edit, Edit) else repr(edit) for edit in _others(settings.get("edits"))]:
         raise RouteError(
-            f"edits are the kinds a sweep does at every layer, some of {', '.join(EDIT_KINDS)}, as text; got "
-            f"{', '.join(others)}. One edit at one place runs with ds.logits"
+            f"edits are the kinds a sweep applies at every layer, some of {', '.join(sweeps())}, as text; got "
+            f"{', '.join(others)}. For one edit at one place use ds.logits"
         )
-    settings = StudySettings(
-        experiments=tuple(experiments),
-        edits=None if edits is None else tuple(edit for edit in edits if isinstance(edit, str)),
-        per_token=per_token,
-        precision=precision,
-        window=window,
-        bos=bos,
-        protocol=protocol,
-        suffix=suffix,
-    )
+    asked = study_settings(**settings)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
     RunDirectory.check_place(out)
     model = _model(model)
     if callable(progress):
-        run_study(model, text, out, settings, progress)
+        run_study(model, text, out, asked, progress)
     elif progress:
         from depthscope.progress import progress_bar
 
         with progress_bar() as tell:
-            run_study(model, text, out, settings, tell)
+            run_study(model, text, out, asked, tell)
     else:
-        run_study(model, text, out, settings)
+        run_study(model, text, out, asked)
     return Study(out)
+
+
+def _others(edits: Any) -> list[Any]:
+    """The edits given for a sweep that are not text."""
+    return [] if edits is None or isinstance(edits, str) else [edit for edit in edits if not isinstance(edit, str)]
 
 
 def logits(
@@ -191,8 +177,8 @@ def logits(
 ) -> Float[Tensor, "batch seq vocab"]:
     """Logits of an edited model, shaped [batch, seq, vocab], in the model's dtype.
 
-    `text` is a text (cut, with a warning, at the model's context) or token ids shaped [seq] or [batch, seq]; no special
-    tokens are added. `edit` is an Edit, a text such as "swap(3) | drop_mlp(7)", a Route, or None for the model itself.
+    `text` is a text (truncated, with a warning, to the model's context) or token ids shaped [seq] or [batch, seq]; no special
+    tokens are added. `edit` is an Edit, text such as "swap(3) | drop_mlp(7)", a Route, or None for the unmodified model.
     `model` may be a name or folder as for `load`.
     """
     model, edit = _model(model), parse_edit(edit) if isinstance(edit, str) else edit
@@ -201,17 +187,72 @@ def logits(
     ids = _ids(model, text)
     with torch.inference_mode():
         ((_, residual),) = execute(model, make_plan([route]), ids)
-        return model.head.logits(model.head.hidden(residual)).unflatten(0, ids.shape)
+        return model.unembedding.logits(model.unembedding.hidden(residual)).unflatten(0, ids.shape)
 
 
-def lens(model: Model | str, text: str | Sequence[Any] | Tensor, top: int = 5) -> pl.DataFrame:
-    """The logit lens on one text: the `top` most likely next tokens at every position and depth, a row each.
+def measure(
+    model: Model | str,
+    text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
+    edits: Edit | Route | str | Sequence[Edit | Route | str] = (),
+    measures: str | Measure | Sequence[str | Measure] = tuple(BUILT_IN),
+    *,
+    tokens: int | None = None,
+    window: int | None = None,
+    bos: str = "auto",
+    progress: bool | Progress = True,
+) -> pl.DataFrame:
+    """How much edited models differ from the unmodified model on a text: means over tokens, 95% intervals over documents.
 
-    Columns: position, token (the text's own), layer (l is before block l, L after the last), kl to the final distribution
-    and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`.
+    `edits` are any of Edit, Route or text such as "swap(3) | drop_mlp(7)", one or several. `measures` are names (kl,
+    agreement, entropy, loss, those registered with `register_measure`) or a Measure. `model`, `text`, `tokens`, `window` and
+    `bos` are as for `study`. Nothing is written to disk.
+
+    Columns: edit (its name; `none` is the unmodified model, which comes first), metric, unit, mean, ci_low, ci_high (null
+    if the text is one document), tokens, documents. A measure with a declared change from the unmodified model, such as
+    entropy and loss, also has rows for it, such as loss_change. Raises a DepthscopeError for an edit or measure that cannot
+    be read, a route the model cannot run, or a measure's function that does not return one number per token.
+    """
+    found = chosen([measures] if isinstance(measures, str | Measure) else measures)
+    wanted = [edits] if isinstance(edits, Edit | Route | str) else list(edits)
+    read = [parse_edit(edit) if isinstance(edit, str) else edit for edit in wanted]
+    if others := [repr(edit) for edit in read if not isinstance(edit, Edit | Route)]:
+        raise RouteError(
+            f"expected edits as Edit, Route or text such as 'swap(3) | drop_mlp(7)', got {', '.join(others)}"
+        )
+    if window is not None:
+        check_window(window)
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    model = _model(model)
+    own = Route.own(model.depth)
+    # The empty edit is the unmodified model, which is measured anyway.
+    routes = {edit.name: edit if isinstance(edit, Route) else edit(own) for edit in read if edit != Edit()}
+    for route in routes.values():
+        model.check_route(route)
+
+    def measured(tell: Progress | None) -> pl.DataFrame:
+        windows = make_windows(text, model, length=window, bos=bos, tell=tell)
+        return measure_edits(model, windows, routes, found, tell)
+
+    if progress is True:
+        from depthscope.progress import progress_bar
+
+        with progress_bar() as tell:
+            return measured(tell)
+    return measured(progress or None)
+
+
+def lens(
+    model: Model | str, text: str | Sequence[Any] | Tensor, top: int = 5, lens: str | Lens = "logit"
+) -> pl.DataFrame:
+    """A lens on one text: the `top` most likely next tokens at every position and depth, one row each.
+
+    Columns: position, token (of the text), layer (l is before block l, L after the last), kl to the final distribution
+    and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`; `lens` is the name of a lens
+    (logit, frozen_scale, or a registered one) or a Lens.
     """
     model = _model(model)
-    return prompt_lens(model, _ids(model, text), top)
+    return prompt_lens(model, _ids(model, text), top, lens)
 
 
 def _model(model: Model | str) -> Model:
@@ -225,14 +266,14 @@ def _ids(model: Model, text: str | Sequence[Any] | Tensor) -> Tensor:
             raise DataError("the text is empty: expected at least one token")
         if model.context is not None and len(found) > model.context:
             warnings.warn(
-                f"the text has {len(found)} tokens; the first {model.context}, the context of {model.name}, are used",
+                f"the text has {len(found)} tokens; only the first {model.context}, the context of {model.name}, are used",
                 stacklevel=3,
             )
             found = found[: model.context]
         ids = torch.tensor(found, dtype=torch.int64)
     elif not isinstance(text, Tensor) and any(isinstance(one, str) for one in text):
         raise DataError(
-            "expected one text, or token ids shaped [seq] or [batch, seq]; got a list of texts: give them in turn"
+            "expected one text, or token ids shaped [seq] or [batch, seq]; got a list of texts: pass them one at a time"
         )
     else:
         ids = torch.as_tensor(text, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Edits: what is done to a route. Each is a small immutable recipe; `a | b` does a, then b.
+"""Edits: changes to a route. Each is a small immutable recipe; `a | b` applies a, then b.
 
     >>> from depthscope.routes import Route
     >>> swap(2)(Route.own(6)).name
@@ -8,21 +8,29 @@
     >>> parse_edit("drop(1) | drop_mlp(4)") == drop(1) | drop_mlp(4)
     True
 
-Edits speak of blocks by their own number, wherever they stand by then.
+Edits refer to blocks by their original number, wherever earlier edits have moved them.
+
+Each edit is declared once: a function from a route and integers to a route, with its title and definition. Decorated with
+`register_edit`, the function's name creates an Edit, `swap(3)`; parser, sweep, tables, page and `--help` derive from it. To
+add an edit, declare it here and add a line for type checkers in `depthscope/__init__.py`; users declare custom edits in the
+same way in their code.
 """
 
-import inspect
 import random
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from depthscope.edit_registry import EDITS as EDITS
+from depthscope.edit_registry import Edit as Edit
+from depthscope.edit_registry import LayerSweep as LayerSweep
+from depthscope.edit_registry import parse_edit as parse_edit
+from depthscope.edit_registry import register_edit as register_edit
+from depthscope.edit_registry import unregister_edit as unregister_edit
 from depthscope.errors import RouteError
-from depthscope.routes import COMPONENTS, Parallel, Route, Step, Visit, check_layer
+from depthscope.routes import ATTN, MLP, PLE, SSM, Parallel, Route, Step, Visit, check_layer
 
 
-def _span(depth: int, first: int | None, last: int | None) -> tuple[int, int]:
-    low, high = (0 if first is None else first), (depth - 1 if last is None else last)
+def _span(depth: int, first: int, last: int | None) -> tuple[int, int]:
+    low, high = first, depth - 1 if last is None else last
     check_layer(low, depth, "first layer")
     check_layer(high, depth, "last layer")
     if low > high:
@@ -30,36 +38,92 @@ def _span(depth: int, first: int | None, last: int | None) -> tuple[int, int]:
     return low, high
 
 
-def _swapped(route: Route, layer: int) -> Route:
+def _within(visit: Visit, low: int, high: int) -> bool:
+    members = visit.members if isinstance(visit, Parallel) else (visit,)
+    return all(low <= step.block <= high for step in members)
+
+
+@register_edit(
+    title="Swap",
+    definition="a layer and the next are swapped; shown at the first of the two",
+    sweep=LayerSweep(neighbours=1, verb="swapping"),
+)
+def swap(route: Route, layer: int) -> Route:
+    """Swap blocks `layer` and `layer + 1` (E1 of the paper)."""
     check_layer(layer, route.depth, "swap layer")
     check_layer(layer + 1, route.depth, f"swap({layer}) exchanges blocks {layer} and {layer + 1}; block")
-    silencing: dict[int, Step] = {}
+    ablated: dict[int, Step] = {}
     for step in route.steps():
-        if step.block in (layer, layer + 1) and silencing.setdefault(step.block, step) != step:
+        if step.block in (layer, layer + 1) and ablated.setdefault(step.block, step) != step:
             raise RouteError(
-                f"block {step.block} is silenced differently at different visits: "
+                f"block {step.block} is ablated differently at different visits: "
                 f"write the route out instead of swap({layer})"
             )
     partner = {layer: layer + 1, layer + 1: layer}
     return route.map(
-        lambda step: silencing.get(partner[step.block], Step(partner[step.block])) if step.block in partner else step
+        lambda step: ablated.get(partner[step.block], Step(partner[step.block])) if step.block in partner else step
     )
 
 
-def _dropped(route: Route, first: int, last: int | None = None) -> Route:
+@register_edit(
+    title="Drop",
+    definition="a layer is skipped: the residual stream passes it unchanged",
+    sweep=LayerSweep(verb="dropping"),
+)
+def drop(route: Route, first: int, last: int | None = None) -> Route:
+    """Skip blocks `first … last` (one block without `last`): the residual stream passes them unchanged (E2)."""
     low, high = _span(route.depth, first, first if last is None else last)
     return route.map(lambda step: None if low <= step.block <= high else step)
 
 
-def _without(part: str) -> Callable[[Route, int], Route]:
-    def change(route: Route, layer: int) -> Route:
-        check_layer(layer, route.depth, f"drop_{part} layer")
-        return route.map(lambda step: step.without(part) if step.block == layer else step)
-
-    return change
+def _without(part: str, route: Route, layer: int) -> Route:
+    check_layer(layer, route.depth, f"drop_{part} layer")
+    return route.map(lambda step: step.without(part) if step.block == layer else step)
 
 
-def _repeated(route: Route, first: int, last: int | None = None, times: int = 2) -> Route:
+@register_edit(
+    title="Drop attention",
+    definition="a layer runs without its attention output, bias included",
+    sweep=LayerSweep(component=ATTN),
+)
+def drop_attn(route: Route, layer: int) -> Route:
+    """Set the attention output of block `layer`, bias included, to zero; its MLP runs (E3)."""
+    return _without(ATTN, route, layer)
+
+
+@register_edit(
+    title="Drop MLP",
+    definition="a layer runs without its MLP output, bias included",
+    sweep=LayerSweep(component=MLP),
+)
+def drop_mlp(route: Route, layer: int) -> Route:
+    """Set the MLP output of block `layer`, bias included, to zero; its attention runs (E3)."""
+    return _without(MLP, route, layer)
+
+
+@register_edit(
+    title="Drop SSM",
+    definition="a layer runs without the output of its state-space mixer; its attention stays",
+    sweep=LayerSweep(component=SSM),
+)
+def drop_ssm(route: Route, layer: int) -> Route:
+    """Set the output of the state-space mixer of block `layer` to zero; the block also has an attention (Falcon-H1)."""
+    return _without(SSM, route, layer)
+
+
+@register_edit(
+    title="Drop per-layer input",
+    definition="a layer runs without its layer-specific embedding of the token",
+    sweep=LayerSweep(component=PLE),
+)
+def drop_ple(route: Route, layer: int) -> Route:
+    """Set to zero what block `layer` adds of its layer-specific embedding of the token (Gemma 4's per-layer input)."""
+    return _without(PLE, route, layer)
+
+
+@register_edit(title="Repeat", definition="each layer of a range is visited several times in a row")
+def repeat(route: Route, first: int, last: int | None = None, times: int = 2) -> Route:
+    """Visit each of the blocks `first … last` `times` times in a row: `5 5 6 6 7 7`."""
     low, high = _span(route.depth, first, first if last is None else last)
     if times < 1:
         raise RouteError(f"repeat visits a block at least once, not {times} times")
@@ -69,13 +133,8 @@ def _repeated(route: Route, first: int, last: int | None = None, times: int = 2)
     return Route(route.depth, tuple(visits))
 
 
-def _within(visit: Visit, low: int, high: int) -> bool:
-    members = visit.members if isinstance(visit, Parallel) else (visit,)
-    return all(low <= step.block <= high for step in members)
-
-
 def _reordered(route: Route, low: int, high: int, order: Callable[[list[Visit]], list[Visit]]) -> Route:
-    """The visits that lie wholly within blocks low … high, put into another order at the places they hold."""
+    """Reorder the visits that lie entirely within blocks low … high, using only the places they already have."""
     places = [i for i, visit in enumerate(route.visits) if _within(visit, low, high)]
     visits = list(route.visits)
     for place, visit in zip(places, order([visits[i] for i in places]), strict=True):
@@ -83,18 +142,27 @@ def _reordered(route: Route, low: int, high: int, order: Callable[[list[Visit]],
     return Route(route.depth, tuple(visits))
 
 
-def _reversed(route: Route, first: int | None = None, last: int | None = None) -> Route:
+@register_edit(title="Reverse", definition="the layers of a range are visited in reverse order")
+def reverse(route: Route, first: int = 0, last: int | None = None) -> Route:
+    """Visit blocks `first … last` (all by default) in reverse order."""
     return _reordered(route, *_span(route.depth, first, last), lambda visits: visits[::-1])
 
 
-def _shuffled(route: Route, seed: int, first: int | None = None, last: int | None = None) -> Route:
+@register_edit(title="Shuffle", definition="the layers of a range are visited in a random order")
+def shuffle(route: Route, seed: int, first: int = 0, last: int | None = None) -> Route:
+    """Visit blocks `first … last` (all by default) in a random order drawn with `seed`."""
+
     def order(visits: list[Visit]) -> list[Visit]:
         return random.Random(seed).sample(visits, len(visits))
 
     return _reordered(route, *_span(route.depth, first, last), order)
 
 
-def _in_parallel(route: Route, first: int | None = None, last: int | None = None) -> Route:
+@register_edit(
+    title="Parallel", definition="the layers of a range read the same residual stream, which continues with their mean"
+)
+def parallel(route: Route, first: int = 0, last: int | None = None) -> Route:
+    """Let blocks `first … last` (all by default) read the same residual stream, which continues with their outputs' mean."""
     low, high = _span(route.depth, first, last)
     members: list[Step] = []
     visits: list[Visit] = []
@@ -104,128 +172,9 @@ def _in_parallel(route: Route, first: int | None = None, last: int | None = None
             visits.append(visit)
             continue
         if isinstance(visit, Parallel):
-            raise RouteError(f"{visit.name} is parallel already; parallel({low}, {high}) cannot be put around it")
+            raise RouteError(f"{visit.name} is already parallel: parallel({low}, {high}) cannot contain it")
         place = len(visits) if place is None else place
         members.append(visit)
     if place is not None:
         visits.insert(place, Parallel(tuple(members)))
     return Route(route.depth, tuple(visits))
-
-
-ACTIONS: dict[str, Callable[..., Route]] = {
-    "swap": _swapped,
-    "drop": _dropped,
-    **{f"drop_{part}": _without(part) for part in COMPONENTS},
-    "repeat": _repeated,
-    "reverse": _reversed,
-    "shuffle": _shuffled,
-    "parallel": _in_parallel,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """A recipe that turns a route into another; `a | b` does a, then b. Call it on a Route to apply it."""
-
-    actions: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def __or__(self, other: "Edit") -> "Edit":
-        return Edit(self.actions + other.actions)
-
-    def __call__(self, route: Route) -> Route:
-        """The route after this edit. Raises RouteError where it cannot be applied."""
-        for kind, arguments in self.actions:
-            route = ACTIONS[kind](route, *arguments)
-        return route
-
-    @property
-    def name(self) -> str:
-        """The edit as it is written: `swap(3) | drop_mlp(7)`."""
-        return " | ".join(f"{kind}({', '.join(map(str, arguments))})" for kind, arguments in self.actions) or "none"
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _edit(kind: str, *arguments: int | None) -> Edit:
-    """An edit of one action; a last layer alone means from block 0, trailing defaults are left out of its name."""
-    given = list(arguments)
-    while given and given[-1] is None:
-        given.pop()
-    return Edit(((kind, tuple(0 if argument is None else int(argument) for argument in given)),))
-
-
-def swap(layer: int) -> Edit:
-    """Blocks `layer` and `layer + 1` take each other's places (E1 of the paper)."""
-    return _edit("swap", layer)
-
-
-def drop(first: int, last: int | None = None) -> Edit:
-    """Blocks `first … last` (one block without `last`) are skipped whole: the residual stream passes unchanged (E2)."""
-    return _edit("drop", first, last)
-
-
-def drop_attn(layer: int) -> Edit:
-    """The attention output of block `layer`, bias included, is zero; its MLP runs (E3)."""
-    return _edit("drop_attn", layer)
-
-
-def drop_mlp(layer: int) -> Edit:
-    """The MLP output of block `layer`, bias included, is zero; its attention runs (E3)."""
-    return _edit("drop_mlp", layer)
-
-
-def drop_ssm(layer: int) -> Edit:
-    """The output of the state-space mixer of block `layer`, which has an attention too (Falcon-H1), is zero."""
-    return _edit("drop_ssm", layer)
-
-
-def drop_ple(layer: int) -> Edit:
-    """What block `layer` adds of the token's embedding for this layer (Gemma 4's per-layer input) is zero."""
-    return _edit("drop_ple", layer)
-
-
-def repeat(first: int, last: int | None = None, times: int = 2) -> Edit:
-    """Each of the blocks `first … last` is visited `times` times in a row: `5 5 6 6 7 7`."""
-    return _edit("repeat", first, first if last is None else last, times)
-
-
-def reverse(first: int | None = None, last: int | None = None) -> Edit:
-    """The visits to blocks `first … last` (all by default) happen in reverse order."""
-    return _edit("reverse", first, last)
-
-
-def shuffle(seed: int, first: int | None = None, last: int | None = None) -> Edit:
-    """The visits to blocks `first … last` (all by default) happen in an order drawn with `seed`."""
-    return _edit("shuffle", seed, first, last)
-
-
-def parallel(first: int | None = None, last: int | None = None) -> Edit:
-    """Blocks `first … last` (all by default) read the same residual stream, which goes on with their outputs' mean."""
-    return _edit("parallel", first, last)
-
-
-_EDIT = re.compile(r"\s*([a-z_-]+)\s*\(([^()]*)\)\s*")
-
-
-def parse_edit(text: str) -> Edit:
-    """Read `swap(3) | drop_mlp(7)`; ranges may be written `drop(21-24)`. Raises RouteError."""
-    edit = Edit()
-    if text.strip() in ("", "none"):
-        return edit
-    for part in text.split("|"):
-        match = _EDIT.fullmatch(part)
-        kind = match.group(1).replace("-", "_") if match else ""
-        if match is None or kind not in ACTIONS:
-            raise RouteError(
-                f"cannot read the edit {part.strip()!r}: expected one of {', '.join(ACTIONS)}, written like swap(3)"
-            )
-        numbers = [number.strip() for number in re.split(r"[,-]", match.group(2)) if match.group(2).strip()]
-        if not all(number.isdecimal() for number in numbers):
-            raise RouteError(f"cannot read the edit {part.strip()!r}: expected whole numbers in the brackets")
-        try:
-            inspect.signature(ACTIONS[kind]).bind("route", *numbers)
-        except TypeError as error:
-            raise RouteError(f"cannot read the edit {part.strip()!r}: {error}") from error
-        edit |= Edit(((kind, tuple(map(int, numbers))),))
-    return edit

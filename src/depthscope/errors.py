@@ -1,6 +1,6 @@
-"""The exception tree. Every error a user can cause says what was expected, what came, and where.
+"""The exception tree. Every error a user can cause states what was expected, what was found, and where.
 
-A broken invariant of our own is an `assert`, never one of these.
+A broken internal invariant is an `assert`, never one of these.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ class ModelError(DepthscopeError):
 
 
 class UnsupportedError(ModelError):
-    """The model has no such part, so this one experiment cannot be done on it; the others can."""
+    """The model lacks what one experiment needs: that experiment cannot be run on it, the others can."""
 
 
 class VerificationError(ModelError):
-    """Replay does not give the model's own logits, so no number of ours would be about this model."""
+    """Replay does not reproduce the model's logits, so no measurement would be about this model."""
 
 
 class DataError(DepthscopeError):
@@ -35,19 +35,21 @@ class NumericError(DepthscopeError):
 
 
 class MemoryShortError(DepthscopeError):
-    """Not enough memory even for the smallest piece of work."""
+    """Not enough memory for even the smallest piece of work."""
 
 
 class RunError(DepthscopeError):
-    """A run directory that cannot be used as asked."""
+    """A run directory that cannot be used as requested."""
 
 
 class RunMismatchError(RunError):
-    """The run directory was made with other settings; `differences` maps each to (value there, value asked for)."""
+    """The run directory was made with other settings; `differences` maps each to (stored value, requested value)."""
 
     def __init__(self, directory: str, differences: Mapping[str, tuple[object, object]]) -> None:
         self.differences = differences
-        lines = "\n".join(f"  {key}: {there!r} there, {asked!r} now" for key, (there, asked) in differences.items())
+        lines = "\n".join(
+            f"  {key}: {there!r} stored, {asked!r} requested" for key, (there, asked) in differences.items()
+        )
         super().__init__(
             f"{directory} holds a run made with other settings:\n{lines}\n"
             "Use the same settings to resume it, or give another --out."

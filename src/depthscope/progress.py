@@ -1,4 +1,4 @@
-"""Progress bars, in terminals and notebooks alike."""
+"""Progress bars for terminals and notebooks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per experiment, and one for reading text; yields a function told (what, units done, units in all as known)."""
+    """Show a bar per experiment, and one for reading text.
+
+    Yields a function to call with (experiment, units done, total units known so far).
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

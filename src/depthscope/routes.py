@@ -1,18 +1,19 @@
 """Routes: the order in which one residual stream visits a model's blocks.
 
-A model's own route is `0 1 2 … L-1`; every intervention is an edit (`depthscope.edits`) that makes another route of it:
+The unmodified model's route is `0 1 2 … L-1`; every intervention is an edit (`depthscope.edits`) that turns it into another
+route:
 
     >>> Route.own(6).name
     '0-5'
     >>> parse_route("0-1 3 2 4~mlp 5", depth=6).visits[4]
     Step(block=4, silent=('mlp',))
 
-Routes are immutable values in a normal form, so two edits that lead to the same route are equal and share one name.
-Nothing here knows torch.
+Routes are immutable values in a normal form, so two edits that lead to the same route give equal routes with the same name.
+Imports no torch.
 
-Route names: `4-7` is `4 5 6 7` (and `7-4` the reverse), `3~attn` is block 3 with its attention silenced, `3~mlp` with
-its MLP silenced (and so on for each of COMPONENTS), `(3+4+5)` the mean of the outputs of blocks 3, 4 and 5, all given the
-same input, and `empty` the route that visits nothing.
+Route names: `4-7` is `4 5 6 7` (and `7-4` the reverse), `3~attn` is block 3 with its attention ablated, `3~mlp` with
+its MLP ablated (and so on for each of COMPONENTS), `(3+4+5)` the mean of the outputs of blocks 3, 4 and 5, all given the
+same input, and `empty` the route without visits.
 """
 
 import re
@@ -23,14 +24,16 @@ from itertools import pairwise
 from depthscope.errors import RouteError
 
 ATTN, SSM, MLP, PLE = "attn", "ssm", "mlp", "ple"
-COMPONENTS = (ATTN, SSM, MLP, PLE)
-"""What a block may add to the residual stream: attention (or whatever mixes tokens in its place), a state-space mixer next
-to an attention, an MLP or experts, and an embedding of the token for this layer alone (Gemma 4's per-layer input)."""
+COMPONENT_NAMES = {ATTN: "attention", SSM: "state-space mixer", MLP: "MLP", PLE: "per-layer input"}
+"""The components of a block with their full names."""
+COMPONENTS = tuple(COMPONENT_NAMES)
+"""What a block may add to the residual stream: attention (or another token mixer in its place), a state-space mixer next to
+an attention, an MLP or experts, and a layer-specific embedding of the token (Gemma 4's per-layer input)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Step:
-    """One visit to a block, with those of its COMPONENTS `silent` whose output, bias included, is replaced by zero."""
+    """One visit to a block. `silent` are those of its COMPONENTS that are ablated: their output, bias included, is zero."""
 
     block: int
     silent: tuple[str, ...] = ()
@@ -43,11 +46,11 @@ class Step:
 
     @property
     def whole(self) -> bool:
-        """Whether no component is silenced."""
+        """Whether no component is ablated."""
         return not self.silent
 
     def without(self, part: str) -> "Step":
-        """The same visit with one more component silenced."""
+        """The same visit with one more component ablated."""
         return Step(self.block, (*self.silent, part))
 
     @property
@@ -58,7 +61,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """Several visits from the same residual stream; the stream goes on with the mean of their outputs."""
+    """Several visits from the same residual stream, which continues with the mean of their outputs."""
 
     members: tuple[Step, ...]
 
@@ -89,29 +92,29 @@ class Route:
 
     @classmethod
     def own(cls, depth: int) -> "Route":
-        """The model's own route."""
+        """The unmodified model's route."""
         return cls(depth, tuple(Step(block) for block in range(depth)))
 
     def steps(self) -> Iterator[Step]:
-        """Every single visit, parallel ones in their sorted order."""
+        """Every individual visit, parallel ones in sorted order."""
         for visit in self.visits:
             yield from visit.members if isinstance(visit, Parallel) else (visit,)
 
     @property
     def silences(self) -> bool:
-        """Whether any visit silences a component."""
+        """Whether any visit ablates a component."""
         return not all(step.whole for step in self.steps())
 
     @property
     def name(self) -> str:
-        """The route written out, runs shortened: `0-2 4 3 5-11`."""
+        """The route in writing, with consecutive blocks as ranges: `0-2 4 3 5-11`."""
         return " ".join(_runs(self.visits)) or "empty"
 
     def __str__(self) -> str:
         return self.name
 
     def map(self, change: Callable[[Step], Step | None]) -> "Route":
-        """The route with every single visit changed, or left out where `change` gives None."""
+        """The route with every individual visit changed, or omitted where `change` returns None."""
         visits: list[Visit] = []
         for visit in self.visits:
             members = visit.members if isinstance(visit, Parallel) else (visit,)
@@ -131,7 +134,7 @@ def _normalised(visits: Iterable[Visit]) -> Iterator[Visit]:
 
 
 def _runs(visits: tuple[Visit, ...]) -> Iterator[str]:
-    """Names of visits, whole steps in arithmetic runs written as `first-last`."""
+    """Names of visits, with consecutive blocks without ablations written as `first-last`."""
     start = 0
     while start < len(visits):
         end, direction = start + 1, 0
@@ -151,7 +154,7 @@ def _runs(visits: tuple[Visit, ...]) -> Iterator[str]:
 
 
 def check_layer(layer: int, depth: int, what: str) -> None:
-    """Raise RouteError, naming `what` was asked for, unless `layer` is one of `0 … depth-1`."""
+    """Raise RouteError, with `what` in the message, unless `layer` is one of `0 … depth-1`."""
     if not 0 <= layer < depth:
         raise RouteError(f"{what} {layer} is out of range: the model has blocks 0 … {depth - 1}")
 
@@ -160,7 +163,7 @@ _STEP = re.compile(rf"(\d+)((?:~(?:{'|'.join(COMPONENTS)}))*)")
 
 
 def parse_route(text: str, depth: int) -> Route:
-    """Read a route's name, `0-2 4 3 5-11`, for a model of `depth` blocks. Raises RouteError."""
+    """Parse a route's name, `0-2 4 3 5-11`, for a model of `depth` blocks. Raises RouteError."""
     if text.strip() == "empty":
         return Route(depth, ())
     visits: list[Visit] = []

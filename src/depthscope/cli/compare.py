@@ -7,7 +7,7 @@ import typer
 
 from depthscope.cli.report import Figures, write_several
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, two at least.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, at least two.")]
 Page = Annotated[Path, typer.Option(help="Where to write the page.")]
 
 

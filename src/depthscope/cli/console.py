@@ -1,4 +1,4 @@
-"""Where the command line prints. Names of models and files may hold what rich would take for an emoji: hf:a:b."""
+"""The consoles of the command line. Emoji codes are off: names of models and files may contain them, as in hf:a:b."""
 
 from rich.console import Console
 

@@ -16,10 +16,10 @@ Subject = Annotated[
     str,
     typer.Argument(
         metavar="RUN | MODEL",
-        help="A run directory or a folder of runs (its model is explored, or else the embedded one), or a model as elsewhere.",
+        help="A run directory, a folder of runs (explores the run's model, or else the embedded one), or a model.",
     ),
 ]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine; the next free one if it is in use.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Local port; the next free one if it is in use.")]
 
 
 def command(
@@ -30,9 +30,9 @@ def command(
     revision: options.Revision = None,
     adapter: options.Adapter = None,
 ) -> None:
-    """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and the runs there are.
+    """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and your runs.
 
-    The page is served on this machine only and asks nothing of the network.
+    The page is served on this machine only and makes no network requests.
     """
     import importlib.util
 
@@ -55,11 +55,11 @@ def command(
     page = build(Answers(Session(model)), Runs(folder if is_folder_of_runs else Path()), said, note)
     free = free_port(port)
     if free != port:
-        console.print(f"port {port} is in use, so the next free one is taken", highlight=False)
-    console.print(f"[bold]{escape(facts.name)}[/] is explored at", end=" ", highlight=False)
+        console.print(f"port {port} is in use, using the next free one", highlight=False)
+    console.print(f"exploring [bold]{escape(facts.name)}[/] at", end=" ", highlight=False)
     try:
         serve(
-            page, free, lambda address: console.print(f"{address}  (Ctrl+C ends it)", highlight=False, soft_wrap=True)
+            page, free, lambda address: console.print(f"{address}  (Ctrl+C to stop)", highlight=False, soft_wrap=True)
         )
     except KeyboardInterrupt:
         console.print()
@@ -68,7 +68,7 @@ def command(
 def _loaded(
     name: str, of_a_run: bool, dtype: str, device: str, revision: str | None, adapter: str | None
 ) -> "tuple[Model, str]":
-    """The model, and what to say where a run's own is not to be had and the embedded one takes its place."""
+    """The model, and a note if the run's model cannot be loaded and the embedded one is used instead."""
     from depthscope.errors import DepthscopeError
 
     try:
@@ -76,5 +76,7 @@ def _loaded(
     except DepthscopeError as error:
         if not of_a_run or name == options.DEFAULT_MODEL:
             raise
-        note = f"The model of this run, {name}, could not be loaded ({error}). {options.DEFAULT_MODEL} is explored instead."
+        note = (
+            f"The model of this run, {name}, could not be loaded ({error}). Exploring {options.DEFAULT_MODEL} instead."
+        )
         return options.load_quietly(options.DEFAULT_MODEL, dtype, device, None), note

@@ -17,7 +17,7 @@ def command(
     unused_tensors: options.UnusedTensors = "refuse",
     adapter: options.Adapter = None,
 ) -> None:
-    """Say what a model is made of: layers, heads, widths, experts, layout, norm, context, parameters."""
+    """Show a model's architecture: layers, heads, widths, experts, layout, norm, context, parameters."""
     facts = asdict(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter).facts)
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():

@@ -1,4 +1,4 @@
-"""`depthscope lens`."""
+"""`depthscope lens --prompt`."""
 
 from typing import Annotated
 
@@ -7,31 +7,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthscope.cli.console import console
-from depthscope.cli.request import Request, measuring, run_and_show
+from depthscope.cli.request import Request
 
 Prompt = Annotated[
-    str | None, typer.Option(help="A text to read token by token instead of measuring the corpus.", show_default=False)
+    str | None,
+    typer.Option(help="A text to analyse token by token instead of measuring the corpus.", show_default=False),
 ]
-Top = Annotated[int, typer.Option(min=1, help="With --prompt: how many tokens to show at each depth.")]
-Position = Annotated[int, typer.Option(help="With --prompt: which token's successor to show; negative from the end.")]
+Top = Annotated[int, typer.Option(min=1, help="With --prompt: number of tokens to show at each depth.")]
+Position = Annotated[
+    int,
+    typer.Option(help="With --prompt: position whose next-token prediction is shown; negative counts from the end."),
+]
 
 
-@measuring
-def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: Position = -1) -> None:
-    """Read every depth's residual stream with the model's own head: KL to the final distribution, entropy, loss.
-
-    With --prompt: the most likely next tokens at every depth.
-    """
+def one_prompt(request: Request, *, prompt: Prompt = None, top: Top = 5, position: Position = -1) -> bool:
+    """With --prompt: show the most likely next tokens at every depth."""
     if prompt is None:
-        run_and_show(request, experiments=("lens",))
-        return
+        return False
     from depthscope import api
     from depthscope.errors import DataError
     from depthscope.report.measured import Value, give_or_take
     from depthscope.schema import lens
 
     model = request.load()
-    found = api.lens(model, prompt, top=top)
+    found = api.lens(model, prompt, top=top, lens=request.settings["lens"])
     length = int(found["position"].max()) + 1  # type: ignore[arg-type]
     if not -length <= position < length:
         raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")
@@ -50,3 +49,4 @@ def command(request: Request, *, prompt: Prompt = None, top: Top = 5, position: 
         )
         shown.add_row(str(layer), *numbers, "  ".join(words))
     console.print(shown, highlight=False)
+    return True

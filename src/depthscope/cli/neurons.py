@@ -1,4 +1,4 @@
-"""`depthscope neurons`."""
+"""`depthscope neurons --neuron`."""
 
 from typing import Annotated
 
@@ -7,19 +7,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthscope.cli.console import console
-from depthscope.cli.request import Request, measuring, run_and_show
+from depthscope.cli.request import Request
 
 Neuron = Annotated[
-    str | None, typer.Option(help="One neuron alone, as LAYER.NEURON: its tokens and classes.", show_default=False)
+    str | None, typer.Option(help="Show a single neuron, as LAYER.NEURON: its tokens and classes.", show_default=False)
 ]
 
 
-@measuring
-def command(request: Request, *, neuron: Neuron = None) -> None:
-    """Count prediction, suppression, entropy and partition neurons by what their output weights do to the vocabulary."""
+def one_neuron(request: Request, *, neuron: Neuron = None) -> bool:
+    """With --neuron: show which tokens one neuron promotes and suppresses."""
     if neuron is None:
-        run_and_show(request, experiments=("neurons",))
-        return
+        return False
     from depthscope.experiments.neurons import Neurons, parse_neuron
 
     place = parse_neuron(neuron)
@@ -37,3 +35,4 @@ def command(request: Request, *, neuron: Neuron = None) -> None:
     for one in report.classes:
         classes.add_row(escape(one.name), str(one.tokens), f"{one.share:.1%}", f"{one.difference:+.2f}")
     console.print(classes, highlight=False)
+    return True

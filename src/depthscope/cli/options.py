@@ -1,9 +1,13 @@
-"""Arguments and options that several commands share; their help is the documentation's too."""
+"""Arguments and options shared by several commands; the documentation uses their help texts too."""
 
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+
+from depthscope.schema.declaration import Option
 
 if TYPE_CHECKING:
     from depthscope.models.model import Model
@@ -21,54 +25,23 @@ Data = Annotated[
     typer.Option(
         help="Text: bookshelf (embedded); a file, pattern or folder of .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or "
         ".parquet (all but the last also .gz, .xz, .bz2, .zst); a folder written by save_to_disk; or "
-        r"hf:NAME\[:CONFIG\[:SPLIT]]. #FIELD names the field with the text, #A.B one within another.",
+        r"hf:NAME\[:CONFIG\[:SPLIT]]. #FIELD names the field with the text, #A.B a nested one.",
     ),
 ]
 Tokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="How many tokens to measure on, rounded up to whole windows; the most to read where a precision is the goal.",
-        show_default="16,384; 1,000,000 with a precision as the goal",
+        help="Number of tokens to measure, rounded up to whole windows; with a precision goal, the maximum to read.",
+        show_default="16,384; 1,000,000 with a precision goal",
     ),
 ]
-Precision = Annotated[
-    float | None,
-    typer.Option(
-        help="Instead of a number of tokens: read until every mean KL of the sweep has an interval within this share of it "
-        "(0.05 for ±5%), or lies under the dtype's noise floor. A finer one on the same --out goes on where it was.",
-        show_default=False,
-    ),
-]
-Window = Annotated[
-    int | None, typer.Option(min=2, help="Tokens in a window.", show_default="the model's context, at most 512")
-]
-Bos = Annotated[
-    str,
-    typer.Option(help="BOS token before each window: auto (as the tokenizer does by itself), none or window (always)."),
-]
-Protocol = Annotated[
-    str,
-    typer.Option(
-        help="Where the paper's text and its first script differ: text, or lad2024 (the script, to compare with)."
-    ),
-]
-Experiments = Annotated[
-    str,
-    typer.Option(
-        help="Which experiments, separated by commas: sweep, lens, norms, attention, similarity, influence, geometry, "
-        "neurons, heads, probes, stages.",
-        show_default="all",
-    ),
-]
-Suffix = Annotated[str, typer.Option(help="What the probed next token ends in.")]
-PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token's numbers of the sweep in its shards.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="The run directory. The same command on it resumes.", show_default="runs/MODEL-DATA"),
+    typer.Option(help="The run directory. The same command resumes an incomplete run.", show_default="runs/MODEL-DATA"),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda or cuda:N.")]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.", show_default="main")
 ]
@@ -76,22 +49,20 @@ Revision = Annotated[
 Stream = Annotated[
     str,
     typer.Option(
-        help="Whether the blocks' weights stay on disk, each read when it is run: yes, no, or auto (if the weights would take "
-        "more than 70% of the memory available). The numbers agree to rounding."
+        help="Whether to keep the blocks' weights on disk and read each when it runs: yes, no, or auto (if the weights would "
+        "take more than 70% of available memory). Results agree up to rounding."
     ),
 ]
 
 UnusedTensors = Annotated[
     str,
-    typer.Option(
-        help="What to do with a checkpoint that holds tensors the model does not read: refuse it, or ignore them."
-    ),
+    typer.Option(help="What to do if a checkpoint has tensors the model does not use: refuse it, or ignore them."),
 ]
 
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="A PEFT adapter to put into the model: a folder with adapter_config.json and safetensors, or a Hugging Face id.",
+        help="A PEFT adapter to apply to the model: a folder with adapter_config.json and safetensors, or a Hugging Face id.",
         show_default=False,
     ),
 ]
@@ -99,7 +70,7 @@ Adapter = Annotated[
 SpecialTokens = Annotated[
     str,
     typer.Option(
-        help="What a special token's name means where the text writes it: text (its characters) or keep (the token)."
+        help="How to tokenize a special token's name in the text: text (as characters) or keep (as the token)."
     ),
 ]
 
@@ -107,7 +78,7 @@ Chat = Annotated[
     bool,
     typer.Option(
         "--chat",
-        help="Documents are lists of messages (role and content), in the field messages or #FIELD, read through the "
+        help="Documents are lists of messages (role and content), in the field messages or #FIELD, formatted by the "
         "tokenizer's chat template.",
     ),
 ]
@@ -116,8 +87,8 @@ Pack = Annotated[
     bool,
     typer.Option(
         "--pack",
-        help="Join documents shorter than a window until they fill one, a separator (EOS, or else BOS) after each. A window "
-        "of joined documents counts as one document in intervals.",
+        help="Join documents shorter than a window until they fill one, with a separator (EOS, or else BOS) after each. A "
+        "window of joined documents counts as one document in intervals.",
     ),
 ]
 
@@ -126,9 +97,15 @@ DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"
 
 
-def listed(names: str) -> tuple[str, ...]:
-    """Names separated by commas, hyphens or not."""
-    return tuple(name.strip().replace("-", "_") for name in names.split(",") if name.strip())
+def parameter(option: Option) -> inspect.Parameter:
+    """A command-line parameter for a declared option, with the declaration's type, default and help."""
+    kind: Any = str if option.type is tuple else option.type
+    default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+    names = [f"--{option.name.replace('_', '-')}"] if option.type is bool else []
+    shown: Any = option.shown_default or default not in (None, "")
+    typed = typer.Option(*names, help=escape(option.text), show_default=shown)
+    annotation = Annotated[kind | None if default is None else kind, typed]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def load_quietly(
@@ -141,7 +118,7 @@ def load_quietly(
     adapter: str | None = None,
     verify: bool = True,
 ) -> "Model":
-    """Load a model for a command: says what it waits for, keeps transformers' advice to programmers off the terminal."""
+    """Load a model for a command, with a status line and without transformers' developer warnings."""
     from depthscope.cli.console import errors_console
 
     with errors_console.status(f"loading {name}"):

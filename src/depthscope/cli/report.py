@@ -27,7 +27,7 @@ def command(runs: Runs, out: Page = None, figures: Figures = None) -> None:
 
 
 def write_one(path: Path, out: Path | None, figures: Path | None) -> None:
-    """The page of one run, and its figures where they are asked for."""
+    """Write the page of one run, and its figures if requested."""
     from depthscope.report.page import write_page
     from depthscope.run.store import RunDirectory
 
@@ -40,7 +40,7 @@ def write_one(path: Path, out: Path | None, figures: Path | None) -> None:
 
 
 def write_several(paths: list[Path], out: Path | None, figures: Path | None) -> None:
-    """The page that compares some runs, and its figures where they are asked for."""
+    """Write the page that compares runs, and its figures if requested."""
     from depthscope.report.comparison import write_comparison
     from depthscope.run.store import RunDirectory
 
@@ -53,10 +53,10 @@ def write_several(paths: list[Path], out: Path | None, figures: Path | None) -> 
 
 
 def say_page(page: Path) -> None:
-    """Where the page is."""
+    """Print the page's path."""
     console.print(f"page    {page}", highlight=False, soft_wrap=True)
 
 
 def say_figures(files: list[Path], folder: Path) -> None:
-    """Where the figures are, and how many files."""
+    """Print the figures' folder and the number of files."""
     console.print(f"figures {folder} ({len(files)} files)", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a study prints at its end: per layer what each experiment found, with intervals, and what could not be done."""
+"""The summary printed after a study: results by layer with intervals, and what could not be done."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,74 +7,85 @@ from rich.table import Table
 
 from depthscope.cli.console import console
 from depthscope.cli.stage_map import print_stages
+from depthscope.edit_registry import sweeps, title_of
 from depthscope.report.measured import Value, give_or_take
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents
 from depthscope.run.store import RunDirectory
-from depthscope.schema import attention, lens, norms, probes, similarity
+from depthscope.schema import probes, similarity
+from depthscope.schema.declaration import Experiment
+from depthscope.schema.declaration import Table as DeclaredTable
+from depthscope.schema.estimates import ESTIMATE
+from depthscope.schema.experiments import EXPERIMENTS
 from depthscope.schema.heads import HEAD_METRICS, MERGING
 from depthscope.schema.metric import Metric
 from depthscope.schema.neurons import ENTROPY, KINDS, PARTITION, PREDICTION, SUPPRESSION
-from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, KL
+from depthscope.schema.sweep import AGREEMENT, BASELINE_EDIT, KL
 
 COUNTED = (PREDICTION.name, SUPPRESSION.name, ENTROPY.name, PARTITION.name)
 WHOLE_STUDY = ("sweep",)
-"""What is printed of a study with all experiments: the rest is on the page."""
+"""What is printed for a study with all experiments: the rest is on the page."""
 EXPECTED_KERNELS = ("packed", "torch's own", "compiled", "plain")
-"""What is not worth a line: anything else says why work was slower than it could be."""
-PAIRS = (("swap", "drop"), ("drop_attn", "drop_mlp"), ("drop_ssm", "drop_ple"))
+"""Kernels that need no message: any other is printed, because it explains a slower run."""
+BESIDE = 2
+"""Edits per printed table of the sweep: the built-in ones come in pairs."""
 
 
 def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
-    """Print the tables of some experiments, by default the sweep's, then the stages and what was not done."""
-    settings = run.settings
-    text = run.manifest["text"]
+    """Print the tables of some experiments, by default the sweep, then the stages and what was not done."""
+    settings, text = run.settings, run.manifest.text
     console.print(
-        f"\n{settings['model']} on {settings['tokens']:,} tokens of {counted_documents(text)} ({settings['data']})\n"
-        "each number ± half of its 95% interval over documents; information in nats, shares in %\n",
+        f"\n{settings.model} on {settings.tokens:,} tokens of {counted_documents(text)} ({settings.data})\n"
+        "values are mean ± half-width of the 95% interval over documents; KL and entropy in nats, shares in %\n",
         highlight=False,
     )
-    for name, show in SHOWN.items():
-        experiment = "neurons" if name == "neuron_counts" else name
-        if name in run.tables() and experiment in (experiments or WHOLE_STUDY):
-            show(run.table(name))
-            console.print()
+    for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
+        _print_tables(run, EXPERIMENTS[name])
     if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
         console.print(f"{goal}\n", highlight=False)
-    if (not experiments or "stages" in experiments) and (found := run.read_json("stages")):
+    if (not experiments or "stages" in experiments) and (found := run.stages):
         print_stages(found)
-    if text["documents"] == 1:
-        what = "pack" if "packed" in text else "document"
-        console.print(f"one {what} gives no interval: give text with several documents", highlight=False)
-    if text.get("given_up"):
+    if text.documents == 1:
+        what = "pack" if text.packed else "document"
+        console.print(f"no intervals from a single {what}: use text with several documents", highlight=False)
+    if text.given_up:
         console.print(
-            f"reading ended early: {text['too_short']:,} of {text['documents_read']:,} documents are shorter than a window. "
-            "Give a shorter --window, or join them with --pack",
+            f"reading ended early: {text.too_short:,} of {text.documents_read:,} documents are shorter than a window. "
+            "Use a shorter --window, or join them with --pack",
             highlight=False,
         )
-    for what, how in run.manifest.get("kernels", {}).items():
+    for what, how in run.manifest.kernels.items():
         if how not in EXPECTED_KERNELS:
             console.print(f"{what}: {how}", highlight=False)
-    for what, reason in run.manifest.get("not_done", {}).items():
-        title = EDIT_KINDS[what].title if what in EDIT_KINDS else what
-        console.print(f"not done: {title}, because {reason}", highlight=False)
+    for what, reason in run.manifest.not_done.items():
+        console.print(f"not done: {title_of(what)}, because {reason}", highlight=False)
+
+
+def _print_tables(run: RunDirectory, experiment: Experiment) -> None:
+    there = run.tables()
+    for name, declared in experiment.tables.items():
+        if name in there and (show := printer(name, declared)):
+            show(run.table(name))
+            console.print()
 
 
 def _print_sweep(table: pl.DataFrame) -> None:
-    for pair in PAIRS:
-        kinds = [kind for kind in pair if kind in set(table["edit"])]
+    there = [edit for edit in table["edit"].unique(maintain_order=True) if edit != BASELINE_EDIT]
+    edits = [*sweeps(), *(edit for edit in there if edit not in sweeps())]
+    for start in range(0, len(edits), BESIDE):
+        kinds = [kind for kind in edits[start : start + BESIDE] if kind in there]
         columns = [
             (title, (kind, metric.name), metric)
             for kind in kinds
-            for title, metric in ((f"{EDIT_KINDS[kind].title} KL", KL), ("agreement", AGREEMENT))
+            for title, metric in ((f"{title_of(kind)} KL", KL), ("agreement", AGREEMENT))
         ]
         if kinds:
             _print_by_layer(table.filter(pl.col("layer") >= 0), ["edit", "metric"], columns)
 
 
 def _by_metric(*metrics: Metric) -> Callable[[pl.DataFrame], None]:
-    """A table of one row per layer and metric, a column per metric."""
+    """A printer for tables with one row per layer and metric: a column per metric."""
 
     def show(table: pl.DataFrame) -> None:
         there = set(table["metric"])
@@ -105,15 +116,8 @@ def _cell(estimate: Sequence[float | None] | None, metric: Metric) -> str:
     return "" if mean is None else give_or_take(Value(mean, low, high), metric)
 
 
-def _print_attention(table: pl.DataFrame) -> None:
-    reaches = [
-        m for kinds in (attention.PREVIOUS, attention.BANDS) for reach, m in kinds.items() if reach in (1, 5, 16)
-    ]
-    _by_metric(*reaches, attention.FIRST, attention.ITSELF)(table)
-
-
 def _print_similarity(table: pl.DataFrame) -> None:
-    """Means over the two moves of a swap, attention beside MLP."""
+    """Means over the two moves of a swap, attention next to MLP."""
     whole = table.group_by("layer", "component", "metric", maintain_order=True).agg(
         pl.col("mean", "ci_low", "ci_high").mean()
     )
@@ -153,7 +157,7 @@ def _print_heads(table: pl.DataFrame) -> None:
 
 
 def _print_probes(table: pl.DataFrame) -> None:
-    """Accuracy of each group with one neuron, with all of them, and where it is best."""
+    """Accuracy of each group with its fewest and its most neurons."""
     accuracy = table.filter((pl.col("metric") == probes.ACCURACY.name) & pl.col("draw").is_null())
     shown = _table(f"next token ends in -{table['suffix'][0]}", "neurons", "accuracy")
     for (group,), rows in accuracy.group_by("group", maintain_order=True):
@@ -167,19 +171,24 @@ def _table(first: str, *others: str) -> Table:
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column(first)
     for title in others:
-        shown.add_column(title, justify="right", no_wrap=True)  # a number never stands on two lines
+        shown.add_column(title, justify="right", no_wrap=True)  # never wrap a number
     return shown
 
 
 SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "sweep": _print_sweep,
-    "lens": _by_metric(*lens.METRICS),
-    "norms": _by_metric(*norms.METRICS),
-    "attention": _print_attention,
     "similarity": _print_similarity,
-    "influence": _by_metric(similarity.BLOCK_INFLUENCE),
     "neuron_counts": _print_neurons,
     "heads": _print_heads,
     "probes": _print_probes,
 }
-"""How each table is printed."""
+"""Tables with their own printer."""
+
+
+def printer(name: str, declared: DeclaredTable) -> Callable[[pl.DataFrame], None] | None:
+    """The printer of a table: from SHOWN, else a column per metric for estimates by layer, else None."""
+    if name in SHOWN:
+        return SHOWN[name]
+    keys = [column for column in declared.columns if column not in ESTIMATE]
+    metrics = declared.metrics if declared.in_terminal is None else declared.in_terminal
+    return _by_metric(*metrics) if keys == ["layer"] and metrics else None

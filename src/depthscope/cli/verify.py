@@ -16,7 +16,7 @@ def command(
     unused_tensors: options.UnusedTensors = "refuse",
     adapter: options.Adapter = None,
 ) -> None:
-    """Check that replaying a model's blocks and head gives its own logits. Exit status 1 where it does not."""
+    """Check that replaying a model's blocks and head reproduces its logits. Exit status 1 if not."""
     from depthscope.models.verify import verify
 
     checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter, verify=False))

@@ -15,9 +15,9 @@ BOOKSHELF = "bookshelf"
 BOOKSHELF_FILE = Path(__file__).parent / "bookshelf.jsonl.xz"
 SPECIAL_TOKENS = ("text", "keep")
 ABOUT_THE_DATA = ("readme", "license", "licence")
-"""Files that stand in folders of data and are not part of them."""
+"""Names of files that lie in folders of data and are not part of the data."""
 MOST_EMPTY = 1_000_000
-"""So many rows in a row without text end in an error: a stream may have no end."""
+"""Consecutive rows without text after which reading ends with an error: a stream may have no end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

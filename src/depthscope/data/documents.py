@@ -10,29 +10,27 @@ from jaxtyping import Int32, Int64
 from depthscope.data.corpus import Corpus
 from depthscope.data.fields import Document
 from depthscope.data.packing import Packer, separator
-from depthscope.data.tokens import document_tokens, require_template
+from depthscope.data.tokens import CHARACTERS_PER_TOKEN, document_tokens, require_template
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
 READ_AHEAD, READ_FREELY = 4, 1_000_000
-"""In search of more documents, at most so many times the wanted tokens are read; so many tokens always may be. As many
-tokens of documents too short for a window, one after the other, end the reading too: a stream may have no end."""
-CHARACTERS_PER_TOKEN = 8
-"""More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
+"""In search of more documents, at most READ_AHEAD times the wanted tokens are read, but always up to READ_FREELY tokens. As
+many tokens of documents too short for a window, one after the other, end the reading too: a stream may have no end."""
 MARGIN = 16
-"""Tokens at the end of a part that may be others once the text goes on."""
+"""Tokens at the end of a part that may change when more of the text is tokenized."""
 SHORTEST_ADVISED = 16
 """Shorter windows than this are not proposed: too little comes before most of their tokens."""
 SHOWN_EVERY = 32
 READING = "reading documents"
 
 Tell = Callable[[str, int, int], None]
-"""Told (what is being done, how much is done, of how much at least)."""
+"""Reports progress: (what is being done, how much is done, of how much at least)."""
 
 
 @dataclass(slots=True)
 class Found:
-    """What reading gave: token ids of what fills a window by the number of its first document, and what was seen."""
+    """Token ids of what fills a window, by the number of its (first) document, and counts of what was read."""
 
     ids: dict[int, Int32[np.ndarray, " tokens"]] = field(default_factory=dict)
     owner: dict[int, Int64[np.ndarray, " tokens"]] = field(default_factory=dict)
@@ -155,9 +153,9 @@ def _written(document: Document) -> str:
 def _first_tokens(
     model: Model, document: Document, needed: int, special_tokens: str, prefix: tuple[int, ...]
 ) -> Int32[np.ndarray, " tokens"]:
-    """Token ids of a document, `needed` of them at least if it has so many.
+    """Token ids of a document, at least `needed` of them if it has that many.
 
-    A long text is read as far as it takes: where its tokens are longer than expected, further. The last tokens of a part
+    A long text is read only as far as needed: where its tokens are longer than expected, further. The last tokens of a part
     may change with what follows the cut, so MARGIN more are asked for than are used. A chat is read whole, without the BOS
     token its template writes where `prefix` puts one before each window.
     """

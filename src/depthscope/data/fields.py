@@ -1,4 +1,4 @@
-"""What of a record is the document: a text field, found by its name or path, or the messages of a chat."""
+"""The part of a record that is the document: a text field, found by its name or path, or the messages of a chat."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from depthscope.errors import DataError
 
 Message = Mapping[str, Any]
 Document = str | tuple[Message, ...]
-"""A text, or the messages of a chat. Empty where a row holds none, so that numbers of documents are places in the source."""
+"""A text, or the messages of a chat. Rows without text give empty documents, so that a document's number is its place in the
+source."""
 TEXT_FIELD, CHAT_FIELD = "text", "messages"
 
 

@@ -2,8 +2,8 @@
 
 Documents that fill a window are left as they are. Shorter ones are joined in the order they come, whole but for the last,
 whose rest is not used; each window of joined documents is a *pack*. No document lies in two packs. In a pack attention
-reaches across documents, so what is measured in one depends on those before it: the pack, not the document, is what is
-drawn independently, and takes the document's place as the unit of intervals. It goes by the number of its first document.
+reaches across documents, so what is measured in one depends on those before it: the pack, not the document, is the independent
+unit, and takes the document's place in intervals. It has the number of its first document.
 """
 
 from dataclasses import dataclass, field
@@ -27,9 +27,7 @@ class Pack:
 
 def separator(model: Model) -> int:
     """The token that goes between two documents: EOS, or else BOS. Raises DataError for a tokenizer that has neither."""
-    tokenizer: Any = model.tokenizer
-    if tokenizer is None:
-        raise DataError(f"{model.name} came without a tokenizer, so text cannot be used with it: give token ids")
+    tokenizer: Any = model.require_tokenizer()
     for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token is not None:
             return int(token)
@@ -53,6 +51,7 @@ class Packer:
     def add(self, number: int, ids: Int32[np.ndarray, " n"]) -> Pack | None:
         """Join document `number`; the pack, where that fills it."""
         own = ids.tolist()
+        # A template or a tokenizer may have written one already.
         own += [] if own[-1:] == [self.separator] else [self.separator]
         self._ids += own
         self._owner += [number] * len(own)

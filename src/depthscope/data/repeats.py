@@ -1,4 +1,4 @@
-"""Random tokens said twice: text without meaning or grammar, in which only the repetition can be attended to."""
+"""Random tokens, repeated once: text without meaning or grammar, in which only the repetition can be attended to."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,21 @@ from depthscope.errors import DataError
 from depthscope.models.model import Model
 
 SEQUENCES, LENGTH = 64, 50
-"""Sequences, and tokens of each before it is said again."""
+"""Sequences, and tokens of each before the repetition."""
 
 
 def random_repeats(model: Model, bos: Sequence[int] = (), *, seed: int = 0) -> Int64[Tensor, "sequences seq"]:
-    """64 sequences of `bos` and 50 different tokens said twice; fewer tokens where the context holds fewer.
+    """64 sequences of `bos` and 50 different tokens, twice; fewer tokens where the context is shorter.
 
     The tokens are drawn at random from the tokenizer's ordinary ones: no special tokens, none that only the weights have.
     Raises DataError without a tokenizer.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise DataError(
-            f"{model.name} came without a tokenizer, so its ordinary tokens cannot be told from special ones"
-        )
+        raise DataError(f"{model.name} came without a tokenizer, so its special tokens are not known")
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
-    ordinary = np.array([i for i in range(min(len(tokenizer), model.head.vocabulary)) if i not in special])
+    ordinary = np.array([i for i in range(min(len(tokenizer), model.unembedding.vocabulary)) if i not in special])
     length = min(LENGTH, len(ordinary))
     if model.context is not None:
         length = min(length, (model.context - len(bos)) // 2)

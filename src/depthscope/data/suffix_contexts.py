@@ -6,8 +6,8 @@ the token does not matter. Special tokens do not count.
 
 Contexts are the `length` tokens before such a next token, never across two documents. Positives are drawn at random from
 all that was read; each document then gives as many negatives as positives, drawn at random from its other positions. No
-context is taken twice, and no next token more often than a tenth of a class, so that no one word is the class. Whole
-documents go to training or to test, so that no probe is tested on a document it has seen.
+context is taken twice, and no next token more often than a tenth of a class, so that no single word makes up a class. Whole
+documents go to training or to test, so that no probe is tested on a document it was trained on.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
-from depthscope.data.tokens import document_tokens
+from depthscope.data.tokens import CHARACTERS_PER_TOKEN, document_tokens
 from depthscope.data.windows import bos_prefix
 from depthscope.errors import DataError
 from depthscope.models.model import Model
@@ -28,14 +28,13 @@ from depthscope.models.model import Model
 LENGTH = 24
 PER_CLASS = 1_000
 LARGEST_SHARE = 10
-"""A next token is taken at most for one in so many of the wanted examples of its class."""
+"""Each next token makes up at most one in this many of the examples wanted of its class."""
 TEST_SHARE = 0.3
 FEWEST_TRAINING, FEWEST_TEST = 50, 30
 """Positives, in as many documents as they come from; negatives are as many."""
 READ_AT_MOST = 1_000_000
 LONGEST_DOCUMENT = 8_192
-"""Tokens of one document that are looked at, so that documents, which intervals rest on, are many."""
-CHARACTERS_PER_TOKEN = 8
+"""Tokens used of each document: intervals rest on documents, so many short ones are better than a few long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +78,10 @@ def ends_in(model: Model, suffix: str) -> Bool[np.ndarray, " vocab"]:
     if not wanted:
         raise DataError(f"the suffix {suffix!r} is empty: expected letters, such as ing")
     if model.tokenizer is None:
-        raise DataError(f"{model.name} came without a tokenizer, so it cannot be told which tokens end in {suffix!r}")
+        raise DataError(f"{model.name} came without a tokenizer, so it is not known which tokens end in {suffix!r}")
     special = set(model.tokenizer.all_special_ids)
-    ending = np.zeros(model.head.vocabulary, dtype=bool)
-    for token in range(min(len(model.tokenizer), model.head.vocabulary)):
+    ending = np.zeros(model.unembedding.vocabulary, dtype=bool)
+    for token in range(min(len(model.tokenizer), model.unembedding.vocabulary)):
         text = str(model.tokenizer.decode([token]))
         ending[token] = token not in special and text.rstrip().casefold().endswith(wanted)
     if not ending.any() or ending.all():
@@ -104,8 +103,8 @@ def suffix_contexts(
 ) -> SuffixContexts:
     """At most `per_class` contexts of each class, drawn with `seed`.
 
-    The corpus is read to its end or for `read_at_most` tokens. (How many tokens of it other experiments use does not bind
-    this one: a suffix is rare.) Raises DataError where suffix or text give no balanced set, with the counts.
+    The corpus is read to its end or for `read_at_most` tokens, however many tokens of it other experiments use: a suffix is
+    rare. Raises DataError where suffix or text give no balanced set, with the counts.
     """
     prefix = bos_prefix(model, "auto")
     if model.context is not None and length + len(prefix) > model.context:
@@ -157,6 +156,7 @@ def _balanced(
 
     def take(document: int, place: int) -> bool:
         ids = documents[document]
+        # By the tokens themselves: boilerplate that many documents share would be in training and test.
         context, token = ids[place - length : place].tobytes(), int(ids[place])
         if context in seen or taken[token] >= most:
             return False

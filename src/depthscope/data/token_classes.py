@@ -72,7 +72,7 @@ class Vocabulary:
     special: frozenset[int]
     """Tokens that stand for no text, such as <|endoftext|>: in no class."""
     raw: Mapping[int, bytes] = field(default_factory=dict)
-    """The bytes of tokens that are not whole characters, where the tokenizer tells them."""
+    """The bytes of tokens that are not whole characters, where the tokenizer's names for them show the bytes."""
 
     def shown(self, token: int) -> str:
         """A token as a reader should see it, everywhere: a space as ␣, a line break as ⏎; bytes that are only part of a
@@ -89,11 +89,12 @@ class Vocabulary:
 
 def vocabulary_of(model: Model) -> Vocabulary:
     """The texts of a model's vocabulary, one per row of W_U."""
-    size = model.head.vocabulary
+    size = model.unembedding.vocabulary
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         return Vocabulary((None,) * size, frozenset())
     known = min(size, len(tokenizer))
+    # SentencePiece drops the leading space of a token decoded alone; after another token it is kept.
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     start = _decoded(tokenizer, [before])[0]
     texts = _decoded(tokenizer, [[*before, token] for token in range(known)])

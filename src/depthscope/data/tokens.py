@@ -2,7 +2,7 @@
 
 In a chat the template's special tokens are tokens, while a special token's name that a message writes is the characters that
 are there (unless the corpus keeps special tokens). The tokenizer has one switch for both, so such a text is cut at the
-template's special tokens and what lies between them becomes tokens piece by piece, as the tokenizer itself does.
+template's special tokens, and what lies between them is tokenized piece by piece, as the tokenizer itself does.
 """
 
 import re
@@ -13,8 +13,10 @@ from depthscope.data.fields import Document, Message
 from depthscope.errors import DataError
 from depthscope.models.model import Model
 
+CHARACTERS_PER_TOKEN = 8
+"""More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
 PRIVATE = range(0xF0000, 0xFFFFD)
-"""Characters that stand for nothing, of which one that a chat does not use holds the place of what it writes."""
+"""Private-use characters. One that a chat does not use marks where its messages wrote the name of a special token."""
 
 
 def document_tokens(model: Model, document: Document, special_tokens: str, characters: int | None = None) -> list[int]:
@@ -39,9 +41,9 @@ def rendered(model: Model, document: Document) -> str:
     if isinstance(document, str):
         return document
     require_template(model)
-    assert model.tokenizer is not None
+    tokenizer = model.require_tokenizer()
     try:
-        return str(model.tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
+        return str(tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
     except Exception as error:  # a template is a program of its own, which may raise anything
         roles = ", ".join(str(message["role"]) for message in document)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -53,9 +55,7 @@ def rendered(model: Model, document: Document) -> str:
 
 def require_template(model: Model) -> None:
     """Raise DataError for a model that cannot read chats."""
-    if model.tokenizer is None:
-        raise DataError(f"{model.name} came without a tokenizer, so text cannot be used with it: give token ids")
-    if not model.tokenizer.chat_template:
+    if not model.require_tokenizer().chat_template:
         raise DataError(
             f"the tokenizer of {model.name} has no chat template, so --chat cannot be done: give a model that was made for "
             "chats, or its text as a field of its own"
@@ -82,7 +82,6 @@ def _chat_tokens(model: Model, messages: Sequence[Message]) -> Iterator[int]:
 
     text = rendered(model, tuple({**message, "content": hidden(message["content"])} for message in messages))
     placed = re.compile(f"{place}(\\d+){place}")
-    assert model.tokenizer is not None
     for piece in re.split(f"({pattern.pattern})", text):
         if piece in names:
             yield int(names[piece])

@@ -2,8 +2,8 @@
 
 One policy for everything. A document's tokens are cut into windows of `length`; what is left at its end is not used. Each
 window also keeps the token after its last one, so every position has a next token and all measures are over the same
-positions. Windows are taken from as many documents as possible, because documents, not tokens, are what intervals rest
-on: the first window of each document, then the second of each, until there are enough. Where the corpus asks for it, short
+positions. Windows are taken from as many documents as possible, because the intervals' width depends on the number of
+documents, not of tokens: the first window of each document, then the second of each, until there are enough. On request, short
 documents are joined into windows of several (see packing): then such a window counts as one document.
 """
 
@@ -23,6 +23,7 @@ from depthscope.data.documents import Tell, read_documents, spread
 from depthscope.data.packing import separator
 from depthscope.errors import DataError
 from depthscope.models.model import Model
+from depthscope.statistics.estimate import runs
 
 DEFAULT_TOKENS = 16_384
 LONGEST_DEFAULT = 512
@@ -114,7 +115,7 @@ class Windows:
         return self._rows(slice(start, stop))
 
     def in_random_order(self, seed: int) -> "Windows":
-        """The documents in an order drawn from `seed`, which says nothing of them; each one's windows stay together."""
+        """The documents in random order, drawn from `seed` alone; each document's windows stay together."""
         numbers, place = np.unique(self.document, return_inverse=True)
         turn = np.random.default_rng(seed).permutation(len(numbers))
         return self._rows(np.argsort(turn[place], kind="stable"))
@@ -125,8 +126,7 @@ class Windows:
 
     def per_document(self) -> list[tuple[int, int]]:
         """(document, how many windows it has) for each document, in the order they lie here."""
-        starts = np.flatnonzero(np.diff(self.document, prepend=self.document[0] - 1))
-        counts = np.diff(starts, append=len(self))
+        starts, counts = runs(self.document)
         return list(zip(self.document[starts].tolist(), counts.tolist(), strict=True))
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class Windows:
 def make_windows(
     corpus: Corpus, model: Model, *, length: int | None = None, bos: str = "auto", tell: Tell | None = None
 ) -> Windows:
-    """Cut a corpus into windows for a model. `tell` hears how many documents are read.
+    """Cut a corpus into windows for a model. `tell` is called with the number of documents read.
 
     `length` is the model's context or 512, whichever is less, by default. `bos`: `window` puts the tokenizer's BOS token
     before each window, `none` does not, `auto` does what the tokenizer does by itself. Raises DataError when a window is
@@ -188,8 +188,7 @@ def _packed(windows: Windows, owners: Mapping[int, np.ndarray], prefix: int, mod
     for row, number in enumerate(windows.document.tolist()):
         if number in owners:
             owner[row, prefix:] = owners[number][: windows.length - prefix]
-    assert model.tokenizer is not None
-    return replace(windows, owner=owner, separator=str(model.tokenizer.decode([separator(model)])))
+    return replace(windows, owner=owner, separator=str(model.require_tokenizer().decode([separator(model)])))
 
 
 def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
@@ -206,6 +205,7 @@ def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:
         if policy == WINDOW:
             raise DataError(f"the tokenizer of {model.name} has no BOS token, so --bos window cannot be done")
         return ()
+    # Tried, not read from a setting: tokenizers add it by templates, by flags or in code.
     adds_itself = list(tokenizer("a")["input_ids"][:1]) == [bos]
     return (int(bos),) if policy == WINDOW or adds_itself else ()
 

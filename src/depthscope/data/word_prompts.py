@@ -4,7 +4,7 @@ The two classes of the paper's subjoiner heads. Which words take n tokens is rea
 stands in its prompt as the tokenizer cuts it there. The paper's text has 16 tokens of which the last 4 are a word, later
 descriptions 16 words of context and a word. Here a prompt of the class `word` is 16 tokens of context and a word of n tokens;
 one of the class `plain` is 16 + n − 1 tokens of context and a word of one token. So all prompts are 16 + n tokens long, the
-final token of each ends a word and stands at the same position, and the only difference is whether the n − 1 tokens before it
+final token of each ends a word and is at the same position, and the only difference is whether the n − 1 tokens before it
 belong to its word.
 
 Prompts come in pairs, one of each class, both from the same document, so that documents can be compared with themselves.
@@ -37,9 +37,9 @@ WORD_TOKENS = (4, 3, 2)
 """Lengths of a word in tokens, in order of preference."""
 MOST_PAIRS, FEWEST_PAIRS, FEWEST_DOCUMENTS, PAIRS_PER_DOCUMENT = 256, 32, 8, 4
 MOST_TOKENS = 1_000_000
-"""So many tokens of a corpus are read at most in search of words."""
+"""Tokens of a corpus that are read at most in search of words."""
 MOST_CHARACTERS = 20_000
-"""So much of each document is read, because more documents are worth more than more of one."""
+"""Characters read of each document: more documents are worth more than more of one."""
 WORD = re.compile(r"(?<!\S)[^\W\d_]+(?![\w'’])")
 
 Spans = list[tuple[int, int]]
@@ -83,7 +83,7 @@ class WordPrompts:
 
 @dataclass(slots=True)
 class _Search:
-    """What was found so far for words of one length."""
+    """The pairs found so far for words of one length."""
 
     word_tokens: int
     pairs: list[tuple[int, int, list[int], list[int]]] = field(default_factory=list)
@@ -119,7 +119,7 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
         counts = ", ".join(f"{len(s.pairs)} of {n} tokens ({s.documents} documents)" for n, s in searches.items())
         raise DataError(
             f"{corpus.source} has too few words of several tokens for {model.name}'s tokenizer: expected at least "
-            f"{FEWEST_PAIRS} from {FEWEST_DOCUMENTS} documents, each beside a word of one token, found in {read} tokens "
+            f"{FEWEST_PAIRS} from {FEWEST_DOCUMENTS} documents, each paired with a word of one token, found in {read} tokens "
             f"{counts}"
         )
     chosen = sorted(sorted(found.pairs)[:MOST_PAIRS], key=lambda pair: (pair[1], pair[0]))

@@ -1,37 +1,36 @@
-"""The model's own run on a batch of tokens: the one pass that every experiment on the text starts from."""
+"""The baseline run: one pass of the unmodified model on a batch of tokens, from which every experiment on the text starts."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
 from enum import Flag, auto
-from functools import cached_property
 
 from torch import Tensor
 
-from depthscope.engine.divergence import Measured, Reference, measure_baseline, reference
+from depthscope.engine.divergence import Reference, TokenMeasures, measure_baseline, reference
 from depthscope.engine.reductions import Reductions
 from depthscope.models.model import Model
 from depthscope.models.patterns import attention_patterns
 from depthscope.models.state import State, copied, mapped
 from depthscope.models.writes import Writes
 from depthscope.routes import ATTN, MLP, Step
-from depthscope.shapes import Pattern, Residual, TokenIds
+from depthscope.shapes import Hidden, Pattern, Residual, TokenIds
 
 
 class Keep(Flag):
-    """What is kept of the model's own run besides its residual streams."""
+    """What is kept of the baseline run besides its residual streams."""
 
     NOTHING = 0
     WRITES = auto()
     """What attention and MLP of every block added to the residual stream."""
     SILENCED = auto()
-    """Every block's output with its MLP silenced and, in a parallel block, with its attention silenced: they follow from the
-    own run (Model.shares_components)."""
+    """Every block's output with its MLP ablated and, in a parallel block, with its attention ablated: both follow from the
+    baseline run (Model.shares_components)."""
 
 
 class Baseline:
-    """The unedited model on token windows: residual streams of all depths, and what follows from them when asked for.
+    """The unmodified model on token windows: residual streams at all depths, and what is computed from them on demand.
 
-    `targets` are the tokens that follow each position, `keep` is what else of the run is wanted. To be made and used under
+    `targets` are the next tokens at each position, `keep` selects what else of the run is kept. Create and use it under
     `model.measuring()`. Raises DataError for token ids outside the vocabulary or a window longer than the context.
     """
 
@@ -54,16 +53,20 @@ class Baseline:
         self.residuals: list[Residual] = [self.entry.residual]
         """x_0 … x_L: before each block, and after the last."""
         self.states: list[State] = [copied(self.entry.state)]
-        """With each residual stream what blocks up to there have handed on."""
+        """For each residual stream, the state that earlier blocks have passed on."""
         self.writes: list[Writes] = []
         """What each block's components wrote; empty unless kept."""
         self.silenced: dict[Step, Residual] = {}
-        """Outputs of blocks on their own residual streams with a component silenced; empty unless kept."""
+        """Outputs of blocks on the baseline's residual streams with a component ablated; empty unless kept."""
+        # Computed on first use, then cached.
+        self._hidden: Hidden | None = None
+        self._reference: Reference | None = None
+        self._measured: TokenMeasures | None = None
         for block in range(model.depth):
             self.residuals.append(self._after(block, self.residuals[-1], keep))
 
     def part(self, start: int, stop: int) -> "Baseline":
-        """Windows `start … stop-1` of it, without running the model again."""
+        """The baseline of windows `start … stop-1`, without running the model again."""
         part, rows, length = copy(self), slice(start, stop), self.ids.shape[1]
         part.ids, part.targets = self.ids[rows], self.targets[rows]
         part.entry = self.model.stack.enter(part.ids)
@@ -71,29 +74,50 @@ class Baseline:
         part.states = [mapped(state, lambda kept: kept[rows]) for state in self.states]
         part.writes = [written.rows(rows) for written in self.writes]
         part.silenced = {step: residual[rows] for step, residual in self.silenced.items()}
-        part.__dict__.pop("measured", None)
-        if "reference" in self.__dict__:
-            part.__dict__["reference"] = self.reference.rows(start * length, stop * length)
+        tokens = start * length, stop * length
+        part._hidden = None if self._hidden is None else self._hidden[slice(*tokens)]
+        part._reference = None if self._reference is None else self._reference.rows(*tokens)
+        part._measured = None
         return part
+
+    def reduced_with(self, slice_width: int | None, reductions: Reductions | None) -> "Baseline":
+        """The same run with its passes over the vocabulary computed in this form; itself if nothing changes."""
+        wanted = slice_width or self.slice_width, reductions or self.reductions
+        if wanted == (self.slice_width, self.reductions):
+            return self
+        other = copy(self)
+        other.slice_width, other.reductions = wanted
+        other._reference = other._measured = None
+        return other
 
     @property
     def flat_targets(self) -> Tensor:
-        """The next tokens laid end to end, shaped [tokens]."""
+        """The next tokens, flattened to [tokens]."""
         return self.targets.flatten().long()
 
-    @cached_property
-    def reference(self) -> Reference:
-        """The model's own next-token distributions p."""
-        hidden = self.model.head.hidden(self.residuals[-1])
-        return reference(self.model.head, hidden, self.slice_width, self.reductions)
+    @property
+    def hidden(self) -> Hidden:
+        """What the unembedding reads, flattened to one row per position."""
+        if self._hidden is None:
+            self._hidden = self.model.unembedding.hidden(self.residuals[-1])
+        return self._hidden
 
-    @cached_property
-    def measured(self) -> Measured:
-        """The model measured against itself; not yet checked to be finite."""
-        return measure_baseline(self.model.head, self.reference, self.flat_targets)
+    @property
+    def reference(self) -> Reference:
+        """The unmodified model's next-token distributions p."""
+        if self._reference is None:
+            self._reference = reference(self.model.unembedding, self.hidden, self.slice_width, self.reductions)
+        return self._reference
+
+    @property
+    def measured(self) -> TokenMeasures:
+        """The unmodified model measured against itself; not checked for NaN or infinity."""
+        if self._measured is None:
+            self._measured = measure_baseline(self.model.unembedding, self.reference, self.flat_targets)
+        return self._measured
 
     def patterns(self) -> Iterator[Pattern | None]:
-        """Each block's attention pattern in turn, None where it has none."""
+        """Each block's attention pattern in turn, None for a block without one."""
         return attention_patterns(self.model, self.ids, self.residuals)
 
     def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
@@ -113,7 +137,7 @@ class Baseline:
 
 
 def pieces(ids: TokenIds, targets: TokenIds, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows in pieces of at most `tokens` tokens; one window at least."""
+    """Windows in pieces of at most `tokens` tokens, but at least one window."""
     at_once = max(1, tokens // ids.shape[1])
     parts: Sequence[tuple[Tensor, ...]] = (ids.split(at_once), targets.split(at_once))
     yield from zip(*parts, strict=True)

@@ -1,15 +1,15 @@
-"""Per-token measures of one next-token distribution against another, without ever holding more than a slice of logits.
+"""Per-token measures of one next-token distribution against another, with only one slice of logits in memory at a time.
 
-For logits z_q = W h_q of the edited model and z_p = W h_p of the model itself, with p and q their softmax:
+For logits z_q = W h_q of the edited model and z_p = W h_p of the unmodified model, with p and q their softmax:
 
     KL(p‖q) = Σ p (log p − log q) = Σ p z_p − Σ p z_q + logsumexp(z_q) − logsumexp(z_p)
             = (h_p − h_q) · (Wᵀp) + logsumexp(z_q) − logsumexp(z_p)
 
-so that one pass over slices of the vocabulary gives an edited route everything (maximum, sum of exp, sum of z·exp: see
-`reductions`), and the cross term is a dot product with Wᵀp, computed once for the baseline. Where the model bends its logits (a
-soft cap) the cross term is taken slice by slice instead. Slices are multiplied in the model's dtype and reduced in float32;
-sums over slices and the final differences are float64, because KL is a small difference of large numbers. The log
-normaliser of a route equal to the baseline is the same number, so its KL is exactly 0.
+so that one pass over slices of the vocabulary gives everything for an edited route (maximum, sum of exp, sum of z·exp: see
+`reductions`), and the cross term is a dot product with Wᵀp, computed once for the baseline. If the model applies a nonlinear
+map to its logits (a soft cap), the cross term is computed slice by slice instead. Slices are multiplied in the model's dtype
+and reduced in float32; sums over slices and the final differences are float64, because KL is a small difference of large
+numbers. The log normaliser of a route equal to the baseline is the same number, so its KL is exactly 0.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from depthscope.engine.reductions import Reductions, reductions_for
 from depthscope.engine.sizes import sizes_for
-from depthscope.models.head import Head
+from depthscope.models.unembedding import Unembedding
 from depthscope.shapes import Hidden, LogitSlice, PerToken, PerTokenExact, PerTokenFlag, PerTokenIndex
 
 Slices = list[tuple[int, int]]
@@ -27,71 +27,76 @@ Slices = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What one pass over the vocabulary tells of next-token distributions, per token. Information in nats."""
+    """What one pass over the vocabulary computes of next-token distributions, per token. Information is in nats."""
 
     hidden: Hidden
     log_normaliser: PerTokenExact
     entropy: PerTokenExact
     top: PerTokenIndex
-    """The most likely token; of equals the one with the lowest id."""
+    """The most likely token; among equally likely tokens the one with the lowest id."""
 
     def split(self, tokens: int) -> list["Distribution"]:
-        """The same in pieces of at most so many tokens."""
+        """The same in pieces of at most `tokens` tokens."""
         return [Distribution(*rows) for rows in zip(*(column.split(tokens) for column in self.columns()), strict=True)]
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four of them."""
+        """The four fields."""
         return self.hidden, self.log_normaliser, self.entropy, self.top
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The model's own distributions p, with what the cross term of KL needs."""
+    """The unmodified model's distributions p, with what the cross term of KL needs."""
 
     own: Distribution
     mean_weight: Tensor | None
-    """Wᵀp, shaped [tokens, d_model] in float64 (logit scale included); None where logits are not linear in `hidden`."""
+    """Wᵀp, shaped [tokens, d_model] in float64 (logit scale included); None if logits are not linear in `hidden`."""
     slice_width: int
     reductions: Reductions
 
     @property
     def capped(self) -> bool:
-        """Whether the cross term has to be taken slice by slice."""
+        """Whether the cross term has to be computed slice by slice."""
         return self.mean_weight is None
 
     def rows(self, start: int, stop: int) -> "Reference":
-        """Tokens `start … stop-1` of it."""
+        """Only tokens `start … stop-1`."""
         own, mean = self.own, self.mean_weight
         part = Distribution(*(column[start:stop] for column in own.columns()))
         return replace(self, own=part, mean_weight=None if mean is None else mean[start:stop])
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """M1-M4 of the paper, per token: KL(p‖q), top-1 agreement, H(q) and −log q(next token), in nats."""
+class ByMeasure(dict[str, Tensor]):
+    """Values by the name of the measure (`schema.measures`): `measured["kl"]`, or `measured.kl`."""
 
-    kl: PerToken
-    agreement: PerTokenFlag
-    entropy: PerToken
-    loss: PerToken
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{name} was not measured: expected one of {', '.join(self)}") from None
 
-    def split(self, tokens: int) -> list["Measured"]:
+
+class TokenMeasures(ByMeasure):
+    """Measures of each token, shaped [tokens]: float32 in the measure's unit, agreement bool."""
+
+    def split(self, tokens: int) -> list["TokenMeasures"]:
         """In pieces of `tokens` tokens."""
-        columns = (column.split(tokens) for column in (self.kl, self.agreement, self.entropy, self.loss))
-        return [Measured(*rows) for rows in zip(*columns, strict=True)]
+        columns = {name: column.split(tokens) for name, column in self.items()}
+        pieces = len(next(iter(columns.values())))
+        return [TokenMeasures({name: parts[i] for name, parts in columns.items()}) for i in range(pieces)]
 
 
 class _Accumulator:
-    """Maxima and sums of every slice, put together at the end."""
+    """Maxima and sums of every slice, combined at the end."""
 
     def __init__(self, tokens: int, slices: int, device: torch.device, reductions: Reductions) -> None:
         self.slice_sums = reductions.slice_sums
         self.columns = torch.empty(3, slices, tokens, device=device)
         self.places: list[Tensor] = []
-        """Of each slice the place of its first maximum, where the form of the sums gives it."""
+        """For each slice the index of its first maximum, if this form of the sums returns it."""
 
     def add(self, index: int, logits: LogitSlice) -> None:
-        """Take in slice number `index`; `logits` may be overwritten."""
+        """Add slice number `index`; `logits` may be overwritten."""
         *sums, place = self.slice_sums(logits)
         for column, values in zip(self.columns, sums, strict=True):
             column[index] = values
@@ -99,11 +104,11 @@ class _Accumulator:
             self.places.append(place)
 
     def first_highest(self) -> PerTokenIndex:
-        """The first slice that has the largest logit of all."""
+        """The first slice that contains the overall largest logit."""
         return self.columns[0].max(0).indices
 
     def top(self, slice_width: int) -> PerTokenIndex:
-        """The first token that has the largest logit, from the places."""
+        """The first token with the largest logit, from the indices."""
         first = self.first_highest()
         return torch.stack(self.places).gather(0, first[None])[0] + first * slice_width
 
@@ -113,21 +118,21 @@ class _Accumulator:
         maximum = maxima.amax(0)
         shift = maxima - maximum
         scale = shift.exp()
-        # exp(−inf) = 0 makes a slice that was masked out need no special case, but 0 · −inf would be NaN.
+        # A fully masked slice needs no special case, as exp(−inf) = 0, except that 0 · −inf would be NaN.
         offset = torch.where(shift.isinf(), 0.0, shift)
         total = (totals * scale).sum(0)
         log_total = total.log()
         return maximum + log_total, log_total - ((weighted + totals * offset) * scale).sum(0) / total
 
 
-def _slices(head: Head, width: int) -> list[tuple[int, int]]:
+def _slices(head: Unembedding, width: int) -> list[tuple[int, int]]:
     return [(start, min(start + width, head.vocabulary)) for start in range(0, head.vocabulary, width)]
 
 
 def reference(
-    head: Head, hidden: Hidden, slice_width: int | None = None, reductions: Reductions | None = None
+    head: Unembedding, hidden: Hidden, slice_width: int | None = None, reductions: Reductions | None = None
 ) -> Reference:
-    """The baseline's distributions and Wᵀp, in two passes. Whatever is compared with it uses the same slices and form."""
+    """The baseline's distributions and Wᵀp, in two passes. All comparisons with it use the same slices and form."""
     sizes = sizes_for(hidden.device, hidden.shape[1])
     slice_width = slice_width or sizes.slice_width
     reductions = reductions or reductions_for(hidden.device, preferred=sizes.reductions)[0]
@@ -137,7 +142,9 @@ def reference(
     return Reference(_joined(owns), head.map(torch.cat(means)) if means else None, slice_width, reductions)
 
 
-def _distribution(head: Head, hidden: Hidden, slices: Slices, slice_width: int, reductions: Reductions) -> Distribution:
+def _distribution(
+    head: Unembedding, hidden: Hidden, slices: Slices, slice_width: int, reductions: Reductions
+) -> Distribution:
     accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, reductions)
     for index, (start, stop) in enumerate(slices):
         logits = head.slice(hidden, start, stop)
@@ -148,7 +155,7 @@ def _distribution(head: Head, hidden: Hidden, slices: Slices, slice_width: int, 
     return Distribution(hidden, log_normaliser, entropy, accumulator.top(slice_width))
 
 
-def _mean_weight(head: Head, own: Distribution, slices: Slices) -> Tensor:
+def _mean_weight(head: Unembedding, own: Distribution, slices: Slices) -> Tensor:
     mean = torch.zeros(own.hidden.shape, dtype=torch.float64, device=own.hidden.device)
     for start, stop in slices:
         p = _probabilities(own, head.slice(own.hidden, start, stop).float())
@@ -156,11 +163,11 @@ def _mean_weight(head: Head, own: Distribution, slices: Slices) -> Tensor:
     return mean
 
 
-def compare(head: Head, base: Reference, hidden: Hidden, targets: Tensor) -> Measured:
+def compare(head: Unembedding, base: Reference, hidden: Hidden, targets: Tensor) -> TokenMeasures:
     """Measure edited distributions q against the baseline p, token by token.
 
-    `hidden` is what one or several edited routes give the unembedding: the baseline's tokens, once or several times end to
-    end. `targets` are the next tokens of the baseline's, shaped [tokens].
+    `hidden` is what the unembedding reads from one or several edited routes: the baseline's tokens, one or more times in
+    sequence. `targets` are the next tokens of the baseline's tokens, shaped [tokens].
     """
     copies = hidden.shape[0] // base.own.hidden.shape[0]
     slices, at_once = _slices(head, base.slice_width), sizes_for(hidden.device, hidden.shape[1]).rows
@@ -173,7 +180,7 @@ def compare(head: Head, base: Reference, hidden: Hidden, targets: Tensor) -> Mea
     divergence = (cross if linear_cross is None else linear_cross) + (
         log_normaliser - _repeated(base.own.log_normaliser, copies)
     )
-    return Measured(
+    return TokenMeasures(
         kl=divergence.clamp_(min=0).float(),  # rounding can leave −1e-8 where p and q are equal
         agreement=agreement,
         entropy=entropy.clamp(min=0).float(),
@@ -186,10 +193,10 @@ def _repeated(column: Tensor, copies: int) -> Tensor:
 
 
 def _row_products(
-    head: Head, base: Reference, hidden: Hidden, targets: Tensor
+    head: Unembedding, base: Reference, hidden: Hidden, targets: Tensor
 ) -> tuple[PerTokenExact | None, PerToken]:
-    """The cross term where logits are linear in `hidden`, and the next token's logit. Nothing as large as `hidden` in
-    float64 is ever alive for more than one copy of the baseline's tokens."""
+    """The cross term, if logits are linear in `hidden`, and the next token's logit. Float64 tensors are never larger than
+    one copy of the baseline's tokens."""
     fused, own, mean = base.reductions.row_products, base.own.hidden, base.mean_weight
     if fused is not None and mean is not None and hidden.dtype != torch.float64:
         cross, raw = fused(own, hidden, mean, head.weight, targets)
@@ -202,9 +209,9 @@ def _row_products(
 
 
 def _against(
-    head: Head, base: Reference, hidden: Hidden, top: PerTokenIndex, own: Distribution | None, slices: Slices
+    head: Unembedding, base: Reference, hidden: Hidden, top: PerTokenIndex, own: Distribution | None, slices: Slices
 ) -> tuple[PerTokenExact, PerTokenExact, PerTokenFlag, PerTokenExact]:
-    """Log normaliser, entropy, agreement and, where logits are not linear in what the unembedding reads, Σ p (z_p − z_q)."""
+    """Log normaliser, entropy, agreement and, if logits are not linear in what the unembedding reads, Σ p (z_p − z_q)."""
     accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, base.reductions)
     cross = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
     searched = _TopToken(top, base.slice_width)
@@ -228,8 +235,8 @@ def _capped_cross(reductions: Reductions, own_logits: LogitSlice, logits: LogitS
 
 
 class _TopToken:
-    """Whether given tokens are the most likely ones. Only their own slices are searched: an argmax of all costs a CPU more
-    than everything else that is read from the logits. (Picking rows makes a program wait for an accelerator.)"""
+    """Whether given tokens are the most likely ones. Searches only the slices that contain them: on a CPU a full argmax costs
+    more than everything else computed from the logits. (On an accelerator, selecting rows would wait for the device.)"""
 
     def __init__(self, tokens: PerTokenIndex, slice_width: int) -> None:
         self.slice = tokens // slice_width
@@ -237,13 +244,13 @@ class _TopToken:
         self.first = torch.zeros_like(tokens, dtype=torch.bool)
 
     def look(self, index: int, logits: LogitSlice) -> None:
-        """Whether a token in this slice is the first of the slice's largest."""
+        """Check for each token in this slice whether it is the slice's first maximum."""
         rows = (self.slice == index).nonzero()[:, 0]
         if len(rows):
             self.first[rows] = logits[rows].argmax(-1) == self.place[rows]
 
     def agrees(self, first_slice: PerTokenIndex) -> PerTokenFlag:
-        """Given the first slice that has the largest logit of all."""
+        """The result, given the first slice that contains the overall largest logit."""
         return self.first & (self.slice == first_slice)
 
 
@@ -252,10 +259,10 @@ def _joined(parts: list[Distribution]) -> Distribution:
     return Distribution(*(torch.cat(column) for column in columns))
 
 
-def measure_baseline(head: Head, base: Reference, targets: Tensor) -> Measured:
-    """The baseline measured against itself: KL 0, agreement 1, its own entropy and loss."""
+def measure_baseline(head: Unembedding, base: Reference, targets: Tensor) -> TokenMeasures:
+    """The baseline measured against itself: KL 0, agreement 1, its entropy and loss."""
     own = base.own
-    return Measured(
+    return TokenMeasures(
         kl=torch.zeros(own.top.shape[0], device=own.top.device),
         agreement=torch.ones_like(own.top, dtype=torch.bool),
         entropy=own.entropy.clamp(min=0).float(),
@@ -264,7 +271,7 @@ def measure_baseline(head: Head, base: Reference, targets: Tensor) -> Measured:
 
 
 def _probabilities(own: Distribution, logits: LogitSlice) -> LogitSlice:
-    """exp(logits − log normaliser), the normaliser taken off in two float32 parts so that none of its digits are lost."""
+    """exp(logits − log normaliser), the normaliser subtracted in two float32 parts so that no digits are lost."""
     high = own.log_normaliser.float()
     low = (own.log_normaliser - high.double()).float()
     return ((logits - high[:, None]) - low[:, None]).exp()

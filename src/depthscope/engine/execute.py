@@ -1,4 +1,4 @@
-"""Execution: run a plan on a batch of tokens and hand out final residual streams as they come."""
+"""Execution: run a plan on a batch of tokens and yield final residual streams as they are computed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from depthscope.routes import Step
 from depthscope.shapes import Residual, TokenIds
 
 Shared = Callable[[Step, int], Residual | None]
-"""What a visit to a stream of the plan's first route gives, where it follows from that route's own run; else None."""
+"""The result of a visit to a stream of the plan's first route, if it is known from that route's run; else None."""
 
 
 def execute(
@@ -28,10 +28,10 @@ def execute(
 ) -> Iterator[tuple[tuple[tuple[int, ...], ...], Residual]]:
     """Final residual streams of a plan's routes on `ids`, in the plan's order.
 
-    Each item is (routes, residual): `residual` holds `len(routes)` batches behind each other, and `routes[i]` are the
-    indices of the routes that end with the i-th. Streams are freed as soon as nothing branches off them any more.
+    Each item is (routes, residual): `residual` holds `len(routes)` batches in sequence, and `routes[i]` are the
+    indices of the routes that end with the i-th batch. Streams are freed as soon as nothing branches off them any more.
     `entry` is the model's entry for `ids` and `known` the residual streams of the plan's first route, from the embedding
-    on, where they have been computed before, with their `states`; `shared` gives what else is known from that.
+    on, if they are already computed, with their `states`; `shared` returns what else is known from that run.
     """
     entry = entry or model.stack.enter(ids)
     run = _Run(
@@ -53,7 +53,7 @@ def execute(
 
 
 class _Run:
-    """The streams that are alive, each with what its blocks have handed on."""
+    """The live streams, each with the state that its blocks have passed on."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class _Run:
         self.model, self.ids, self.streams, self.own_states, self.shared = model, ids, streams, states, shared
         self.handed = dict(enumerate(states))
         self._arguments = {1: entry.arguments}
-        """The blocks' arguments for so many copies of `ids`: where they depend on the tokens, making them runs the model."""
+        """The blocks' arguments by number of copies of `ids`: if they depend on the tokens, making them runs the model."""
 
     def call(self, call: Call) -> None:
         step, batch = call.step, self.ids.shape[0]
         if len(call.sources) == 1 and (follows := self.shared(step, call.sources[0])) is not None:
             self.streams[call.targets[0]] = follows
-            self.handed[call.targets[0]] = self.own_states[step.block + 1]  # as the own run's visit left it
+            self.handed[call.targets[0]] = self.own_states[step.block + 1]  # as the baseline run's visit left it
             return
         for sources, targets in _alike(call, self.handed):
             given = _together([self.streams[source] for source in sources])
@@ -95,7 +95,7 @@ class _Run:
 
 
 def _alike(call: Call, handed: Mapping[int, State]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A call's sources and targets in groups whose streams have been handed the same keys: all together, nearly always."""
+    """A call's sources and targets, grouped by the keys passed to their streams: nearly always a single group."""
     groups: dict[frozenset[Any], list[tuple[int, int]]] = {}
     for source, target in zip(call.sources, call.targets, strict=True):
         groups.setdefault(keys(handed[source]), []).append((source, target))

@@ -1,14 +1,14 @@
 """Plans: many routes become one tree of visits, and the tree becomes a list of instructions.
 
-Routes that begin alike share their beginnings, so a sweep over all swaps and drops computes the model's own blocks once
+Routes share their common prefixes, so a sweep over all swaps and drops runs the unmodified model's blocks once
 and each edited route only from its edit on: a drop sweep of L blocks takes L(L+1)/2 block calls instead of L·L.
 
 Nodes of the tree are residual streams, numbered; node 0 is the embedding, nodes 1, 2, … are those of the first route.
-The tree's leaves are worked off in cohorts of `width` routes. Within a cohort, streams about to enter the same block
-go in as one call (a wavefront) of at most `together` streams; from one cohort to the next, only streams that later routes
-still branch off from are kept. Width 1 is route after route, which is fastest when a batch is large; a wide cohort fills
-the machine when the batch is a single short prompt, and lets a block whose weights are read from disk serve all routes of
-the cohort, few at a time, before the next is read. Torch-free; the numbers do not depend on the plan.
+The tree's leaves are processed in cohorts of `width` routes. Within a cohort, streams about to enter the same block
+share one call (a wavefront) of at most `together` streams; from one cohort to the next, only streams from which later routes
+branch off are kept. Width 1 processes one route after the other, which is fastest for a large batch; a wide cohort makes full
+use of the machine when the batch is a single short prompt, and lets a block whose weights are read from disk serve all routes
+of the cohort, a few at a time, before the next block is read. Torch-free; the numbers do not depend on the plan.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ EMBEDDING = 0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Take the streams `sources` through one visit, together, into `targets`."""
+    """Apply one visit to the streams `sources`, in one batch; the results are `targets`."""
 
     step: Step
     sources: tuple[int, ...]
@@ -65,9 +65,9 @@ class _Node:
 
 
 def make_plan(routes: Sequence[Route], width: int = 1, together: int | None = None) -> list[Instruction]:
-    """Instructions that compute the final residual streams of `routes`, the first of them first and by itself.
+    """Instructions that compute the final residual streams of `routes`, the first route first and alone.
 
-    `width`: how many routes may be under way, at least 1; `together`: how many of them in one call, `width` by default.
+    `width`: how many routes may be in progress, at least 1; `together`: how many of them share a call, `width` by default.
     """
     together = together or width
     assert width >= 1
@@ -84,12 +84,12 @@ def make_plan(routes: Sequence[Route], width: int = 1, together: int | None = No
 
 
 def block_calls(plan: Iterable[Instruction]) -> int:
-    """How many times a block is applied to a batch, the plan's cost in blocks."""
+    """How many times a block is applied to a batch: the plan's cost in blocks."""
     return sum(len(instruction.targets) for instruction in plan if isinstance(instruction, Call))
 
 
 def block_order(plan: Iterable[Instruction], known: int = 0) -> list[int]:
-    """The blocks a plan calls, in order; without the calls that make only the first `known` streams of the first route."""
+    """The blocks a plan calls, in order, without calls that compute only the first `known` streams of the first route."""
     return [
         instruction.step.block
         for instruction in plan
@@ -141,7 +141,7 @@ class _Scheduler:
     def run(self, cohort: list[int]) -> Iterator[Instruction]:
         needed = self._ancestors(cohort)
         ending = set(cohort)
-        for node in cohort:  # drop(L-1) ends where the model's own route has been already
+        for node in cohort:  # drop(L-1) ends at a stream that the unmodified model's route has already computed
             if node in self.computed:
                 yield from self._finish([node])
         while needed:
@@ -152,7 +152,7 @@ class _Scheduler:
             yield from self._wave([node for node in ready if isinstance(self.tree[node].visit, Step)], needed, ending)
 
     def _wave(self, ready: list[int], needed: set[int], ending: set[int]) -> Iterator[Instruction]:
-        """One call for the streams that are furthest behind, so that others can catch up and share the next."""
+        """One call for the streams furthest behind, so that they catch up with others and share later calls."""
         groups: dict[Step, list[int]] = defaultdict(list)
         for node in sorted(ready):
             step = self.tree[node].visit

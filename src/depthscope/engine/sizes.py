@@ -1,7 +1,7 @@
-"""How much is computed at once on a device. It decides speed and memory, never the numbers beyond rounding.
+"""How much is computed at once on a device. Affects speed and memory, and numbers only by rounding.
 
-What suits a card is data: `cards.json` holds what `benchmarks/accelerator.py` measured, by card and by model width. A card
-that is not there takes the sizes of the nearest one that is; while there is none, ACCELERATOR.
+The best sizes for a card are data: `cards.json` holds what `benchmarks/accelerator.py` measured, by card and by model width.
+A card that is not listed uses the sizes of the most similar one; while none is listed, ACCELERATOR.
 """
 
 import json
@@ -19,39 +19,39 @@ CARDS = Path(__file__).with_name("cards.json")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Tokens of a piece, and the part of tokens × vocabulary that is worked on at a time."""
+    """Tokens of a piece, and the part of tokens × vocabulary that is processed at a time."""
 
     tokens: int
-    """Of a work unit, and of one piece inside it."""
+    """Tokens of a work unit, and of one piece in it."""
     together: int
-    """Tokens in one call of a block: several routes go in together where a piece is smaller."""
+    """The most tokens in one call of a block: several routes share a call if a piece is smaller."""
     rows: int
-    """Tokens whose logits are there at once."""
+    """Tokens whose logits are in memory at once."""
     slice_width: int
-    """Vocabulary entries in one slice. It follows from the device and the model alone, so that a token's sums are added up
-    in the same order whatever it is computed together with."""
+    """Vocabulary entries in one slice. It depends only on the device and the model, so that the sums of a token are added in
+    the same order whatever else is in the batch."""
     reductions: str = "plain"
     """The fastest form of the passes over the vocabulary (`reductions`)."""
 
 
 CPU = Sizes(tokens=1024, together=1024, rows=1024, slice_width=2048)
-"""Measured (benchmarks/speed): 8 MiB of float32 logits stay in the cache for the passes over them."""
+"""Measured (benchmarks/speed): 8 MiB of float32 logits stay in the cache during the passes over them."""
 ACCELERATOR = Sizes(tokens=16_384, together=16_384, rows=8192, slice_width=16_384, reductions="triton")
-"""Estimated, not measured: large enough that a product takes many times what starting it takes."""
+"""Estimated, not measured: large enough that a matrix product takes many times as long as its launch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What tells one accelerator from another."""
+    """What distinguishes one accelerator from another."""
 
     name: str
     memory: float
-    """GiB."""
+    """In GiB."""
     multiprocessors: int
     capability: float
 
     def distance(self, other: "Card") -> float:
-        """How unlike another it is: doublings of memory and of multiprocessors, and generations."""
+        """How different the two are: doublings of memory and of multiprocessors, plus generations."""
         return (
             abs(log2(self.memory / other.memory))
             + abs(log2(self.multiprocessors / other.multiprocessors))
@@ -77,7 +77,7 @@ def _of_accelerator(device: torch.device, width: int) -> Sizes:
 
 
 def nearest(measured: Sequence[dict[str, Any]], one: Card, width: int) -> Sizes:
-    """The sizes measured on the card most like `one`, for the model width most like `width`."""
+    """The sizes measured on the card most similar to `one`, for the model width closest to `width`."""
     like = min(measured, key=lambda entry: one.distance(Card(**entry["card"])))
     of_width = min(like["sizes"], key=lambda entry: abs(log2(entry["width"] / width)))
     return Sizes(**{name: value for name, value in of_width.items() if name != "width"})

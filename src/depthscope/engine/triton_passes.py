@@ -1,7 +1,7 @@
-"""The passes over the vocabulary as Triton kernels: each number is read from memory once.
+"""The passes over the vocabulary as Triton kernels that read each number from memory once.
 
-One program per row. `benchmarks/accelerator.py` measures them against the other forms on a card; the tests run them in
-Triton's interpreter against their definitions. Only `reductions` imports this module, where triton is installed.
+One program per row. `benchmarks/accelerator.py` compares them with the other forms on a card; the tests compare them with
+their definitions in Triton's interpreter. Only `reductions` imports this module, if triton is installed.
 """
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 from depthscope.shapes import Hidden, LogitSlice, PerTokenIndex
 
 # pyright: reportCallIssue=false
-# A launch takes options (num_warps) that are no parameters of the kernel.
+# A launch accepts options (num_warps) that are not parameters of the kernel.
 
 BLOCK = 2048
-"""Entries of a row that are in registers at once."""
+"""Entries of a row in registers at once."""
 WARPS = 8
 
 
@@ -37,7 +37,7 @@ def _slice_sums(logits, highest, total, weighted, place, stride, COLUMNS: tl.con
         lane_place = tl.where(larger, at, lane_place)
         lane_highest = tl.where(larger, z, lane_highest)
         new = tl.maximum(maximum, tl.max(z, 0))
-        # Sums so far are about the old maximum. Before the first block there are none, and 0 · −inf would be NaN.
+        # Sums so far are relative to the old maximum. Before the first block there are none, and 0 · −inf would be NaN.
         change = tl.where(maximum == float("-inf"), 0.0, maximum - new)
         scale = tl.exp(change)
         below = z - new
@@ -48,7 +48,7 @@ def _slice_sums(logits, highest, total, weighted, place, stride, COLUMNS: tl.con
     tl.store(highest + row, maximum)
     tl.store(total + row, tl.sum(lane_total, 0))
     tl.store(weighted + row, tl.sum(lane_weighted, 0))
-    # A lane meets its columns in order and keeps the first of equals; of the lanes' places the lowest is the row's first.
+    # A lane visits its columns in order and keeps the first maximum; the lowest index over lanes is the row's first.
     tl.store(place + row, tl.min(tl.where(lane_highest == maximum, lane_place, COLUMNS), 0).to(tl.int64))
 
 
@@ -97,7 +97,7 @@ def slice_sums(
 ) -> tuple[
     Float32[Tensor, " tokens"], Float32[Tensor, " tokens"], Float32[Tensor, " tokens"], Int64[Tensor, " tokens"]
 ]:
-    """Maximum m, Σ exp(z − m), Σ (z − m) exp(z − m) and the place of the first maximum of each row."""
+    """Maximum m, Σ exp(z − m), Σ (z − m) exp(z − m) and the index of the first maximum of each row."""
     rows, columns = logits.shape
     highest, total, weighted = torch.empty(3, rows, device=logits.device)
     place = torch.empty(rows, dtype=torch.int64, device=logits.device)
@@ -110,7 +110,7 @@ def slice_sums(
 def row_products(
     own: Hidden, hidden: Hidden, mean_weight: Tensor, weight: Tensor, targets: PerTokenIndex
 ) -> tuple[Float64[Tensor, " edited"], Float32[Tensor, " edited"]]:
-    """(h_p − h_q) · Wᵀp in float64 and h_q · W[target] in float32, for rows of `own` that come again in `hidden`."""
+    """(h_p − h_q) · Wᵀp in float64 and h_q · W[target] in float32; `hidden` repeats the rows of `own`, edited."""
     rows, width = hidden.shape
     cross = torch.empty(rows, dtype=torch.float64, device=hidden.device)
     following = torch.empty(rows, device=hidden.device)
@@ -134,7 +134,7 @@ def row_products(
 def capped_cross(
     own_logits: LogitSlice, logits: LogitSlice, log_normaliser: Float64[Tensor, " tokens"]
 ) -> Float32[Tensor, " tokens"]:
-    """Σ p (z_p − z_q) of each row; the normaliser is taken off in two float32 parts so that none of its digits are lost."""
+    """Σ p (z_p − z_q) of each row; the normaliser is subtracted in two float32 parts so that no digits are lost."""
     rows, columns = logits.shape
     high = log_normaliser.float()
     low = (log_normaliser - high.double()).float()
@@ -145,4 +145,4 @@ def capped_cross(
 
 
 def _block(columns: int) -> int:
-    return min(BLOCK, 1 << (columns - 1).bit_length())  # a power of two, as Triton wants
+    return min(BLOCK, 1 << (columns - 1).bit_length())  # a power of two, as Triton requires

@@ -1,7 +1,7 @@
-"""Attention (E4): how much of it falls on the tokens just before, on the first token and on the token itself.
+"""Attention (E4): how much of it goes to the previous tokens, to the first token and to the token itself.
 
-Shares are means over the queries that have at least as many tokens before them as the longest reach counted, the same
-queries for every column, so that columns compare. Under `lad2024` it is the mean entry of the pattern's first sub-diagonals
+Shares are means over the queries that have at least as many previous tokens as the longest reach: the same queries for every
+column, so that columns are comparable. Under `lad2024` the value is the mean entry of the pattern's first sub-diagonals
 over all queries, as in the published script: about 1/k of the share.
 """
 
@@ -17,10 +17,11 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.experiments.document_sums import Rows
-from depthscope.experiments.protocol import LAD2024, TEXT
+from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.models.patterns import pattern_heads
 from depthscope.schema.attention import BANDS, FIRST, ITSELF, PREVIOUS
+from depthscope.schema.protocol import LAD2024, TEXT
 from depthscope.shapes import Pattern
 
 NAME, HEADS = "attention", "attention_heads"
@@ -30,7 +31,7 @@ Shares = Float[Tensor, "metrics heads batch"]
 class Attention:
     """Shares of attention per head and layer. A reading of the shared pass.
 
-    Raises UnsupportedError for a model without attention patterns, or windows too short to have any previous tokens.
+    Raises UnsupportedError for a model without attention patterns, or windows too short for any previous tokens.
     """
 
     name = NAME
@@ -63,17 +64,23 @@ class Attention:
         layers = sorted({layer for layer, _ in self.rows.names})
         members = [[i for i, (layer, _) in enumerate(self.rows.names) if layer == one] for one in layers]
         per_layer = Rows({"layer": pl.Int32}, [(layer,) for layer in layers], self.rows.metrics)
+        firsts = [rows[0] for rows in members]  # a layer's heads have the same queries
         of_heads, of_layers = self.rows.moments(), per_layer.moments()
         for one in self.rows.documents(shards):
-            of_heads.add(one.tokens, one.sums.ravel())
-            of_layers.add(one.tokens, np.stack([one.sums[:, rows].mean(1) for rows in members], 1).ravel())
+            of_heads.add(one.tokens, one.sums)
+            of_layers.add(one.tokens[firsts], np.stack([one.sums[:, rows].mean(1) for rows in members], 1))
         return {NAME: per_layer.filled(of_layers.estimate()), HEADS: self.rows.filled(of_heads.estimate())}
+
+
+def make(subject: Subject) -> Attention:
+    """Shares of attention on windows of the text's length."""
+    return Attention(subject.model, subject.windows.length, subject.options["protocol"])
 
 
 def previous_shares(pattern: Pattern, reaches: Sequence[int]) -> Shares:
     """Means over the queries that have max(reaches) tokens before them: on the previous tokens, the first, itself."""
     longest = max(reaches)
-    queries = pattern[..., longest:, :]  # as they are: in float64 whole patterns would take gigabytes
+    queries = pattern[..., longest:, :]  # not yet in float64: whole patterns would take gigabytes
     bands = torch.stack([queries.diagonal(longest - back, -2, -1) for back in range(1, longest + 1)]).double()
     shares = [*(bands.cumsum(0)[reach - 1] for reach in reaches), queries[..., 0], queries.diagonal(longest, -2, -1)]
     return torch.stack([share.double().mean(-1).T for share in shares])

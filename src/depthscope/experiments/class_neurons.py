@@ -2,9 +2,9 @@
 
 A neuron adds W_U · w_out to the logits per unit of activation. Its *difference* for a class is the mean of that over the
 tokens of the class − the mean over all others; it needs only w_out · (mean row of W_U of the class − of the others). Weights
-are processed as in appendix D of the paper (depthscope.models.weights). The paper speaks of the "greatest mean absolute
-difference"; which of two signs a neuron has decides which group it is for: prediction neurons have a positive difference,
-suppression neurons a negative one.
+are processed as in appendix D of the paper (depthscope.models.weights). The paper selects by the "greatest mean absolute
+difference"; here the sign determines a neuron's group: prediction neurons have a positive difference, suppression neurons a
+negative one.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from depthscope.models.model import Model
 from depthscope.models.weights import mlp_output_weights, unembedding
+from depthscope.schema.neurons import PEAKED
 from depthscope.schema.probes import BY_CLASS, BY_DIFFERENCE
+from depthscope.statistics.moments import moments_of_few
 
-PEAKED = 10.0
-"""Raw kurtosis above which a neuron counts as prediction (skew > 0) or suppression (skew < 0) neuron; 3 is a normal's."""
 CANDIDATES = 512
-"""Neurons of each sign, those of the largest differences, whose kurtosis is looked at."""
-ROWS_AT_ONCE = 32
+"""How many neurons of each sign, those with the largest differences, have their kurtosis computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassNeurons:
-    """Neurons chosen for a class of tokens, the largest absolute difference first."""
+    """Neurons selected for a class of tokens, the largest absolute difference first."""
 
     layer: Int64[np.ndarray, " neurons"]
     neuron: Int64[np.ndarray, " neurons"]
@@ -36,7 +35,7 @@ class ClassNeurons:
     """Raw kurtosis of the cosines between w_out and the rows of W_U."""
     skew: Float64[np.ndarray, " neurons"]
     selected_by: str
-    """`class` where all are prediction (or suppression) neurons, `difference` where there are too few of these."""
+    """`class` if all are prediction (or suppression) neurons, `difference` if there are too few of these."""
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -45,7 +44,7 @@ class ClassNeurons:
 def class_differences(model: Model, tokens: Bool[np.ndarray, " vocab"]) -> list[Float64[np.ndarray, " neurons"]]:
     """The difference of every MLP neuron, block by block, for the class `tokens` (neither none nor all of them).
 
-    Raises UnsupportedError where a block has no output weights with a row per neuron.
+    Raises UnsupportedError if a block does not have output weights with one row per neuron.
     """
     with torch.inference_mode():
         return _differences(model, unembedding(model)[0], tokens)
@@ -55,8 +54,8 @@ def class_neurons(model: Model, tokens: Bool[np.ndarray, " vocab"], count: int) 
     """`count` prediction and `count` suppression neurons with the largest absolute difference for the class.
 
     Prediction neurons: kurtosis > 10, skew > 0, positive difference. Suppression neurons: kurtosis > 10, skew < 0, negative
-    difference. Where fewer than `count` of the CANDIDATES with the largest differences are so, all neurons with a difference
-    of that sign may be chosen. Raises UnsupportedError as class_differences does.
+    difference. If fewer than `count` of the CANDIDATES with the largest differences qualify, any neuron with a difference
+    of that sign may be selected. Raises UnsupportedError as class_differences does.
     """
     with torch.inference_mode():
         weight = unembedding(model)[0]
@@ -64,24 +63,6 @@ def class_neurons(model: Model, tokens: Bool[np.ndarray, " vocab"], count: int) 
         weight /= torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         prediction, suppression = (_chosen(model, weight, differences, sign, count) for sign in (1, -1))
     return prediction, suppression
-
-
-def cosine_moments(
-    rows: Float[Tensor, "rows d_model"], directions: Float[Tensor, "vocab d_model"]
-) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, " rows"]]:
-    """Raw kurtosis and skew, over the vocabulary, of the cosines of each row with `directions`, which have unit length.
-
-    Both are moments of the population, and do not change with a row's length; a row of zeros has kurtosis and skew 0.
-    """
-    kurtosis, skew = np.zeros(len(rows)), np.zeros(len(rows))
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        values = (rows[part] @ directions.T).double()
-        values -= values.mean(1, keepdim=True)
-        spread = values.square().mean(1, keepdim=True).sqrt()
-        values /= torch.where(spread > 0, spread, 1.0)
-        kurtosis[part], skew[part] = (values.pow(power).mean(1).cpu().numpy() for power in (4, 3))
-    return kurtosis, skew
 
 
 def _differences(
@@ -119,7 +100,7 @@ def _chosen(
     for block in np.unique(layer):
         here = torch.from_numpy(layer == block).to(rows.device)
         rows[here] = mlp_output_weights(model, int(block))[torch.from_numpy(neuron[layer == block]).to(rows.device)]
-    kurtosis, skew = cosine_moments(rows, directions)
+    kurtosis, skew = moments_of_few(rows, directions)
     of_class = np.flatnonzero((kurtosis > PEAKED) & (skew * sign > 0))
     kept, how = (of_class, BY_CLASS) if len(of_class) >= count else (np.arange(len(order)), BY_DIFFERENCE)
     kept = kept[:count]

@@ -1,38 +1,45 @@
-"""From numbers per window to shards of sums over documents, and from those to tables with intervals.
+"""From values per token to shards of sums over documents, and from those to tables with intervals.
 
-What a streamed experiment measures is a block of numbers: metrics × rows × windows, where a row is what a number is about
-(an edit at a layer, a head of a layer). Shards keep their sums over each document's windows; tables have their means over
-tokens with intervals over documents.
+A streamed experiment measures an array of values: metrics × rows × tokens, where a row is what a value describes
+(an edit at a layer, a head of a layer, either on a class of tokens). `window_sums` and `class_sums` sum them per window,
+shards keep their sums and counts over each document's windows, tables have their means over tokens with intervals over
+documents. All tables of estimates, including those of experiments without `Rows`, get their columns from `estimate_columns`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
-from depthscope.measure.estimate import ClusterMoments, Estimate
-from depthscope.schema.metric import ESTIMATE, Metric
+from depthscope.errors import RunError
+from depthscope.schema.estimates import ESTIMATE
+from depthscope.schema.metric import Metric
+from depthscope.statistics.estimate import ClusterMoments, Estimate, runs
 
 Sums = Float64[np.ndarray, "metrics rows"]
-Derive = Callable[[Sums], Float64[np.ndarray, "derived derived_rows"]]
+Derive = Callable[[Sums], Float64[np.ndarray, "derived rows"]]
+TOKEN_CLASS = "token_class"
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentSums:
-    """One document: how many tokens were measured, and the sums over them."""
+    """One document: for each row, how many tokens were measured, and the sums over them."""
 
     document: int
-    tokens: int
+    tokens: Int64[np.ndarray, " rows"]
     sums: Sums
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a streamed experiment: key columns with their types, the keys of each row, and what is measured."""
+    """The rows of a streamed experiment: key columns with their types, the keys of each row, and what is measured.
+
+    All metrics of a row are over the same tokens. Metrics over different tokens are in separate rows, distinguished by a key.
+    """
 
     keys: Mapping[str, Any]
     names: Sequence[tuple[Any, ...]]
@@ -40,100 +47,130 @@ class Rows:
 
     @property
     def shard_schema(self) -> dict[str, Any]:
-        """Columns of a shard: a row per document and row, the metrics summed over that document's tokens there."""
+        """Columns of a shard: one row per document and row, metrics summed over that document's tokens in the shard."""
         metrics = {metric.name: pl.Float64 for metric in self.metrics}
         return {"document": pl.Int64, **self.keys, "tokens": pl.Int64, **metrics}
 
-    @property
-    def table_schema(self) -> dict[str, Any]:
-        """Columns of the table."""
-        return {**self.keys, **ESTIMATE}
+    def by_class(self, classes: Sequence[str]) -> "Rows":
+        """These rows on each class of tokens, in the order of `class_sums`: a row's classes are contiguous."""
+        names = [(*name, one) for name, one in product(self.names, classes)]
+        return Rows({**self.keys, TOKEN_CLASS: pl.String}, names, self.metrics)
 
     def shard(
         self,
         sums: Float64[np.ndarray, "metrics rows windows"],
-        tokens: int,
+        tokens: int | Int64[np.ndarray, "rows windows"],
         documents: Int64[np.ndarray, " windows"],
     ) -> pl.DataFrame:
-        """The shard of windows of `tokens` measured tokens each; a document's windows lie together."""
-        starts = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
-        windows = np.diff(starts, append=len(documents))
+        """The shard of windows; a document's windows are contiguous.
+
+        `tokens`: the number of tokens in the sums, a single number if every row is measured on all tokens of every window.
+        """
+        starts, _ = runs(documents)
+        counts = np.ascontiguousarray(np.broadcast_to(tokens, sums.shape[1:]), dtype=np.int64)
         added = np.add.reduceat(np.ascontiguousarray(sums), starts, axis=2)
-        per_document = len(self.names)
         keys = {key: [name[i] for name in self.names] * len(starts) for i, key in enumerate(self.keys)}
         return pl.DataFrame(
             {
-                "document": np.repeat(documents[starts], per_document),
+                "document": np.repeat(documents[starts], len(self.names)),
                 **keys,
-                "tokens": np.repeat(windows * tokens, per_document),
+                "tokens": np.add.reduceat(counts, starts, axis=1).T.ravel(),
                 **{metric.name: added[i].T.ravel() for i, metric in enumerate(self.metrics)},
             },
             schema=self.shard_schema,
         )
 
     def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
-        """Document after document; one that goes on in the next shard is put together."""
+        """One document after the other; parts of a document in several shards are joined.
+
+        Parts must be joined before anything is squared: two halves of a document are not two independent documents.
+        """
         for document, parts in groupby(self._parts(shards), key=lambda part: part.document):
             pieces = list(parts)
-            tokens = sum(piece.tokens for piece in pieces)
+            tokens = np.sum([piece.tokens for piece in pieces], axis=0)
             yield DocumentSums(document, tokens, np.sum([piece.sums for piece in pieces], axis=0))
 
     def _parts(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
         rows, names = len(self.names), [metric.name for metric in self.metrics]
         for shard in shards:
-            assert shard.height % rows == 0, "every document of a shard has all rows"
+            if shard.height % rows:
+                raise RunError(
+                    f"a shard has {shard.height} rows, expected {rows} for each document (by "
+                    f"{', '.join(self.keys) or 'document'}): it was changed, or made by another version. Measure again with "
+                    "another --out"
+                )
             for part in shard.iter_slices(rows):
                 sums = part.select(names).to_numpy().T
-                yield DocumentSums(part["document"][0], part["tokens"][0], np.ascontiguousarray(sums))
+                yield DocumentSums(part["document"][0], part["tokens"].to_numpy(), np.ascontiguousarray(sums))
 
     def table(self, shards: Iterable[pl.DataFrame], derive: Derive | None = None) -> pl.DataFrame:
-        """Means and 95 % intervals; `derive` turns a document's sums into those of these metrics and rows."""
+        """Means and 95 % intervals; `derive` turns a document's sums into those of these metrics."""
         return self.estimated(self.documents(shards), derive or _as_they_are)
 
     def estimated(self, documents: Iterable[DocumentSums], derive: Derive) -> pl.DataFrame:
         """The table from documents, in one pass and constant memory."""
         moments = self.moments()
         for one in documents:
-            moments.add(one.tokens, derive(one.sums).ravel())
+            moments.add(one.tokens, derive(one.sums))
         return self.filled(moments.estimate())
 
     def moments(self) -> ClusterMoments:
-        """Moments for a document's sums laid end to end."""
-        return ClusterMoments(len(self.metrics) * len(self.names))
+        """Moments for documents' sums, metrics × rows."""
+        return ClusterMoments((len(self.metrics), len(self.names)))
 
     def filled(self, estimate: Estimate) -> pl.DataFrame:
-        """The table of an estimate from such moments."""
-        shape = (len(self.metrics), len(self.names))
-        mean, low, high = (array.reshape(shape) for array in (estimate.mean, estimate.low, estimate.high))
-        rows = [
-            (
-                *name,
-                metric.name,
-                metric.unit,
-                *(_number(array[i, place], metric) for array in (mean, low, high)),
-                estimate.tokens,
-                estimate.documents,
-            )
-            for place, name in enumerate(self.names)
-            for i, metric in enumerate(self.metrics)
-        ]
-        return pl.DataFrame(rows, schema=self.table_schema, orient="row")
+        """The table of an estimate, metrics × rows: a row's metrics are contiguous."""
+        names = [name for name in self.names for _ in self.metrics]
+        keys = {key: [name[i] for name in names] for i, key in enumerate(self.keys)}
+        by_row = estimate.columns(np.arange(estimate.mean.size).reshape(estimate.mean.shape).T.ravel())
+        columns = estimate_columns(by_row, [*self.metrics] * len(self.names))
+        return pl.DataFrame(keys, schema=self.keys).hstack(columns)
+
+
+def estimate_columns(estimate: Estimate, metrics: Sequence[Metric]) -> pl.DataFrame:
+    """The columns of ESTIMATE, one row per column of `estimate`, each for the metric at the same position.
+
+    Values are clipped to the metric's bounds: an interval that is symmetric about a mean near a bound crosses it, and
+    rounding takes a KL of 0 below 0. Null where no value exists (no interval from one document, a ratio with denominator 0).
+    """
+    lowest = np.array([-np.inf if metric.lowest is None else metric.lowest for metric in metrics])
+    highest = np.array([np.inf if metric.highest is None else metric.highest for metric in metrics])
+    numbers = {
+        name: np.where(np.isfinite(values), values, np.nan)  # an infinite ratio must not be clipped to a bound
+        for name, values in (("mean", estimate.mean), ("ci_low", estimate.low), ("ci_high", estimate.high))
+    }
+    columns = {
+        "metric": [metric.name for metric in metrics],
+        "unit": [metric.unit for metric in metrics],
+        **{name: np.clip(known, lowest, highest) for name, known in numbers.items()},
+        "tokens": np.broadcast_to(estimate.tokens, estimate.mean.shape),
+        "documents": np.broadcast_to(estimate.documents, estimate.mean.shape),
+    }
+    return pl.DataFrame(columns, schema=ESTIMATE).with_columns(pl.col([*numbers]).fill_nan(None))
 
 
 def window_sums(
     values: Float[np.ndarray, "metrics rows tokens"], windows: int
 ) -> Float64[np.ndarray, "metrics rows windows"]:
-    """Per-token numbers added up per window; in one order, however the numbers were stored."""
+    """Per-token values summed per window, in a fixed order that does not depend on their memory layout."""
     per_window = np.ascontiguousarray(values, dtype=np.float64).reshape(*values.shape[:2], windows, -1)
     return per_window.sum(-1)
 
 
+def class_sums(
+    values: Float[np.ndarray, "metrics rows tokens"], member: Bool[np.ndarray, "classes tokens"], windows: int
+) -> tuple[Float64[np.ndarray, "metrics class_rows windows"], Int64[np.ndarray, "class_rows windows"]]:
+    """Per-token values summed per window over the tokens of each class, and the number of these tokens.
+
+    `member` states which tokens are in which class: classes may overlap and omit tokens. The result has the form that
+    `Rows.by_class(…).shard` takes: for each row its classes in order. A class without tokens in a document has sum 0
+    and count 0 there, so the document does not count for that class.
+    """
+    # Tokens outside are replaced, not multiplied by 0, so that NaN or infinity does not spread to other classes.
+    sums = np.stack([window_sums(np.where(inside, values, 0.0), windows) for inside in member], 2)
+    counts = member.reshape(len(member), windows, -1).sum(-1)
+    return sums.reshape(len(values), -1, windows), np.tile(counts, (values.shape[1], 1))
+
+
 def _as_they_are(sums: Sums) -> Sums:
     return sums
-
-
-def _number(value: float, metric: Metric) -> float | None:
-    """A number kept within what the metric can be; None where there is none (no interval, a ratio without a base)."""
-    if not np.isfinite(value):
-        return None
-    return float(np.clip(value, metric.lowest, metric.highest))

@@ -1,29 +1,46 @@
-"""What an experiment is: something that makes shards from work units, and tables from shards.
+"""What an experiment is: something that computes shards from work units, and tables from shards.
 
-Two kinds. A *reading* looks at the shared pass over the text: for every piece of it the model runs once, and all readings
-take what they need from that one run. An *own-unit* experiment brings its own work: prompts it builds, weights it reads.
+There are two kinds. A *reading* uses the shared pass over the text: the model runs once on every piece of it, and all readings
+take what they need from that run. An *own-unit* experiment defines separate work, such as prompts it builds or weights it
+reads.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
+from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.models.model import Model
 
 Tables = dict[str, pl.DataFrame]
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an experiment is created for."""
+
+    model: Model
+    corpus: Corpus
+    windows: Windows
+    """All windows of the text that the shared pass reads."""
+    bos: str
+    options: Mapping[str, Any]
+    """The settings that experiments declare, by name."""
+
+
 @runtime_checkable
-class Experiment(Protocol):
+class Running(Protocol):
     """Both kinds: `name` is the experiment's directory of shards."""
 
     name: str
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides its numbers, as JSON can hold it."""
+        """What determines its numbers, as JSON values."""
         ...
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> Tables:
@@ -32,27 +49,53 @@ class Experiment(Protocol):
 
 
 @runtime_checkable
-class Reading(Experiment, Protocol):
+class Reading(Running, Protocol):
     """An experiment on the shared pass.
 
-    `keep`: what it looks at besides the residual streams. `readouts`: how many next-token distributions it reads
-    per token, which tells how much work is to come.
+    `keep`: what it uses besides the residual streams. `readouts`: how many next-token distributions it computes
+    per token, from which the amount of work is estimated.
     """
 
     keep: Keep
     readouts: int
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
-        """The shard of a work unit: `baseline` is the model's own run on `windows`."""
+        """The shard of a work unit; `baseline` is the baseline run on `windows`."""
         ...
 
 
 @runtime_checkable
-class OwnUnits(Experiment, Protocol):
-    """An experiment with work units of its own, numbered from 0."""
+class OwnUnits(Running, Protocol):
+    """An experiment with separate work units, numbered from 0."""
 
     units: int
 
     def work(self, unit: int) -> pl.DataFrame:
         """The shard of a unit."""
+        ...
+
+
+@runtime_checkable
+class Partial(Running, Protocol):
+    """An experiment that may be unable to do part of what was requested: `not_done` states what, and why."""
+
+    not_done: Mapping[str, str]
+
+
+@runtime_checkable
+class Explained(Running, Protocol):
+    """An experiment whose tables need a word in run.json."""
+
+    def facts(self, tables: Mapping[str, pl.DataFrame]) -> Mapping[str, Any]:
+        """Entries of the manifest, given its tables."""
+        ...
+
+
+@runtime_checkable
+class Halving(Running, Protocol):
+    """An experiment that splits work that does not fit into memory in halves."""
+
+    @property
+    def halved(self) -> int:
+        """How often it split work."""
         ...

@@ -1,7 +1,7 @@
-"""Geometry of the residual stream: angular distance and linear CKA between every two depths, on windows' last tokens.
+"""Geometry of the residual stream: angular distance and linear CKA between all pairs of depths, on windows' last tokens.
 
-Shards keep the last tokens' residual streams of the first WINDOWS windows; both quantities follow from those, so memory and
-disk do not grow with the text beyond them.
+Shards keep the last tokens' residual streams of the first WINDOWS windows; both quantities are computed from these, so memory
+and disk usage do not grow with more text.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,11 @@ import torch
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.experiments.document_sums import Rows
-from depthscope.measure.alignment import BATCH, angular_distances, jackknife_interval
+from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
-from depthscope.schema.similarity import ANGULAR_DISTANCE, CKA, GEOMETRY_TABLE
+from depthscope.schema.similarity import ANGULAR_DISTANCE, CKA
+from depthscope.statistics.alignment import BATCH, angular_distances, jackknife_interval
+from depthscope.statistics.estimate import Estimate, estimate_of
 
 NAME = "geometry"
 WINDOWS = 512
@@ -38,7 +40,7 @@ class Geometry:
         self.depths = model.depth + 1
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
-        """The shard of a unit: the last token's residual stream at every depth, a row each."""
+        """The shard of a unit: the last token's residual stream at every depth, one row each."""
         last = torch.stack([residual[:, -1].float() for residual in baseline.residuals], 1).cpu().numpy()
         rows = [
             (window, place[0], depth, last[i, depth].tolist())
@@ -55,17 +57,19 @@ class Geometry:
         documents = gathered["document"].to_numpy()[:: self.depths]
         residuals = np.stack(gathered["residual"].to_list()).reshape(len(documents), self.depths, -1)
         apart = angular_distances(residuals)[:, *zip(*pairs, strict=True)].T[None]
-        rows = Rows(KEYS, pairs, [ANGULAR_DISTANCE])
-        distances = rows.table([rows.shard(apart, 1, documents)])
-        bounds = jackknife_interval(residuals, documents)
-        seen = (len(documents), len(np.unique(documents)))
-        aligned = [
-            (*pair, CKA.name, CKA.unit, *(None if np.isnan(one[pair]) else float(one[pair]) for one in bounds), *seen)
-            for pair in pairs
-        ]
-        return {NAME: pl.concat([distances, pl.DataFrame(aligned, schema=GEOMETRY_TABLE, orient="row")])}
+        distances = estimate_of(apart, documents)
+        # CKA is not a mean over tokens: its interval is from a jackknife over documents.
+        value, low, high = (one[*zip(*pairs, strict=True)][None] for one in jackknife_interval(residuals, documents))
+        alignment = Estimate(value, low, high, distances.tokens, distances.documents)
+        metrics = ((ANGULAR_DISTANCE, distances), (CKA, alignment))
+        return {NAME: pl.concat([Rows(KEYS, pairs, [metric]).filled(found) for metric, found in metrics])}
+
+
+def make(subject: Subject) -> Geometry:
+    """Geometry on the first windows of the text."""
+    return Geometry(subject.model, subject.windows)
 
 
 def _places(windows: Windows) -> list[tuple[int, int]]:
-    """Document and start of each window, which name it."""
+    """Document and start of each window, which identify it."""
     return list(zip(windows.document.tolist(), windows.start.tolist(), strict=True))

@@ -1,9 +1,9 @@
 """Heads by what they attend to: sub-word merging (subjoiner), previous-token, duplicate-token and induction heads.
 
-Sub-word merging after the paper (section 5.1, figure 9) and its later version: prompts that end with a word of n tokens
-beside prompts that end with a word of one (depthscope.data.word_prompts). Induction heads after Olsson et al. 2022 (In-context
-Learning and Induction Heads: prefix matching), duplicate-token heads after Wang et al. 2022 (Interpretability in the Wild), on
-random tokens said twice, where nothing but the repetition can be attended to, and on windows of the text.
+Sub-word merging after the paper (section 5.1, figure 9) and its later version: prompts that end with a word of n tokens,
+compared with prompts that end with a word of one token (depthscope.data.word_prompts). Induction heads after Olsson et al. 2022
+(In-context Learning and Induction Heads: prefix matching), duplicate-token heads after Wang et al. 2022 (Interpretability in
+the Wild), on a repeated sequence of random tokens, whose only structure is the repetition, and on windows of the text.
 """
 
 import hashlib
@@ -22,20 +22,12 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.repeats import random_repeats
 from depthscope.data.windows import bos_prefix, make_windows
 from depthscope.data.word_prompts import CONTEXT_TOKENS, word_prompts
-from depthscope.errors import DataError, UnsupportedError
-from depthscope.measure.estimate import ClusterMoments
-from depthscope.measure.head_scores import (
-    attention_of_final,
-    attention_on,
-    duplicate_keys,
-    even_attention_on,
-    induction_keys,
-    merge_scores,
-    previous_keys,
-)
-from depthscope.measure.ranking import adjusted, p_above, ranks, standard_error
+from depthscope.errors import DataError, RunError, UnsupportedError
+from depthscope.experiments.document_sums import estimate_columns
+from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.models.patterns import attention_patterns, has_patterns
+from depthscope.schema.estimates import MOMENTS
 from depthscope.schema.heads import (
     ATTENTION,
     HEAD_METRICS,
@@ -50,12 +42,24 @@ from depthscope.schema.heads import (
 )
 from depthscope.schema.metric import Metric
 from depthscope.shapes import TokenIds
+from depthscope.statistics.estimate import ClusterMoments, Estimate, runs
+from depthscope.statistics.head_scores import (
+    attention_of_final,
+    attention_on,
+    duplicate_keys,
+    even_attention_on,
+    induction_keys,
+    merge_scores,
+    previous_keys,
+)
+from depthscope.statistics.ranking import adjusted, p_above, ranks, standard_error
 
 NAME = "heads"
 PROMPTS = "prompts"
 WINDOWS, WINDOW_LENGTH = 64, 128
 ROUNDINGS = 4
-"""So many roundings of the model's dtype are no score above chance: even attention is rounded alike everywhere."""
+"""Scores within this many roundings of the model's dtype are not above chance: uniform attention has the same rounding error
+everywhere."""
 PAIRS_PER_UNIT, SEQUENCES_PER_UNIT = 32, 16
 
 KEYS = (previous_keys, duplicate_keys, induction_keys)
@@ -71,12 +75,12 @@ class _Unit:
 
 
 class Heads:
-    """Every query head of a model scored; an experiment with its own units.
+    """Scores of every query head of a model; an experiment with own units.
 
-    Reads at most a million tokens of `corpus` in search of words (see word_prompts). `seed` decides which words and random
-    tokens are taken, `bos` is as for make_windows. Blocks without attention patterns are left out of the tables and named
-    in `settings`. Raises UnsupportedError where no block has a pattern or the context is too short, DataError where the
-    text has too few words. Without a document of 128 tokens (or the context) the `_natural` metrics are left out.
+    Searches at most a million tokens of `corpus` for words (see word_prompts). `seed` determines which words and random
+    tokens are used, `bos` is as for make_windows. Blocks without attention patterns are omitted from the tables and listed
+    in `settings`. Raises UnsupportedError if no block has a pattern or the context is too short, DataError if the text has
+    too few words. If no document has 128 tokens (or fills the context), the `_natural` metrics are omitted.
     """
 
     name = NAME
@@ -86,7 +90,9 @@ class Heads:
         with torch.inference_mode():
             self.blocks = [block for block, has in enumerate(has_patterns(model)) if has]
         if not self.blocks:
-            raise UnsupportedError(f"{model.name} ({model.family}) has no attention patterns: no head to look at")
+            raise UnsupportedError(
+                f"{model.name} ({model.family}) has no attention patterns: there are no heads to score"
+            )
         self.bos = bos_prefix(model, bos)
         needed = len(self.bos) + CONTEXT_TOKENS + 4
         if model.context is not None and model.context < needed:
@@ -114,7 +120,7 @@ class Heads:
         }
 
     def _token_hash(self) -> str:
-        """SHA-256 over all that is read."""
+        """SHA-256 over everything that is read."""
         digest = hashlib.sha256(self.prompts.token_hash().encode())
         for ids in (self.repeats, self.natural):
             digest.update(np.ascontiguousarray(ids.numpy()).tobytes())
@@ -131,12 +137,10 @@ class Heads:
             return self._sequences(self.natural[planned.rows], NATURAL)
 
     def _prompts(self, rows: slice) -> pl.DataFrame:
-        """Moments of both classes' attention by offset and of the merge scores; a document's pairs lie together."""
+        """Moments of both classes' attention by offset and of the merge scores; a document's pairs are contiguous."""
         word, plain = self.prompts.batch(rows)
         ids = torch.cat([word, plain]).to(self.model.device)
-        document = self.prompts.document[rows]
-        starts = np.flatnonzero(np.diff(document, prepend=document[0] - 1))
-        pairs = np.diff(starts, append=len(document))
+        starts, pairs = runs(self.prompts.document[rows])
         keys = [(kind, offset) for kind in (WORD, PLAIN) for offset in range(CONTEXT_TOKENS)]
         keys += [(metric.name, None) for metric in MERGING]
         frames = []
@@ -150,11 +154,11 @@ class Heads:
         return pl.concat(frames)
 
     def _sequences(self, ids: TokenIds, metrics: Sequence[Metric]) -> pl.DataFrame:
-        """Moments of attention to each kind of key, each sequence a document of its own."""
+        """Moments of attention to each kind of key; each sequence is a separate document."""
         ids = ids.to(self.model.device)
         keys = [made(ids) for made in KEYS]
         for wanted in keys:
-            wanted[:, :, : len(self.bos)] = False  # BOS draws attention whatever comes before or after it
+            wanted[:, :, : len(self.bos)] = False  # BOS attracts attention whatever surrounds it
         frames = []
         for block, pattern in enumerate(attention_patterns(self.model, ids)):
             if pattern is None:
@@ -169,18 +173,17 @@ class Heads:
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """`heads` (HEADS_TABLE) and `head_positions` (HEAD_POSITIONS_TABLE)."""
-        estimates = {sample: _estimates(keys, moments) for sample, (keys, moments) in _merged(shards).items()}
-        rounding = ROUNDINGS * torch.finfo(self.model.head.weight.dtype).eps
+        found = {sample: (keys, moments.estimate()) for sample, (keys, moments) in _merged(shards).items()}
+        rounding = ROUNDINGS * torch.finfo(self.model.unembedding.weight.dtype).eps
         heads = [
-            _scores(
-                estimates[PROMPTS if metric in MERGING else metric.name], metric, self.prompts.word_tokens, rounding
-            )
+            _scores(*found[sample], metric, self.prompts.word_tokens, rounding)
             for metric in HEAD_METRICS.values()
-            if metric in MERGING or metric.name in estimates
+            if (sample := PROMPTS if metric in MERGING else metric.name) in found
         ]
-        positions = estimates[PROMPTS].filter(pl.col("offset").is_not_null())
+        keys, estimate = found[PROMPTS]
+        positions = _rows(keys, estimate, keys["quantity"].is_in([WORD, PLAIN]), ATTENTION)
         words = pl.lit(self.prompts.word_tokens)
-        positions = _of_metric(positions, ATTENTION).with_columns(prompts="quantity", word_tokens=words)
+        positions = positions.with_columns(prompts="quantity", word_tokens=words)
         positions = positions.sort("layer", "head", "prompts", "offset")
         return {
             "heads": pl.concat(heads),
@@ -188,8 +191,13 @@ class Heads:
         }
 
 
+def make(subject: Subject) -> Heads:
+    """All heads of a model, on prompts built from the text."""
+    return Heads(subject.model, subject.corpus, bos=subject.bos)
+
+
 def natural_windows(model: Model, corpus: Corpus, bos: str) -> Int64[Tensor, "sequences seq"]:
-    """The first window of each of up to 64 documents; none where no document is so long."""
+    """The first window of each of up to 64 documents; none if no document is long enough."""
     length = min(WINDOW_LENGTH, model.context or WINDOW_LENGTH)
     try:
         windows = make_windows(replace(corpus, tokens=WINDOWS * length), model, length=length, bos=bos)
@@ -199,10 +207,10 @@ def natural_windows(model: Model, corpus: Corpus, bos: str) -> Int64[Tensor, "se
 
 
 def _whole_documents(document: Int64[np.ndarray, " pairs"]) -> list[slice]:
-    """Runs of rows of about PAIRS_PER_UNIT that share no document."""
-    ends = np.flatnonzero(np.diff(document, append=document[-1] + 1)) + 1
+    """Slices of about PAIRS_PER_UNIT rows, none of which share a document."""
+    starts, pairs = runs(document)
     cuts = [0]
-    for end in ends.tolist():
+    for end in (starts + pairs).tolist():
         if end - cuts[-1] >= PAIRS_PER_UNIT or end == len(document):
             cuts.append(end)
     return [slice(start, stop) for start, stop in pairwise(cuts)]
@@ -215,11 +223,15 @@ def _moments(
     tokens: Int64[np.ndarray, " documents"],
     sums: Float64[np.ndarray, "documents quantities heads"],
 ) -> pl.DataFrame:
-    """Rows of HEAD_SHARD for one block: documents of `tokens` queries each, over which quantities add up to `sums`."""
-    moments = ClusterMoments(sums[0].size)
+    """Rows of HEAD_SHARD for one block: documents of `tokens` queries each, over which quantities sum to `sums`.
+
+    Other experiments' shards keep sums per document, so that documents can continue in the next shard and be resampled later
+    (see document_sums). Here units hold whole documents, nothing resamples them, and there would be 34 numbers per head and
+    document: moments over a unit's documents are all that tables need, and smaller by the number of documents.
+    """
+    moments = ClusterMoments(sums.shape[1:])
     for count, values in zip(tokens.tolist(), sums, strict=True):
-        if count:
-            moments.add(count, values.ravel())
+        moments.add(count, values)
     heads = sums.shape[2]
     return pl.DataFrame(
         {
@@ -228,72 +240,51 @@ def _moments(
             "offset": [offset for _, offset in quantities for _ in range(heads)],
             "layer": [block] * sums[0].size,
             "head": list(range(heads)) * len(quantities),
-            "documents": [moments.documents] * sums[0].size,
-            "tokens": [moments.tokens] * sums[0].size,
-            "tokens_squared": [moments.tokens_squared] * sums[0].size,
-            "sum": moments.sums,
-            "square": moments.squares,
-            "product": moments.products,
+            **moments.stored(),
         },
         schema=HEAD_SHARD,
     )
 
 
 def _merged(shards: Iterable[pl.DataFrame]) -> dict[str, tuple[pl.DataFrame, ClusterMoments]]:
-    """For each sample what its rows are about, and the moments over all documents; samples without queries left out."""
+    """For each sample the keys of its rows and the moments over all documents; samples without queries are omitted."""
     found: dict[str, tuple[pl.DataFrame, ClusterMoments]] = {}
     for shard in shards:
         for (sample,), rows in shard.group_by("sample", maintain_order=True):
-            part = ClusterMoments(len(rows))
-            part.documents, part.tokens = int(rows["documents"][0]), int(rows["tokens"][0])
-            part.tokens_squared = float(rows["tokens_squared"][0])
-            part.sums, part.squares, part.products = (rows[name].to_numpy() for name in ("sum", "square", "product"))
             keys = rows.select("quantity", "offset", "layer", "head")
+            part = ClusterMoments.read({name: rows[name].to_numpy() for name in MOMENTS})
             kept, moments = found.setdefault(str(sample), (keys, ClusterMoments(len(rows))))
-            assert keys.equals(kept), "all shards of a run hold the same heads"
+            if not keys.equals(kept):
+                raise RunError(
+                    f"two shards of {NAME} contain different heads or offsets ({len(keys)} and {len(kept)} rows): one was "
+                    "changed, or made by another version. Measure again with another --out"
+                )
             moments.merge(part)
-    return {sample: (keys, moments) for sample, (keys, moments) in found.items() if moments.tokens}
+    return {sample: (keys, moments) for sample, (keys, moments) in found.items() if np.any(moments.tokens)}
 
 
-def _estimates(keys: pl.DataFrame, moments: ClusterMoments) -> pl.DataFrame:
-    """`keys` with mean, ci_low, ci_high, standard error, tokens and documents; NaN where there is no interval."""
-    estimate = moments.estimate()
-    measured = {
-        "mean": estimate.mean,
-        "ci_low": estimate.low,
-        "ci_high": estimate.high,
-        "error": standard_error(estimate),
-    }
-    return keys.with_columns(
-        *(pl.Series(name, values) for name, values in measured.items()),
-        tokens=pl.lit(estimate.tokens),
-        documents=pl.lit(estimate.documents),
-    )
+def _rows(keys: pl.DataFrame, estimate: Estimate, chosen: pl.Series, metric: Metric) -> pl.DataFrame:
+    """The selected rows of a sample with their estimates of the metric."""
+    part = estimate.columns(chosen.to_numpy())
+    return keys.filter(chosen).hstack(estimate_columns(part, [metric] * len(part.mean)))
 
 
-def _of_metric(rows: pl.DataFrame, metric: Metric) -> pl.DataFrame:
-    """Named after the metric, the interval kept within what it can be; null where there is none."""
-    return rows.with_columns(
-        pl.col("ci_low", "ci_high").fill_nan(None).clip(metric.lowest, metric.highest),
-        metric=pl.lit(metric.name),
-        unit=pl.lit(metric.unit),
-    )
-
-
-def _scores(estimates: pl.DataFrame, metric: Metric, word_tokens: int, resolution: float) -> pl.DataFrame:
-    """Rows of HEADS_TABLE of one metric: every head, ranked."""
+def _scores(
+    keys: pl.DataFrame, estimate: Estimate, metric: Metric, word_tokens: int, resolution: float
+) -> pl.DataFrame:
+    """Rows of HEADS_TABLE for one metric: every head, ranked."""
     merging = metric in MERGING
-    value = estimates.filter(pl.col("quantity") == (metric.name if merging else "attention"))
-    excess = value if merging else estimates.filter(pl.col("quantity") == "excess")
-    mean, more, error = (column.to_numpy() for column in (value["mean"], excess["mean"], excess["error"]))
-    p = p_above(resolution * np.abs(mean), more, error, int(value["documents"][0]))
+    chosen = keys["quantity"] == (metric.name if merging else "attention")
+    value = estimate.columns(chosen.to_numpy())
+    excess = value if merging else estimate.columns((keys["quantity"] == "excess").to_numpy())
+    p = p_above(resolution * np.abs(value.mean), excess.mean, standard_error(excess), excess.documents)
     return (
-        _of_metric(value, metric)
+        _rows(keys, estimate, chosen, metric)
         .with_columns(
-            pl.Series("rank", ranks(mean)),
+            pl.Series("rank", ranks(value.mean)),
             pl.Series("p_adjusted", adjusted(p)).fill_nan(None),
             word_tokens=pl.lit(word_tokens if merging else None, dtype=pl.Int32),
-            chance=pl.lit(0.0) if merging else pl.Series(mean - more),
+            chance=pl.lit(0.0) if merging else pl.Series(value.mean - excess.mean),
         )
         .select(*HEADS_TABLE)
         .cast(pl.Schema(HEADS_TABLE))

@@ -1,6 +1,6 @@
-"""Block influence (ShortGPT): one less the cosine between the residual streams before and after a block.
+"""Block influence (ShortGPT): one minus the cosine between the residual streams before and after a block.
 
-It is a guess at what dropping the block would cost, made without dropping it; the sweep measures the cost itself.
+It estimates the cost of dropping the block without dropping it; the sweep measures the cost directly.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ import torch
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.experiments.document_sums import Rows, window_sums
+from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.schema.similarity import BLOCK_INFLUENCE
 
@@ -41,3 +42,8 @@ class Influence:
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """INFLUENCE_TABLE."""
         return {NAME: self.rows.table(shards)}
+
+
+def make(subject: Subject) -> Influence:
+    """Block influence of a model."""
+    return Influence(subject.model)

@@ -1,19 +1,13 @@
-"""Neurons (E8 of the paper): prediction, suppression, entropy and partition neurons, told by their output weights alone.
+"""Neurons (E8 of the paper): prediction, suppression, entropy and partition neurons, classified by their output weights alone.
 
-No text is run: each neuron's w_out is compared with every token's unembedding vector. Kinds are those of schema/neurons.py.
-Prediction and suppression neurons follow the paper (and Gurnee et al. 2024, arXiv:2401.12181) to the letter. For entropy
-neurons (Gurnee et al. 2024; Stolfo et al. 2024, arXiv:2406.16254: a long weight that hardly moves the logits) and partition
-neurons (Gurnee et al. 2024: cosines of high variance) those papers choose by eye. We say how far a neuron is from the
-model's others by a robust z-score of a logarithm (median and median absolute deviation), which no unit of weights changes:
+No text is needed: each neuron's w_out is compared with every token's unembedding vector. Kinds are those of schema/neurons.py,
+and neuron_kinds.py assigns them from these numbers. The strongest neurons of each kind are shown with the tokens and classes
+of tokens that they promote and suppress.
 
-- entropy: z of log ‖w‖ above 2, z of log (var(W_U w) / ‖w‖²) below −2. Either is so for one in 44 of normally distributed
-  numbers, both for about one in 1,900 if they are independent;
-- partition: z of log var(cosines) above 3.5 (the cut of Iglewicz and Hoaglin 1993 for outliers).
-
-Of experts every neuron of every expert counts, of those that all tokens go through too; run.json says how they are numbered.
+In a mixture of experts every neuron of every expert counts, shared experts included; run.json describes their numbering.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,52 +15,41 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from depthscope.data.token_classes import Vocabulary, token_classes, vocabulary_of
+from depthscope.data.token_classes import TokenClasses, Vocabulary, token_classes, vocabulary_of
 from depthscope.errors import DataError, UnsupportedError
-from depthscope.experiments.neuron_tokens import (
-    ClassSeparation,
-    NeuronReport,
-    extreme_tokens,
-    neuron_tokens_table,
-    strongest_of_each_kind,
-)
-from depthscope.measure.moments import CONSTANT, VocabularyDirections, robust_z
+from depthscope.experiments.experiment import Subject
+from depthscope.experiments.neuron_kinds import Thresholds, neuron_counts, with_kinds
 from depthscope.models.model import Model, ModelFacts
 from depthscope.models.weights import mlp_output_weights, require_mlp_output_weights, unembedding
+from depthscope.schema.manifest import NeuronRows
 from depthscope.schema.neurons import (
     CLASS_DIFFERENCE,
     CLASS_SHARE,
-    DEAD,
     EFFECT_VARIANCE,
-    EFFECT_Z,
-    ENTROPY,
     FROM_A_BLOCK,
     KINDS,
     KURTOSIS,
     MEAN,
     METRICS,
-    NEURON_COUNTS_TABLE,
     NEURON_SHARD,
+    NEURON_TOKENS_TABLE,
     NEURONS_TABLE,
     NORM,
-    NORM_Z,
-    OTHER,
-    PARTITION,
-    PREDICTION,
     SKEW,
-    SUPPRESSION,
     VARIANCE,
-    VARIANCE_Z,
 )
+from depthscope.statistics.moments import Spread, VocabularyDirections, group_separation, group_sums
 
 NAME = "neurons"
 LONGEST_NAME = 40
-"""Characters of a neuron's LAYER.NEURON at most."""
+"""The most characters in a neuron's LAYER.NEURON."""
+AT_ONCE = 16
+"""Neurons whose cosines with the whole vocabulary are in memory at once."""
 CLASSES_REPORTED = 8
-"""Classes of tokens named in the report on a single neuron."""
+"""Classes of tokens in the report on a single neuron."""
 
 
 def parse_neuron(text: str) -> tuple[int, int]:
@@ -74,37 +57,52 @@ def parse_neuron(text: str) -> tuple[int, int]:
     layer, dot, neuron = text.partition(".")
     if not (dot and layer.isdecimal() and neuron.isdecimal()) or len(text) > LONGEST_NAME:
         shown = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
-        raise DataError(f"cannot read neuron {shown!r}: expected LAYER.NEURON, both counted from 0, such as 10.345")
+        raise DataError(f"cannot read neuron {shown!r}: expected LAYER.NEURON, both numbered from 0, such as 10.345")
     return int(layer), int(neuron)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """Where kinds of neurons begin. Raises DataError for values under which the definitions make no sense."""
+@dataclass(frozen=True, slots=True)
+class TokenCosine:
+    """A token and the cosine of its unembedding vector with a neuron's w_out."""
 
-    kurtosis: float = 10.0
-    """Above: prediction or suppression, by the sign of the skew."""
-    entropy_norm_z: float = 2.0
-    """An entropy neuron's norm_z is above."""
-    entropy_effect_z: float = -2.0
-    """An entropy neuron's effect_z is below."""
-    partition_variance_z: float = 3.5
-    """A partition neuron's variance_z is above."""
+    token: int
+    text: str
+    cosine: float
 
-    def __post_init__(self) -> None:
-        if self.kurtosis < 1 or self.entropy_norm_z < 0 or self.entropy_effect_z > 0 or self.partition_variance_z < 0:
-            raise DataError(
-                f"thresholds {asdict(self)}: expected kurtosis of at least 1, entropy_norm_z and partition_variance_z of at "
-                "least 0, entropy_effect_z of at most 0"
-            )
+
+@dataclass(frozen=True, slots=True)
+class ClassEffect:
+    """How a neuron's logit effect separates a class of tokens from the rest."""
+
+    name: str
+    tokens: int
+    """Size of the class."""
+    share: float
+    """Share of the effect's variance between class and rest, η²."""
+    difference: float
+    """Mean effect on the class minus that on the rest, in standard deviations of the effect over the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronReport:
+    """The full report on one neuron. `numbers` are the metrics of schema/neurons.py; None if one does not exist."""
+
+    layer: int
+    neuron: int
+    kind: str
+    numbers: dict[str, float | None]
+    promoted: list[TokenCosine]
+    suppressed: list[TokenCosine]
+    classes: list[ClassEffect]
+    """The classes that explain most of the variance, in descending order."""
 
 
 class Neurons:
-    """The experiment, an own-units one: a unit is a block, its shard the block's neurons (NEURON_SHARD).
+    """The experiment, with own units: a unit is a block, its shard the block's neurons (NEURON_SHARD).
 
-    `processed` says whether the weights are folded and centred first (appendix D of the paper) or taken as they are;
-    `strongest` how many neurons of a kind the table of tokens shows, `tokens` how many promoted and suppressed tokens of
-    each. Raises UnsupportedError where the model's MLPs have no output weights with a row per neuron.
+    `processed`: whether the weights are folded and centred first (appendix D of the paper) or used unchanged;
+    `strongest`: how many neurons of a kind the table of tokens shows, `tokens`: how many promoted and suppressed tokens for
+    each. Raises UnsupportedError if the model's MLPs do not have output weights with one row per neuron.
     """
 
     name = NAME
@@ -156,7 +154,7 @@ class Neurons:
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """`neurons`, `neuron_counts` and `neuron_tokens` from the shards of all blocks, in order.
 
-        Holds a row per neuron of the model: a kind may depend on all of them.
+        Keeps one row per neuron of the model in memory, because a kind may depend on all of them.
         """
         rows = pl.concat(shards)
         neurons = with_kinds(rows, self.thresholds).cast(pl.Schema(NEURONS_TABLE)).select(*NEURONS_TABLE)
@@ -166,10 +164,14 @@ class Neurons:
             "neuron_tokens": self._tokens_table(neurons),
         }
 
-    def neuron(self, layer: int, neuron: int) -> NeuronReport:
-        """All that is said of one neuron, without measuring the others' skew and kurtosis.
+    def facts(self, tables: Mapping[str, pl.DataFrame]) -> dict[str, NeuronRows]:
+        """What a row of the tables is, for run.json."""
+        return {"neurons": counted(self.model.facts, tables["neuron_counts"])}
 
-        Raises UnsupportedError where the model has no such neuron.
+    def neuron(self, layer: int, neuron: int) -> NeuronReport:
+        """The report on one neuron, without computing the skew and kurtosis of the others.
+
+        Raises UnsupportedError if the model has no such neuron.
         """
         if not 0 <= layer < self.model.depth:
             raise UnsupportedError(f"{self.model.name} has no layer {layer}: expected 0 … {self.model.depth - 1}")
@@ -206,7 +208,7 @@ class Neurons:
 
     @cached_property
     def _spreads(self) -> pl.DataFrame:
-        """What needs no pass over the vocabulary, of all the model's neurons."""
+        """The metrics of all the model's neurons that need no pass over the vocabulary."""
         frames = []
         for block in range(self.model.depth):
             spread = self._vocabulary.directions.spread(self._w_out(block))
@@ -217,12 +219,62 @@ class Neurons:
 
     def _tokens_table(self, neurons: pl.DataFrame) -> pl.DataFrame:
         chosen = strongest_of_each_kind(neurons, self.strongest)
-        w_out = torch.empty(len(chosen), self.model.head.weight.shape[1], device=self.model.device)
+        w_out = torch.empty(len(chosen), self.model.unembedding.weight.shape[1], device=self.model.device)
         for layer in chosen["layer"].unique(maintain_order=True):
             places = (chosen["layer"] == layer).arg_true().to_list()
             w_out[places] = self._w_out(layer)[chosen["neuron"].gather(places).to_list()]
         vocabulary = self._vocabulary
         return neuron_tokens_table(chosen, w_out, vocabulary.directions, vocabulary.texts, self.tokens)
+
+
+def make(subject: Subject) -> Neurons:
+    """All neurons of a model."""
+    return Neurons(subject.model)
+
+
+class ClassSeparation:
+    """Classes of tokens for an unembedding: prepared once, then one matrix product for any set of neurons."""
+
+    def __init__(self, unembedding: Float[Tensor, "vocab d_model"], classes: TokenClasses) -> None:
+        self.classes = classes
+        self._sums = group_sums(unembedding, torch.from_numpy(classes.member))
+        self._sizes = torch.from_numpy(classes.sizes).double()
+        self._entries = len(unembedding)
+
+    def separation(
+        self, w_out: Float[Tensor, "neurons d_model"], spread: Spread
+    ) -> tuple[Float64[Tensor, "neurons classes"], Float64[Tensor, "neurons classes"]]:
+        """(η², difference in standard deviations) of every neuron and class; NaN for dead neurons."""
+        return group_separation(w_out, self._sums, self._sizes, spread, self._entries)
+
+    def best(
+        self, w_out: Float[Tensor, "neurons d_model"], spread: Spread
+    ) -> tuple[list[str | None], list[float | None], list[float | None]]:
+        """For each neuron the class with the largest η², that η² and the difference; None if there is none."""
+        shares, differences = self.separation(w_out, spread)
+        if not self.classes.names:
+            return [None] * len(w_out), [None] * len(w_out), [None] * len(w_out)
+        share, place = shares.nan_to_num(-1).max(1)
+        alive = (share >= 0).tolist()
+        chosen = differences.gather(1, place[:, None])[:, 0].tolist()
+        names = [self.classes.names[i] if a else None for i, a in zip(place.tolist(), alive, strict=True)]
+        return (
+            names,
+            [s if a else None for s, a in zip(share.tolist(), alive, strict=True)],
+            [d if a else None for d, a in zip(chosen, alive, strict=True)],
+        )
+
+    def ranked(self, w_out: Float[Tensor, "1 d_model"], spread: Spread, count: int) -> list[ClassEffect]:
+        """The `count` classes that explain the most of one neuron's effect."""
+        shares, differences = self.separation(w_out, spread)
+        effects = [
+            ClassEffect(name, int(size), share, difference)
+            for name, size, share, difference in zip(
+                self.classes.names, self.classes.sizes, shares[0].tolist(), differences[0].tolist(), strict=True
+            )
+            if share == share  # NaN for dead neurons
+        ]
+        return sorted(effects, key=lambda effect: -effect.share)[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,60 +285,66 @@ class _PreparedVocabulary:
 
 
 def _known(values: Tensor) -> list[float | None]:
-    """Numbers of a column, None for those that do not exist."""
+    """The values of a column, None for those that do not exist."""
     return [None if value != value else value for value in values.tolist()]
 
 
-def with_kinds(neurons: pl.DataFrame, thresholds: Thresholds) -> pl.DataFrame:
-    """Rows of NEURON_SHARD for all of a model's neurons, with the robust z-scores and the kind of each."""
-    column = {m.name: neurons[m.name].to_numpy() for m in (NORM, VARIANCE, SKEW, KURTOSIS, EFFECT_VARIANCE)}
-    alive = column["variance"] > CONSTANT
-    relative_effect = column["effect_variance"] / np.where(alive, column["norm"], 1.0) ** 2
-    scores = {
-        VARIANCE_Z.name: robust_z(_log(column["variance"], alive)),
-        NORM_Z.name: robust_z(_log(column["norm"], alive)),
-        EFFECT_Z.name: robust_z(_log(relative_effect, alive)),
-    }
-    sharp = column["kurtosis"] > thresholds.kurtosis
-    long = scores[NORM_Z.name] > thresholds.entropy_norm_z
-    meets = {
-        DEAD.name: ~alive,
-        PREDICTION.name: sharp & (column["skew"] > 0),
-        SUPPRESSION.name: sharp & (column["skew"] < 0),
-        ENTROPY.name: long & (scores[EFFECT_Z.name] < thresholds.entropy_effect_z),
-        PARTITION.name: scores[VARIANCE_Z.name] > thresholds.partition_variance_z,
-    }
-    kind = np.select(list(meets.values()), list(meets), default=OTHER.name)
-    return neurons.with_columns(
-        kind=pl.Series(kind.tolist(), dtype=pl.String),
-        **{name: pl.Series(score).fill_nan(None) for name, score in scores.items()},
+def counted(facts: ModelFacts, counts: pl.DataFrame) -> NeuronRows:
+    """What a row of the tables represents, for run.json: a neuron of the MLP, or of each of its experts."""
+    if facts.experts is None or facts.mlp_width is None:
+        return NeuronRows(rows="one per neuron of the MLP")
+    rows = int(counts.filter(pl.col("layer") == facts.layers - 1)["neurons"][0])
+    return NeuronRows(
+        rows="one per neuron of every expert",
+        experts=facts.experts,
+        neurons_of_an_expert=facts.mlp_width,
+        neurons_of_shared_experts=rows - facts.experts * facts.mlp_width,
+        numbering="one routed expert after the other, then the shared ones",
     )
 
 
-def _log(values: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    positive = alive & (values > 0)
-    return np.where(positive, np.log(np.where(positive, values, 1.0)), np.nan)
+def extreme_tokens(
+    w_out: Float[Tensor, "neurons d_model"], directions: VocabularyDirections, vocabulary: Vocabulary, count: int
+) -> Iterator[tuple[list[TokenCosine], list[TokenCosine]]]:
+    """For each neuron its `count` most promoted and most suppressed tokens, the most extreme first."""
+    count = min(count, directions.size)
+    for start in range(0, len(w_out), AT_ONCE):
+        for cosines in directions.cosines(w_out[start : start + AT_ONCE]).cpu():
+            promoted, suppressed = (cosines.topk(count, largest=largest) for largest in (True, False))
+            yield (_named(*promoted, vocabulary), _named(*suppressed, vocabulary))
 
 
-def counted(facts: ModelFacts, counts: pl.DataFrame) -> dict[str, Any]:
-    """What a row of the tables is, for run.json: a neuron of the MLP, or of each of its experts."""
-    if facts.experts is None or facts.mlp_width is None:
-        return {"rows": "one per neuron of the MLP"}
-    rows = int(counts.filter(pl.col("layer") == facts.layers - 1)["neurons"][0])
-    return {
-        "rows": "one per neuron of every expert",
-        "experts": facts.experts,
-        "neurons_of_an_expert": facts.mlp_width,
-        "neurons_of_shared_experts": rows - facts.experts * facts.mlp_width,
-        "numbering": "one routed expert after the other, then the shared ones",
-    }
+def _named(cosines: Tensor, tokens: Tensor, vocabulary: Vocabulary) -> list[TokenCosine]:
+    pairs = zip(tokens.tolist(), cosines.tolist(), strict=True)
+    return [TokenCosine(token, vocabulary.shown(token), cosine) for token, cosine in pairs]
 
 
-def neuron_counts(neurons: pl.DataFrame) -> pl.DataFrame:
-    """NEURON_COUNTS_TABLE from the neurons table."""
+def strongest_of_each_kind(neurons: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The `count` strongest neurons of each kind, in the order of KINDS, strongest first, with a column `strength`."""
+    chosen = [
+        neurons.filter(pl.col("kind") == kind.name)
+        .with_columns(strength=pl.col(kind.strength))
+        .sort("strength", "layer", "neuron", descending=[True, False, False])
+        .head(count)
+        for kind in KINDS.values()
+        if kind.strength is not None
+    ]
+    return pl.concat(chosen)
+
+
+def neuron_tokens_table(
+    chosen: pl.DataFrame,
+    w_out: Float[Tensor, "neurons d_model"],
+    directions: VocabularyDirections,
+    vocabulary: Vocabulary,
+    count: int,
+) -> pl.DataFrame:
+    """NEURON_TOKENS_TABLE for selected rows of the neurons table (with `strength`); `w_out` has a row for each."""
     rows = []
-    for (layer,), frame in neurons.group_by("layer", maintain_order=True):
-        for kind in KINDS:
-            count = int((frame["kind"] == kind).sum())
-            rows.append((layer, kind, count, count / len(frame), len(frame), frame["kurtosis"].max()))
-    return pl.DataFrame(rows, schema=NEURON_COUNTS_TABLE, orient="row")
+    for row, sides in zip(
+        chosen.iter_rows(named=True), extreme_tokens(w_out, directions, vocabulary, count), strict=True
+    ):
+        lists = [[getattr(t, part) for t in side] for side in sides for part in ("text", "token", "cosine")]
+        about = [row[name] for name in ("layer", "neuron", "kind", "strength")]
+        rows.append([*about, *lists, row["token_class"], row[CLASS_SHARE.name], row[CLASS_DIFFERENCE.name]])
+    return pl.DataFrame(rows, schema=NEURON_TOKENS_TABLE, orient="row")

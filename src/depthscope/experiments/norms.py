@@ -1,8 +1,8 @@
 """Norms (E5, E6): how much attention and MLP of every layer add to the residual stream.
 
-Outputs are taken as they are added, biases included and through whatever norm or scale stands in between. In models whose
-norms take the mean out, vectors are centred first, as the paper's weight processing does: what they write along the
-all-ones direction is never read.
+Outputs are measured as they are added, with biases and after any norm or scale in between. In models whose norms subtract the
+mean, vectors are centred first, as in the paper's weight processing: what is written along the all-ones direction is never
+read.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ import torch
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.experiments.document_sums import Rows, window_sums
+from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.models.weights import centres_writing
 from depthscope.schema.norms import METRICS
@@ -34,7 +35,6 @@ class Norms:
 
     def __init__(self, model: Model) -> None:
         model.require_pairs()
-        assert model.writers
         self.settings = {"centred": centres_writing(model)}
         self.rows = Rows({"layer": pl.Int32}, [(layer,) for layer in range(model.depth)], METRICS)
 
@@ -56,3 +56,8 @@ class Norms:
         if self.settings["centred"]:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return vectors.norm(dim=-1).flatten()
+
+
+def make(subject: Subject) -> Norms:
+    """Norms of a model."""
+    return Norms(subject.model)

@@ -1,4 +1,4 @@
-"""The logit lens on one prompt: the most likely next tokens at every position and depth."""
+"""A lens on one prompt: the most likely next tokens at every position and depth."""
 
 import polars as pl
 import torch
@@ -7,6 +7,7 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare
 from depthscope.errors import DataError
+from depthscope.experiments.lenses import LOGIT, Lens, make_lens
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
 
@@ -21,29 +22,29 @@ PROMPT_LENS = {
     "predicted_id": pl.Int32,
     "probability": pl.Float64,
 }
-"""A row per position of the prompt, depth and rank. `layer` l is before block l, L after the last; `token` is the prompt's
-own, `predicted` what the lens expects to follow it; kl and entropy are in nats."""
+"""One row per position of the prompt, depth and rank. `layer` l is before block l, L after the last; `token` is the prompt's
+token, `predicted` a next token that the lens predicts; kl and entropy are in nats."""
 
 
 ROWS = 256
-"""Positions whose whole logits are held at once."""
+"""Positions whose full logits are in memory at once."""
 
 
 @torch.inference_mode()
-def prompt_lens(model: Model, ids: TokenIds, top: int = 5) -> pl.DataFrame:
+def prompt_lens(model: Model, ids: TokenIds, top: int = 5, lens: str | Lens = LOGIT) -> pl.DataFrame:
     """PROMPT_LENS of token ids shaped [1, seq]. Raises DataError for another shape or for `top` outside 1 … vocabulary."""
-    if ids.shape[0] != 1 or not 1 <= top <= model.head.vocabulary:
+    if ids.shape[0] != 1 or not 1 <= top <= model.unembedding.vocabulary:
         raise DataError(
-            f"expected one prompt and top of 1 to {model.head.vocabulary}, got {ids.shape[0]} prompts and {top}"
+            f"expected one prompt and top of 1 to {model.unembedding.vocabulary}, got {ids.shape[0]} prompts and {top}"
         )
     texts = vocabulary_of(model)
-    baseline = Baseline(model, ids, ids)
+    baseline, read = Baseline(model, ids, ids), make_lens(lens, model)
     positions = range(ids.shape[1])
     frames = []
     for layer, residual in enumerate(baseline.residuals):
-        hidden = model.head.hidden(residual)
-        measured = compare(model.head, baseline.reference, hidden, baseline.flat_targets)
-        best = [model.head.logits(rows).float().softmax(-1).topk(top) for rows in hidden.split(ROWS)]
+        hidden = read.decode(residual, layer, baseline.residuals[-1])
+        measured = compare(model.unembedding, baseline.reference, hidden, baseline.flat_targets)
+        best = [model.unembedding.logits(rows).float().softmax(-1).topk(top) for rows in hidden.split(ROWS)]
         predicted = torch.cat([part.indices for part in best]).flatten().tolist()
         frames.append(
             pl.DataFrame(

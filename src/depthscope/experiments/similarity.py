@@ -1,8 +1,8 @@
-"""Similarity under swaps (E9): does a layer write the same when it is moved, or what its place asks for?
+"""Similarity under swaps (E9): does a moved layer write the same as before, or what the layer at its new place writes?
 
-For each swap of layers l and l + 1 and for attention and MLP apart, cosines of what is written, averaged over positions:
-moved with in place (self), moved with what stood there (index), and the two neighbours in place (adjacent). In a swap
-block l + 1 reads x_l, and block l reads what block l + 1 made of it.
+For each swap of layers l and l + 1, and for attention and MLP separately, cosines between outputs, averaged over positions:
+moved and in place (self), moved and the output of the layer it replaced (index), and the two neighbours in place (adjacent).
+In a swap block l + 1 reads x_l, and block l reads the output of block l + 1.
 """
 
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.experiments.document_sums import Rows, window_sums
+from depthscope.experiments.experiment import Subject
 from depthscope.experiments.sweep import layer_edits, runnable
 from depthscope.models.model import Model
 from depthscope.models.state import State, copied
 from depthscope.models.writes import Writes
 from depthscope.schema.similarity import COMPONENTS, EARLIER, LATER, SWAP_METRICS
-from depthscope.schema.sweep import SWAP
 from depthscope.shapes import Residual
 
 NAME = "similarity"
@@ -30,7 +30,7 @@ KEYS = {"layer": pl.Int32, "component": pl.String, "moved": pl.String}
 class Similarity:
     """Self, index and adjacent cosines for every adjacent swap. A reading of the shared pass.
 
-    Swaps that the model cannot run (a block would read what no block before it stores) have no rows. Raises UnsupportedError
+    Swaps that the model cannot run (a block would read what no earlier block stores) have no rows. Raises UnsupportedError
     for a model without separate attention and MLP, or with a single layer.
     """
 
@@ -40,11 +40,10 @@ class Similarity:
 
     def __init__(self, model: Model) -> None:
         model.require_pairs()
-        assert model.writers
         if model.depth < 2:
-            raise UnsupportedError(f"{model.name} has one layer: expected two that could change places")
+            raise UnsupportedError(f"{model.name} has one layer: expected two that can be swapped")
         self.settings = {}
-        self.swaps, self.refused = runnable(layer_edits([SWAP.name], model.depth), model)
+        self.swaps, self.refused = runnable(layer_edits(["swap"], model.depth), model)
         layers = [swap.layer for swap in self.swaps]
         self.rows = Rows(
             KEYS, [(i, part, way) for i in layers for part in COMPONENTS for way in (LATER, EARLIER)], SWAP_METRICS
@@ -72,8 +71,13 @@ class Similarity:
         return {NAME: self.rows.table(shards)}
 
 
+def make(subject: Subject) -> Similarity:
+    """Similarity under the swaps of a model."""
+    return Similarity(subject.model)
+
+
 def _written(baseline: Baseline, block: int, residual: Residual, state: State) -> tuple[Writes, Residual]:
-    """What a block writes, given a residual stream and what earlier blocks handed on, and the stream after it."""
+    """What a block writes, given a residual stream and the state passed on by earlier blocks, and the stream after it."""
     model = baseline.model
     with model.writers.watched(block) as written:
         after = model.stack.call(block, residual, baseline.entry.arguments, state)

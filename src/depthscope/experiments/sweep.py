@@ -1,53 +1,40 @@
-"""The sweep (E1, E2, E3 of the paper): every swap and drop, layer by layer, and what it does to the predictions."""
+"""The sweep (E1, E2, E3 of the paper): every swap and drop, layer by layer, and its effect on the predictions."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float32, Float64
 
 from depthscope.data.windows import Windows
-from depthscope.edits import Edit, drop, drop_attn, drop_mlp, drop_ple, drop_ssm, swap
+from depthscope.edit_registry import LayerSweep, check_edits, registered, sweeps
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.experiments.document_sums import Rows, Sums, window_sums
-from depthscope.models.components import NAMES, Components
+from depthscope.experiments.experiment import Subject
+from depthscope.models.components import Components
 from depthscope.models.model import Model
-from depthscope.routes import ATTN, MLP, PLE, SSM, Route
+from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route
+from depthscope.schema.measures import Measure, all_measures, metrics_of
+from depthscope.schema.metric import Metric
 from depthscope.schema.sweep import (
     BASELINE_EDIT,
     BASELINE_LAYER,
-    DROP,
-    DROP_ATTN,
-    DROP_MLP,
-    DROP_PLE,
-    DROP_SSM,
     MEASURED,
-    METRICS,
-    SWAP,
-    TOKEN_SHARD,
-    check_edits,
+    TOKEN_KEYS,
 )
 
 NAME = "sweep"
 KEYS = {"edit": pl.String, "layer": pl.Int32}
-EDITS: dict[str, Callable[[int], Edit]] = {
-    SWAP.name: swap,
-    DROP.name: drop,
-    DROP_ATTN.name: drop_attn,
-    DROP_MLP.name: drop_mlp,
-    DROP_SSM.name: drop_ssm,
-    DROP_PLE.name: drop_ple,
-}
-COMPONENT_EDITS = {DROP_ATTN.name: ATTN, DROP_SSM.name: SSM, DROP_MLP.name: MLP, DROP_PLE.name: PLE}
-"""Edit -> the component it silences."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerEdit:
-    """One row of a sweep: an edit applied at one layer of the model's own route."""
+    """One row of a sweep: an edit applied at one layer of the unmodified model's route."""
 
     kind: str
     layer: int
@@ -55,45 +42,54 @@ class LayerEdit:
 
 
 def layer_edits(kinds: Sequence[str], depth: int, components: Components | None = None) -> list[LayerEdit]:
-    """Each kind of edit at each layer it can be applied to: of a component, where `components` has it (everywhere by default).
+    """Each kind of edit at each layer where it applies; an edit of a component, where `components` has it (by default all).
 
     Raises RouteError for an unknown kind.
     """
     check_edits(kinds)
-    own = Route.own(depth)
-    layers = {kind: depth - 1 if kind == SWAP.name else depth for kind in kinds}
+    own, known = Route.own(depth), sweeps()
     return [
-        LayerEdit(kind, layer, EDITS[kind](layer)(own))
+        LayerEdit(kind, layer, registered(kind).edit(layer)(own))
         for kind in kinds
-        for layer in range(layers[kind])
-        if components is None or kind not in COMPONENT_EDITS or COMPONENT_EDITS[kind] in components.parts[layer]
+        for layer in known[kind].layers(depth)
+        if components is None or _has_component(known[kind], layer, components)
     ]
 
 
-def possible_edits(kinds: Sequence[str] | None, model: Model) -> tuple[list[str], dict[str, str]]:
-    """The kinds that can be done on a model, each once, and for the others why not; None: all that the model has.
+def _has_component(how: LayerSweep, layer: int, components: Components) -> bool:
+    return how.component is None or all(how.component in components.parts[block] for block in how.blocks(layer))
 
-    Raises UnsupportedError where none of them can be, RouteError for one there is not.
+
+def possible_edits(kinds: Sequence[str] | None, model: Model) -> tuple[list[str], dict[str, str]]:
+    """The kinds of edits that a model supports, each once, and the reasons for the others; None: all that it supports.
+
+    Raises UnsupportedError if it supports none of them, RouteError for an unknown kind.
     """
-    asked = list(dict.fromkeys(EDITS if kinds is None else kinds))
+    known = sweeps()
+    asked = list(dict.fromkeys(known if kinds is None else kinds))
     check_edits(asked)
+    ablated = {kind: component for kind in asked if (component := known[kind].component) is not None}
     if model.components is None:
-        silencing = [kind for kind in asked if kind in COMPONENT_EDITS]
-        if silencing == asked:
+        if list(ablated) == asked:
             model.require_components()
         reason = "the model has no separate attention and MLP that its blocks add to the residual stream"
-        named = silencing if kinds is not None else [DROP_ATTN.name, DROP_MLP.name]
-        return [kind for kind in asked if kind not in silencing], dict.fromkeys(named, reason)
-    has = model.components.kinds
-    lacking = [kind for kind in asked if kind in COMPONENT_EDITS and COMPONENT_EDITS[kind] not in has]
+        # A request for all edits does not expect edits of components that few models have.
+        named = [kind for kind, component in ablated.items() if kinds is not None or component in (ATTN, MLP)]
+        return [kind for kind in asked if kind not in ablated], dict.fromkeys(named, reason)
+    reasons = {
+        kind: f"no block has a {COMPONENT_NAMES[component]}"
+        for kind, component in ablated.items()
+        if component not in model.components.kinds
+    }
+    lacking = list(reasons)
     if lacking == asked:
-        raise UnsupportedError(f"{model.name} ({model.family}): no block has a {NAMES[COMPONENT_EDITS[lacking[0]]]}")
-    not_done = {kind: f"no block has a {NAMES[COMPONENT_EDITS[kind]]}" for kind in lacking if kinds is not None}
+        raise UnsupportedError(f"{model.name} ({model.family}): {reasons[lacking[0]]}")
+    not_done = {} if kinds is None else reasons
     return [kind for kind in asked if kind not in lacking], not_done
 
 
 def runnable(edits: Sequence[LayerEdit], model: Model) -> tuple[list[LayerEdit], dict[str, str]]:
-    """Those whose route the model can run, and for the others why not (a later block reads what it stores)."""
+    """The edits whose route the model can run, and the reasons for the others (a later block reads what a block stores)."""
     possible, refused = [], {}
     for edit in edits:
         try:
@@ -105,31 +101,70 @@ def runnable(edits: Sequence[LayerEdit], model: Model) -> tuple[list[LayerEdit],
     return possible, refused
 
 
+def _own_routes(edits: Sequence[LayerEdit]) -> dict[str, dict[str, dict[str, str]]]:
+    """The routes of user-defined edits at each layer: their definition may change between two commands on one directory."""
+    routes: dict[str, dict[str, str]] = {}
+    for edit in edits:
+        if not registered(edit.kind).built_in:
+            routes.setdefault(edit.kind, {})[str(edit.layer)] = edit.route.name
+    return {"routes": routes} if routes else {}
+
+
 class Sweep:
-    """A sweep of given edits over given windows: a reading of the shared pass."""
+    """A sweep of given edits over given windows: a reading of the shared pass.
+
+    `not_done` are kinds of edits that were requested and cannot be done, with the reason. `measures` are the built-in and the
+    registered ones by default.
+    """
 
     name = NAME
 
-    def __init__(self, model: Model, length: int, kinds: Sequence[str], per_token: bool = False) -> None:
-        self.settings = {"edits": list(kinds), "per_token": per_token}
+    def __init__(
+        self,
+        model: Model,
+        length: int,
+        kinds: Sequence[str],
+        per_token: bool = False,
+        *,
+        not_done: Mapping[str, str] | None = None,
+        measures: Sequence[Measure] | None = None,
+    ) -> None:
+        self.measures = all_measures() if measures is None else tuple(measures)
+        more = [measure.described() for measure in self.measures if not measure.built_in]
+        # Recorded only if there are measures besides the built-in ones, so that settings match those of earlier runs.
+        named = {"measures": more} if more else {}
         self.length, self.per_token = length, per_token
-        self.edits, self.refused = runnable(layer_edits(kinds, model.depth, model.components), model)
-        self.meter = RouteMeter(model, [edit.route for edit in self.edits])
+        self.edits, refused = runnable(layer_edits(kinds, model.depth, model.components), model)
+        self.settings: dict[str, Any] = {
+            "edits": list(kinds),
+            "per_token": per_token,
+            **named,
+            **_own_routes(self.edits),
+        }
+        self.not_done = {**refused, **(not_done or {})}
+        """What was requested and cannot be done, and why."""
+        self.meter = RouteMeter(model, [edit.route for edit in self.edits], measures=self.measures)
         self.keep, self.readouts = self.meter.keep, len(self.edits) + 1
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]
-        self.rows = Rows(KEYS, names, MEASURED)
+        self.rows = Rows(KEYS, names, self.measures)
+
+    @property
+    def halved(self) -> int:
+        """How often a piece of work did not fit into memory and was done in two halves."""
+        return self.meter.halved
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit: rows of TOKEN_SHARD or DOCUMENT_SHARD."""
-        values = _values(self.meter.against(baseline))
+        values = _values(self.meter.against(baseline), self.measures)
         if self.per_token:
             return self._token_rows(windows, values)
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
-        """Means and intervals (SWEEP_TABLE), changes against the baseline among them."""
-        table = Rows(KEYS, self.rows.names, tuple(METRICS.values()))
-        return {NAME: table.estimated(self.rows.documents(summed(shards, self.length)), _with_changes)}
+        """Means and intervals (SWEEP_TABLE), including changes from the baseline."""
+        table = Rows(KEYS, self.rows.names, tuple(metrics_of(self.measures).values()))
+        documents = self.rows.documents(summed(shards, self.length, self.measures))
+        return {NAME: table.estimated(documents, partial(with_changes, measures=self.measures))}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
         names = self.rows.names
@@ -143,36 +178,39 @@ class Sweep:
         columns = {name: np.tile(column, len(names)) for name, column in per_route.items()}
         edit = pl.Series("edit", [kind for kind, _ in names])[np.repeat(np.arange(len(names)), windows.tokens)]
         layer = np.repeat(np.array([layer for _, layer in names]), windows.tokens)
-        measured = {metric.name: values[i].ravel() for i, metric in enumerate(MEASURED)}
-        return (
-            pl.DataFrame({**columns, "edit": edit, "layer": layer, **measured})
-            .cast(pl.Schema(TOKEN_SHARD))
-            .select(*TOKEN_SHARD)
-        )
+        measured = {measure.name: column.ravel() for measure, column in zip(self.measures, values, strict=True)}
+        schema = pl.Schema({**TOKEN_KEYS, **dict.fromkeys(measured, pl.Float32)})
+        return pl.DataFrame({**columns, "edit": edit, "layer": layer, **measured}).cast(schema).select(*schema)
 
 
-def summed(shards: Iterable[pl.DataFrame], length: int) -> Iterator[pl.DataFrame]:
-    """Shards as sums over documents, those with a row per token too; windows are `length` tokens long.
+def make(subject: Subject) -> Sweep:
+    """The sweep of the requested edits that the model supports."""
+    options = subject.options
+    kinds, lacking = possible_edits(options["edits"], subject.model)
+    return Sweep(subject.model, subject.windows.length, kinds, options["per_token"], not_done=lacking)
 
-    A window's first token belongs to the document that the window counts as.
+
+def summed(shards: Iterable[pl.DataFrame], length: int, metrics: Sequence[Metric] = MEASURED) -> Iterator[pl.DataFrame]:
+    """Shards as sums over documents, including those with one row per token; windows are `length` tokens long.
+
+    A window belongs to the document of its first token.
     """
     for shard in shards:
         if "position" not in shard.columns:
             yield shard
             continue
         names = shard.select("edit", "layer").unique(maintain_order=True).rows()
-        values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in MEASURED])
+        values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in metrics])
         documents = shard["document"].to_numpy()[: values.shape[2] : length]
-        yield Rows(KEYS, names, MEASURED).shard(window_sums(values, len(documents)), length, documents)
+        yield Rows(KEYS, names, metrics).shard(window_sums(values, len(documents)), length, documents)
 
 
-def _values(measures: RouteMeasures) -> Float32[np.ndarray, "metrics routes tokens"]:
-    columns = (measures.kl, measures.agreement, measures.entropy, measures.loss)
-    return np.stack([column.flatten(1).float().numpy() for column in columns])
+def _values(measured: RouteMeasures, measures: Sequence[Measure]) -> Float32[np.ndarray, "metrics routes tokens"]:
+    return np.stack([measured[measure.name].flatten(1).float().numpy() for measure in measures])
 
 
-def _with_changes(sums: Sums) -> Float64[np.ndarray, "more routes"]:
-    """KL, agreement, entropy and loss, then entropy and loss less the baseline's, in the order of METRICS."""
-    by_name = {metric.name: sums[i] for i, metric in enumerate(MEASURED)}
+def with_changes(sums: Sums, measures: Sequence[Measure]) -> Float64[np.ndarray, "more routes"]:
+    """Sums of measures and of their changes from the baseline, the first row, in the order of `metrics_of`."""
+    by_name = {measure.name: column for measure, column in zip(measures, sums, strict=True)}
     changes = {f"{name}_change": values - values[0] for name, values in by_name.items()}
-    return np.stack([{**by_name, **changes}[name] for name in METRICS])
+    return np.stack([{**by_name, **changes}[name] for name in metrics_of(measures)])

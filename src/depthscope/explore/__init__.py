@@ -1,9 +1,9 @@
-"""The explorer: one page in the browser on which a prompt is read, cut up and looked into. Served on this machine only.
+"""The explorer: one page in the browser to analyse a prompt: lens, edits, heads, neurons and runs. Served locally only.
 
-A module per room makes plain data and escaped HTML from the model's own run; `page` and `serve` alone know gradio.
+A module per tab produces plain data and escaped HTML from the baseline run; only `page` and `serve` depend on gradio.
 """
 
 import os
 
-# Before gradio is imported, which reads it then: nothing of what is looked at here leaves the machine.
+# gradio reads this when imported, so it must be set before: no data leaves the machine.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

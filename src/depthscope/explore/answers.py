@@ -1,4 +1,4 @@
-"""What the page asks and what it is told: every answer is HTML or a figure, and a mistake is a sentence, never a failure."""
+"""Requests of the page and their answers. Every answer is HTML or a figure; errors become messages, never exceptions."""
 
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from depthscope.routes import Route
 
 
 class Answers:
-    """Answers about one model. Each takes what the page has, as it was typed or chosen."""
+    """Answers about one model. Each method takes inputs as typed or chosen on the page."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -25,13 +25,13 @@ class Answers:
         """(note on the prompt, the lens table)."""
         try:
             with self.session.reading(text) as prompt:
-                table = lens.lens_table(prompt.lens, self.session.model.head.vocabulary, colour)
+                table = lens.lens_table(prompt.lens, self.session.model.unembedding.vocabulary, colour)
                 return markup.message(prompt.note, "problem" if prompt.cut else "note"), table
         except DepthscopeError as error:
             return markup.message(str(error), "problem"), ""
 
     def compare(self, text: str, one: str, other: str, write: bool) -> str:
-        """Two routes beside each other; with `write` what each continues to write, which takes longer."""
+        """Two routes side by side; with `write` also their continuations, which take longer."""
         try:
             with self.session.reading(text) as prompt:
                 return markup.columns([self._route(prompt, typed, write) for typed in (one, other)])
@@ -49,7 +49,7 @@ class Answers:
             return markup.message(str(error), "problem")
 
     def edited(self, text: str, averaged: str, cell: str) -> str:
-        """The distribution behind a chosen cell of the surgery, beside the model's own."""
+        """The distribution behind a chosen cell of the surgery table, next to the unmodified model's."""
         try:
             with self.session.reading(text) as prompt:
                 found = prompt.surgery(averaged)
@@ -60,7 +60,7 @@ class Answers:
             return ""
         name, place = chosen
         under = f"KL {float(found.kl[place].double().mean()):.4g} nats ({averaged})"
-        own = comparison.card("the model's own", "KL 0 nats", self._top(found, 0))
+        own = comparison.card("unmodified model", "KL 0 nats", self._top(found, 0))
         return markup.columns([own, comparison.card(name, under, self._top(found, place))])
 
     def heads(self, text: str) -> str:
@@ -72,16 +72,16 @@ class Answers:
             return markup.message(str(error), "problem")
 
     def strongest(self, text: str) -> tuple[int, int]:
-        """(layer, head) that attends most to the previous token; the first head where there is none."""
+        """(layer, head) that attends most to the previous token; (0, 0) if there is none."""
         try:
             with self.session.reading(text) as prompt:
                 best = prompt.head_scores.previous[0]
                 return best.layer, best.head
-        except (DepthscopeError, IndexError):  # a prompt of one token has no previous ones
+        except (DepthscopeError, IndexError):  # a prompt of one token has no previous tokens
             return 0, 0
 
     def pattern(self, text: str, layer: int | float | None, head: int | float | None) -> tuple[go.Figure | None, str]:
-        """(the pattern of a head, why there is none). A number that was deleted is None."""
+        """(the pattern of a head, an error message). A number field left empty is None."""
         try:
             with self.session.reading(text) as prompt:
                 return self._pattern(prompt, _whole("layer", layer), _whole("head", head)), ""
@@ -89,7 +89,7 @@ class Answers:
             return None, markup.message(str(error), "problem")
 
     def layers(self, layer: int) -> tuple[str, str]:
-        """(counts of prediction and suppression neurons by layer, the sharpest neurons of one layer)."""
+        """(counts of prediction and suppression neurons by layer, the highest-kurtosis neurons of one layer)."""
         try:
             with self.session.using():
                 layer = min(max(layer, 0), self.depth - 1)
@@ -99,7 +99,7 @@ class Answers:
             return markup.message(str(error), "problem"), ""
 
     def sharpest(self) -> str:
-        """The neuron to begin with, LAYER.NEURON: the sharpest prediction neuron of the layers looked at."""
+        """The initial neuron, LAYER.NEURON: the prediction neuron of highest kurtosis in the layers measured."""
         try:
             with self.session.using():
                 return neurons.sharpest(self._neuron_layers)
@@ -107,7 +107,7 @@ class Answers:
             return f"{self.depth - 1}.0"
 
     def neuron(self, text: str, typed: str) -> str:
-        """A neuron by LAYER.NEURON: its tokens, and its activation on the prompt where there is one."""
+        """A neuron by LAYER.NEURON: its tokens, and its activations on the prompt if there is one."""
         try:
             layer, neuron = parse_neuron(typed.strip())
             with self.session.using():
@@ -126,7 +126,7 @@ class Answers:
         return neurons.NeuronLayers(self.session.model, self.session.neurons)
 
     def _route(self, prompt: Prompt, typed: str, write: bool) -> str:
-        """A route's card; a mistake in what was typed takes its place."""
+        """A route's card, or an error message if the route is invalid."""
         model = self.session.model
         try:
             route = comparison.read_route(typed, self.depth)
@@ -135,8 +135,8 @@ class Answers:
             return f"<h4>{markup.escaped(typed.strip())}</h4>{markup.message(str(error), 'problem')}"
         own = Route.own(self.depth)
         p = comparison.last_probabilities(model, prompt.ids, own)
-        title = "the model's own" if route == own else typed.strip()
-        under = f"{route.name}, KL to the model's own {comparison.divergence(p, q):.4g} nats"
+        title = "unmodified model" if route == own else typed.strip()
+        under = f"{route.name}, KL to the unmodified model {comparison.divergence(p, q):.4g} nats"
         below = comparison.written(model, comparison.continuation(model, prompt.ids, route)) if write else WRITING
         return comparison.card(title, under, self._best(q), below)
 
@@ -157,12 +157,12 @@ class Answers:
 def _whole(what: str, number: int | float | None) -> int:
     if number is None or not 0 <= number < MOST or number != int(number):
         got = "nothing" if number is None else f"{number:g}"
-        raise DataError(f"Expected a {what} as a whole number from 0 on, got {got}.")
+        raise DataError(f"Expected a {what} as a whole number, 0 or more, got {got}.")
     return int(number)
 
 
 MOST = 1_000_000
-"""No model has as many layers or heads."""
+"""More layers or heads than any model has."""
 
 
 WRITING = "<p class='written under'>writing …</p>"

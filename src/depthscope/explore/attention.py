@@ -1,4 +1,4 @@
-"""Attention on a prompt: one head's pattern, and which heads look most at the previous or at the first token."""
+"""Attention on a prompt: one head's pattern, and the heads that attend most to the previous or first token."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,12 +19,12 @@ from depthscope.report.palette import GREEN
 
 STRONGEST = 5
 LABELLED = 48
-"""Tokens that the axes name at most."""
+"""Most tokens labelled on an axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """A head's mean attention to a kind of key, over the queries that have one."""
+    """A head's mean attention to one kind of key, over the queries that have such a key."""
 
     layer: int
     head: int
@@ -33,16 +33,16 @@ class HeadScore:
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """Every head's attention on one prompt to the token before each, and to the first token (not from itself)."""
+    """Every head's attention on one prompt to the previous token, and to the first token (excluding the first query)."""
 
     heads: list[int]
-    """Heads of each block whose patterns can be read."""
+    """Number of heads with readable patterns in each block."""
     previous: list[HeadScore]
     first: list[HeadScore]
 
 
 def head_scores(baseline: Baseline) -> HeadScores:
-    """The scores of all heads, strongest first. Raises UnsupportedError where no block has attention patterns."""
+    """The scores of all heads, strongest first. Raises UnsupportedError if no block has attention patterns."""
     heads, previous, first = [], [], []
     for layer, pattern in enumerate(baseline.patterns()):
         heads.append(0 if pattern is None else pattern.shape[1])
@@ -58,12 +58,12 @@ def head_scores(baseline: Baseline) -> HeadScores:
 
 
 def pattern_of(baseline: Baseline, layer: int, head: int) -> Float[Tensor, "seq seq"]:
-    """One head's attention of each query (rows) to each key. Raises UnsupportedError for a head there is not."""
+    """One head's attention from each query (rows) to each key. Raises UnsupportedError if the head does not exist."""
     name, depth = baseline.model.name, baseline.model.depth
     if not 0 <= layer < depth:
         raise UnsupportedError(f"{name} has no layer {layer}: expected 0 … {depth - 1}")
     patterns: Any = attention_patterns(baseline.model, baseline.ids, baseline.residuals)
-    with closing(patterns):  # the model is on eager attention until then
+    with closing(patterns):  # the model uses eager attention until then
         pattern = next((found for block, found in enumerate(patterns) if block == layer), None)
     if pattern is None:
         raise UnsupportedError(f"layer {layer} of {name} has no attention pattern that can be read")
@@ -73,7 +73,7 @@ def pattern_of(baseline: Baseline, layer: int, head: int) -> Float[Tensor, "seq 
 
 
 def pattern_figure(pattern: Float[Tensor, "seq seq"], tokens: Sequence[str], name: str) -> go.Figure:
-    """A heat map: the query's token downwards, the tokens it attends to across. Keys after the query are left empty."""
+    """A heat map with queries as rows and keys as columns. Keys after the query are left empty."""
     length = len(tokens)
     labels = [f"{position} {markup.escaped(one)}" for position, one in enumerate(tokens)]
     seen = torch.where(torch.ones(length, length).tril() > 0, pattern, torch.nan).numpy()
@@ -96,7 +96,7 @@ def pattern_figure(pattern: Float[Tensor, "seq seq"], tokens: Sequence[str], nam
 
 
 def strongest_heads(scores: HeadScores) -> str:
-    """The strongest previous-token and first-token heads on this prompt as HTML; each can be chosen."""
+    """The strongest previous-token and first-token heads on this prompt as HTML with clickable heads."""
     return markup.columns(
         markup.table(
             ["layer.head", "mean attention"],

@@ -1,4 +1,4 @@
-"""Two routes through the model beside each other: what each expects next, and how it goes on writing."""
+"""Two routes through the model side by side: next-token predictions and continuations."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from depthscope.edits import Edit, parse_edit
+from depthscope.edit_registry import Edit, parse_edit
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
 from depthscope.errors import RouteError
@@ -17,15 +17,15 @@ from depthscope.routes import Route, parse_route
 from depthscope.shapes import TokenIds
 
 CONTINUED = 20
-"""Tokens a route goes on for."""
+"""Number of tokens in a continuation."""
 MOST_VISITS = 8
-"""A route may visit so many times as many blocks as the model has: beyond that answers take too long."""
+"""A route may visit at most this many times the model's number of blocks: longer routes take too long."""
 _AN_EDIT = re.compile(r"[a-z_-]+\s*\(", re.IGNORECASE)
 
 
 def read_route(text: str, depth: int) -> Route:
-    """A route as it is typed: `0 1 3 2 4-11`, an edit of the model's own such as `swap(3) | drop_mlp(7)`, or nothing for
-    the model's own. Raises RouteError, also for a route that is too long to be run while someone waits."""
+    """Parse a route: `0 1 3 2 4-11`, an edit of the unmodified model such as `swap(3) | drop_mlp(7)`, or an empty string for
+    the unmodified model. Raises RouteError, also for a route too long to run interactively."""
     text = text.strip()
     if len(text) > 1000 or re.search(r"\d{6}", text):
         raise RouteError("expected a route of at most 1,000 characters with numbers below 1,000,000")
@@ -36,9 +36,9 @@ def read_route(text: str, depth: int) -> Route:
         return _of_bearable_length(parse_route(text, depth))
     route = own
     for action in parse_edit(text.lower()).actions:
-        kind, numbers = action
-        if kind == "repeat" and len(numbers) > 2 and numbers[2] > MOST_VISITS * depth:
-            raise RouteError(f"repeat {numbers[2]} times is too often: expected at most {MOST_VISITS * depth}")
+        times = action.given.get("times", 0)
+        if action.kind == "repeat" and times > MOST_VISITS * depth:
+            raise RouteError(f"repeat {times} times is too often: expected at most {MOST_VISITS * depth}")
         route = _of_bearable_length(Edit((action,))(route))
     return route
 
@@ -47,16 +47,16 @@ def _of_bearable_length(route: Route) -> Route:
     visits, most = sum(1 for _ in route.steps()), MOST_VISITS * route.depth
     if visits > most:
         raise RouteError(
-            f"the route visits {visits} blocks: expected at most {most}, {MOST_VISITS} times the model's own"
+            f"the route visits {visits} blocks: expected at most {most}, {MOST_VISITS} times the model's number"
         )
     return route
 
 
 def last_probabilities(model: Model, ids: TokenIds, route: Route) -> Float64[Tensor, " vocab"]:
-    """The next-token distribution after the last token, on a route."""
+    """The next-token distribution after the last token, for a route."""
     model.check_route(route)
     ((_, residual),) = execute(model, make_plan([route]), ids)
-    return model.head.logits(model.head.hidden(residual[:, -1:]))[0].double().softmax(-1).cpu()
+    return model.unembedding.logits(model.unembedding.hidden(residual[:, -1:]))[0].double().softmax(-1).cpu()
 
 
 def divergence(p: Float64[Tensor, " vocab"], q: Float64[Tensor, " vocab"]) -> float:
@@ -66,15 +66,15 @@ def divergence(p: Float64[Tensor, " vocab"], q: Float64[Tensor, " vocab"]) -> fl
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Tokens written one after the other, each the likeliest."""
+    """Greedily generated tokens."""
 
     ids: list[int]
     stopped: str
-    """Why there are fewer than asked for; empty where there are not."""
+    """Why there are fewer tokens than requested; empty if there are not."""
 
 
 def continuation(model: Model, ids: TokenIds, route: Route, count: int = CONTINUED) -> Continuation:
-    """Up to `count` tokens that follow `ids`, shaped [1, seq], on a route: greedy, the whole text replayed for each."""
+    """Up to `count` greedy tokens after `ids`, shaped [1, seq], on a route; the whole text is replayed for each token."""
     ends = set(getattr(model.tokenizer, "all_special_ids", ()))
     found: list[int] = []
     for _ in range(count):
@@ -96,5 +96,5 @@ def written(model: Model, continued: Continuation) -> str:
 
 
 def card(title: str, under: str, items: list[tuple[str, float]], below: str = "") -> str:
-    """One route's card: its name, a line under it, its likeliest tokens, and what it writes."""
+    """One route's card: its name, a subtitle, its most likely tokens, and its continuation."""
     return f"<h4>{markup.escaped(title)}</h4><p class='under'>{markup.escaped(under)}</p>{markup.bars(items)}{below}"

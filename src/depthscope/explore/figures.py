@@ -1,4 +1,4 @@
-"""How plots are dressed for the explorer: no background, and text in a grey that is read on light and on dark."""
+"""Plot style of the explorer: no background, and grey text that is readable on light and dark."""
 
 import plotly.graph_objects as go
 
@@ -9,7 +9,7 @@ INK, GRID = "#7D858D", "rgba(125,133,141,0.22)"
 
 
 def dressed(shown: go.Figure, title: str | None = None, height: int | None = None) -> go.Figure:
-    """The figure without background, in system fonts; `title` is text, not HTML."""
+    """The figure without background and in system fonts; `title` is text, not HTML."""
     shown.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",

@@ -1,4 +1,4 @@
-"""The logit lens on a prompt as a table: tokens downwards, depth across, the likeliest next token in each cell."""
+"""The logit lens on a prompt as a table: a row per token, a column per depth, the most likely next token in each cell."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from depthscope.explore import markup
 PROBABILITY, ENTROPY, KL = "probability", "entropy", "KL to the last layer"
 COLOURS = (PROBABILITY, ENTROPY, KL)
 FULL_KL = 10.0
-"""KL in nats at which a cell is at its fullest."""
+"""KL in nats at which a cell has full colour."""
 
 
 def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str) -> str:
-    """PROMPT_LENS as HTML. `colour` is one of COLOURS; `vocabulary` entries give the most entropy there can be."""
+    """PROMPT_LENS as HTML. `colour` is one of COLOURS; `vocabulary` is the number of tokens, which sets the maximum entropy."""
     if colour not in COLOURS:
         colour = PROBABILITY
     rows = []
@@ -28,13 +28,13 @@ def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str) -> str:
     depths = [str(layer) for layer in lens["layer"].unique().sort().to_list()]
     most = math.log(vocabulary)
     scale = {
-        PROBABILITY: "the bluer, the likelier the token",
-        ENTROPY: f"the bluer, the less decided: full at {most:.2f} nats, all tokens alike",
-        KL: f"the bluer, the further from the model's own prediction: full at {FULL_KL:g} nats",
+        PROBABILITY: "bluer: more likely",
+        ENTROPY: f"bluer: higher entropy, full colour at {most:.2f} nats, the uniform distribution",
+        KL: f"bluer: further from the model's final prediction, full colour at {FULL_KL:g} nats",
     }[colour]
     caption = (
-        f"What each depth expects after each token ({scale}). Column l is before block l, {depths[-1]} after the last. "
-        "Point at a cell for its five likeliest tokens."
+        f"The most likely next token at each depth ({scale}). Column l is before block l; {depths[-1]} is after the last. "
+        "Hover over a cell for its five most likely tokens."
     )
     return markup.table(["token", *depths], rows, caption, "lens")
 

@@ -1,34 +1,34 @@
-"""HTML of the page. Whatever comes from a model, a run or a reader goes through `escaped` before it is shown."""
+"""HTML of the page. Everything from a model, a run or a user goes through `escaped` before it is shown."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
 QUOTED = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
-"""Characters that mean something to templates in a browser."""
+"""Characters with a meaning in browser templates."""
 
 
 def escaped(text: str) -> str:
-    """Text as HTML that can only be shown: no tag, attribute or template comes of it."""
+    """Text as inert HTML: it cannot form a tag, attribute or template."""
     return escape(text).translate(QUOTED)
 
 
 def token(text: str) -> str:
-    """A token, kept apart from the text around it whichever way it is written."""
+    """A token, isolated from the surrounding text's writing direction."""
     return f"<bdi class='token'>{escaped(text)}</bdi>"
 
 
 def message(text: str, kind: str = "note") -> str:
-    """A sentence to the reader; `kind` is note or problem."""
+    """A message to the user; `kind` is note or problem."""
     return f"<p class='{kind}' role='status'>{escaped(text)}</p>" if text else ""
 
 
 def shade(strength: float) -> str:
-    """The style of a cell whose value is `strength` of 1: the stronger the bluer, readable on light and dark."""
+    """The style of a cell with `strength` from 0 to 1: stronger is bluer, readable on light and dark."""
     return f"--s:{min(max(strength, 0.0), 1.0):.3f}"
 
 
 def bars(items: Iterable[tuple[str, float]], share: bool = True, most: float = 1.0) -> str:
-    """Tokens with a bar each. Values are shares of 1, or else numbers of which `most` is the longest bar."""
+    """Tokens with a bar each. Values are shares of 1, or numbers with `most` as the full bar."""
     rows = [
         f"<li><span class='bar' style='width:{min(abs(value) / most, 1) * 100:.1f}%'></span>{token(text)}"
         f"<span class='value'>{percent(value) if share else f'{value:+.3f}'}</span></li>"
@@ -38,12 +38,12 @@ def bars(items: Iterable[tuple[str, float]], share: bool = True, most: float = 1
 
 
 def percent(value: float) -> str:
-    """A share as per cent: `12.3%`, and less than 0.1% said as that."""
+    """A share in per cent: `12.3%`; positive values below 0.1% become `<0.1%`."""
     return "&lt;0.1%" if 0 < value < 0.001 else f"{value:.1%}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "") -> str:
-    """A table of cells that are HTML already: `<td>` and `<th>` elements. `caption` is HTML too."""
+    """A table of cells that are already HTML: `<td>` and `<th>` elements. `caption` is HTML too."""
     titles = "".join(f"<th scope='col'>{title}</th>" for title in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
@@ -53,7 +53,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind
 
 
 def choice(cell: str, inside: str, title: str, style: str = "", kind: str = "") -> str:
-    """A cell that can be chosen: `cell` is what the page is told of it. `inside` is HTML, `title` and `cell` are text."""
+    """A clickable cell; a click sends `cell` to the page. `inside` is HTML, `title` and `cell` are text."""
     return (
         f"<td class='cell {kind}' style='{style}'><button type='button' data-cell='{escaped(cell)}' "
         f"title='{escaped(title)}'>{inside}</button></td>"
@@ -61,5 +61,5 @@ def choice(cell: str, inside: str, title: str, style: str = "", kind: str = "") 
 
 
 def columns(parts: Iterable[str]) -> str:
-    """HTML side by side where there is room."""
+    """HTML parts side by side, where there is room."""
     return f"<div class='columns'>{''.join(f'<section>{part}</section>' for part in parts)}</div>"

@@ -1,4 +1,4 @@
-"""Neurons: a layer's sharpest prediction and suppression neurons, what one promotes, and where a prompt wakes it."""
+"""Neurons: a layer's highest-kurtosis neurons, what a neuron promotes, and its activations on a prompt."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -6,8 +6,7 @@ from functools import cached_property
 import polars as pl
 import torch
 
-from depthscope.experiments.neuron_tokens import NeuronReport
-from depthscope.experiments.neurons import Neurons
+from depthscope.experiments.neurons import NeuronReport, Neurons
 from depthscope.explore import markup
 from depthscope.models.activations import ActivationReader
 from depthscope.models.model import Model
@@ -15,9 +14,9 @@ from depthscope.schema.neurons import OTHER, PREDICTION, SUPPRESSION
 from depthscope.shapes import TokenIds
 
 ALL_AT_ONCE = 1e11
-"""Multiplications up to which all layers are looked at together: about a second. Larger models are read layer by layer."""
+"""Most multiplications for measuring all layers at once, about a second. Larger models are measured layer by layer."""
 LISTED = 8
-KIND = {OTHER.name: "of no kind of its own"}
+KIND = {OTHER.name: "no particular kind"}
 
 
 class NeuronLayers:
@@ -35,12 +34,12 @@ class NeuronLayers:
 
     @cached_property
     def small(self) -> bool:
-        """Whether all layers can be looked at while a reader waits."""
-        weight = self.model.head.weight
+        """Whether all layers can be measured interactively."""
+        weight = self.model.unembedding.weight
         return len(self.layer(0)) * self.model.depth * weight.numel() <= ALL_AT_ONCE
 
     def counts(self) -> list[tuple[int, int, int, float]]:
-        """(layer, prediction neurons, suppression neurons, largest kurtosis) of the layers looked at so far."""
+        """(layer, prediction neurons, suppression neurons, largest kurtosis) of the layers measured so far."""
         layers = range(self.model.depth) if self.small else sorted(self._shards)
         rows = []
         for layer in layers:
@@ -50,7 +49,7 @@ class NeuronLayers:
         return rows
 
     def sides(self, layer: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """A layer's neurons of positive and of negative skew, highest kurtosis first."""
+        """A layer's neurons with positive and with negative skew, highest kurtosis first."""
         found = self.layer(layer).filter(pl.col("kurtosis").is_not_null()).sort("kurtosis", descending=True)
         return found.filter(pl.col("skew") > 0), found.filter(pl.col("skew") < 0)
 
@@ -59,7 +58,7 @@ class NeuronLayers:
 
 
 def layers_table(layers: NeuronLayers) -> str:
-    """How many prediction and suppression neurons each layer has, as HTML; a layer can be chosen."""
+    """The number of prediction and suppression neurons in each layer, as HTML with clickable layers."""
     rows = [
         [
             markup.choice(f"{layer}", str(layer), f"show the neurons of layer {layer}"),
@@ -79,7 +78,7 @@ def layers_table(layers: NeuronLayers) -> str:
 
 
 def sharpest(layers: NeuronLayers) -> str:
-    """LAYER.NEURON of the prediction neuron of highest kurtosis; of the last layer alone where the model is large."""
+    """LAYER.NEURON of the prediction neuron with the highest kurtosis; in a large model, of the last layer only."""
     looked_at = range(layers.model.depth) if layers.small else [layers.model.depth - 1]
     best = [
         (side["kurtosis"][0], layer, side["neuron"][0])
@@ -91,7 +90,7 @@ def sharpest(layers: NeuronLayers) -> str:
 
 
 def sharpest_table(layers: NeuronLayers, layer: int) -> str:
-    """A layer's neurons of highest kurtosis, each of which can be chosen, as HTML."""
+    """A layer's neurons with the highest kurtosis, clickable, as HTML."""
     least = layers.neurons.thresholds.kurtosis
     parts = []
     for kind, side in zip((PREDICTION, SUPPRESSION), layers.sides(layer), strict=True):
@@ -105,11 +104,9 @@ def sharpest_table(layers: NeuronLayers, layer: int) -> str:
             ]
             for one in side.head(LISTED).iter_rows(named=True)
         ]
-        said = f"{sharp} in layer {layer}" if sharp else f"none in layer {layer}; the nearest to it"
+        said = f"{sharp} in layer {layer}" if sharp else f"none in layer {layer}; the closest are shown"
         parts.append(
-            markup.table(
-                ["neuron", "kurtosis", "skew", "tells apart"], rows, f"{kind.title} neurons: {said}", "sharpest"
-            )
+            markup.table(["neuron", "kurtosis", "skew", "separates"], rows, f"{kind.title} neurons: {said}", "sharpest")
         )
     return markup.columns(parts)
 
@@ -120,7 +117,7 @@ def neuron_card(report: NeuronReport) -> str:
     said = ", ".join(f"{name} {numbers[name]:.3g}" for name in ("kurtosis", "skew", "norm") if name in numbers)
     sides = []
     both = (*report.promoted, *report.suppressed)
-    most = max((abs(one.cosine) for one in both), default=0.0) or 1.0  # one scale, so that bars compare across the two
+    most = max((abs(one.cosine) for one in both), default=0.0) or 1.0  # one scale, so that bars are comparable
     for title, found in (("Promotes", report.promoted), ("Suppresses", report.suppressed)):
         items = [(one.text, one.cosine) for one in found]
         under = "<p class='under'>cosine of its output with the token's unembedding</p>"
@@ -130,13 +127,13 @@ def neuron_card(report: NeuronReport) -> str:
 
 
 def activations(model: Model, ids: TokenIds, layer: int, neuron: int) -> list[float]:
-    """A neuron's activation at every token of a prompt. Raises UnsupportedError where it cannot be read."""
+    """A neuron's activation at every token of a prompt. Raises UnsupportedError if it cannot be read."""
     reader = ActivationReader(model, torch.tensor([[layer, neuron]]))
     return reader.read(ids, range(ids.shape[1])).values[0, :, 0].tolist()
 
 
 def activations_text(tokens: Sequence[str], values: Sequence[float]) -> str:
-    """The prompt with each token coloured by the activation, blue above 0 and orange below, as HTML."""
+    """The prompt with tokens coloured by activation, blue above 0 and orange below, as HTML."""
     most = max((abs(value) for value in values), default=0.0) or 1.0
     shown = "".join(
         f"<span class='lit {'below' if value < 0 else ''}' style='{markup.shade(abs(value) / most)}' "
@@ -145,6 +142,6 @@ def activations_text(tokens: Sequence[str], values: Sequence[float]) -> str:
     )
     low, high = min(values), max(values)
     return (
-        f"<p class='under'>Its activation on the prompt: {low:+.3g} to {high:+.3g}; blue above 0, orange below. "
-        f"Point at a token for the number.</p><p class='tokens' dir='ltr'>{shown}</p>"
+        f"<p class='under'>Activation on the prompt: {low:+.3g} to {high:+.3g}; blue above 0, orange below. "
+        f"Hover over a token for its value.</p><p class='tokens' dir='ltr'>{shown}</p>"
     )

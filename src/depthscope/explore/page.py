@@ -1,4 +1,4 @@
-"""The page: gradio components, and which answer each of them shows. Nothing is computed here."""
+"""The page: gradio components and the answer each one shows. Nothing is computed here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,37 +10,37 @@ import gradio as gr
 from depthscope.explore import comparison, lens, markup, surgery
 from depthscope.explore.answers import Answers
 from depthscope.explore.runs import Runs
-from depthscope.report.figures import FIGURES
+from depthscope.report.figures import figures
 
 FIRST_PROMPT = "It was the best of times, it was the worst of times, it was the age of"
 RUNS = "Runs"
 LOOK_AGAIN = 2.0
-"""Seconds between two looks at the runs while their room is open."""
+"""Seconds between refreshes of the runs while their tab is open."""
 CHOOSE = """element.addEventListener('click', (event) => {
     const cell = event.target.closest('[data-cell]');
     if (cell) trigger('click', {cell: cell.dataset.cell});
 });"""
-"""A click on a cell made by markup.choice tells the page which."""
+"""Reports a click on a cell made by markup.choice to the page."""
 QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
-"""Of every event. While one is being answered gradio drops the same event by default, and the page would keep showing
-what was asked before; always_last answers the latest one afterwards."""
+"""Settings of every event. By default gradio drops an event while the same one is being answered, so the page would keep
+showing an outdated answer; always_last answers the latest one afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """What a room does when another prompt is read."""
+    """What a tab updates when a new prompt is read."""
 
     answer: Callable[..., Any]
     inputs: Sequence[Any]
     outputs: Sequence[Any]
     once: bool = False
-    """Whether it depends on the model alone, and is done when the page opens."""
+    """Whether it depends on the model alone, and runs only when the page opens."""
     slow: bool = False
-    """Whether the other rooms come before it."""
+    """Whether it runs after the other tabs' updates."""
 
 
 def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks:
-    """The page of a model. `facts` and `note` are text that stands at its head."""
+    """The page of a model. `facts` and `note` are text for its header."""
     with gr.Blocks(title="depthscope", analytics_enabled=False) as page:
         gr.HTML(f"<header><h1>depthscope</h1><p>{markup.escaped(facts)}</p></header>{markup.message(note, 'problem')}")
         with gr.Row(equal_height=True, elem_id="asked"):
@@ -49,31 +49,31 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
         said = gr.HTML(elem_id="said")
         with gr.Tabs(elem_id="rooms") as tabs:
             with gr.Tab("Prompt"):
-                first = _prompt_room(answers, text, said)
+                first = _prompt_tab(answers, text, said)
             with gr.Tab("Surgery"):
-                second = _surgery_room(answers, text)
+                second = _surgery_tab(answers, text)
             with gr.Tab("Heads"):
-                third = _heads_room(answers, text)
+                third = _heads_tab(answers, text)
             with gr.Tab("Neurons"):
-                fourth = _neurons_room(answers, text)
+                fourth = _neurons_tab(answers, text)
             with gr.Tab(RUNS):
-                clock = _runs_room(runs, page)
+                clock = _runs_tab(runs, page)
         tabs.select(_clock_of, None, clock, **QUIETLY)
-        rooms = sorted([*first, *second, *third, *fourth], key=lambda room: room.slow)
+        updates = sorted([*first, *second, *third, *fourth], key=lambda one: one.slow)
         for event, opening in ((page.load, True), (text.submit, False), (read.click, False)):
-            step = event(rooms[0].answer, rooms[0].inputs, rooms[0].outputs, **QUIETLY)
-            for room in rooms[1:]:
-                if opening or not room.once:
-                    step = step.then(room.answer, room.inputs, room.outputs, **QUIETLY)
+            step = event(updates[0].answer, updates[0].inputs, updates[0].outputs, **QUIETLY)
+            for one in updates[1:]:
+                if opening or not one.once:
+                    step = step.then(one.answer, one.inputs, one.outputs, **QUIETLY)
     return page
 
 
-def _prompt_room(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refresh]:
+def _prompt_tab(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refresh]:
     colour = gr.Radio(list(lens.COLOURS), value=lens.PROBABILITY, label="Coloured by", elem_id="colour")
     table = gr.HTML(elem_id="lens")
     gr.HTML("<h3>Two routes through the model</h3>" + ROUTES_HELP)
     with gr.Row():
-        one = gr.Textbox("", label="Route", placeholder="the model's own", elem_id="route-one")
+        one = gr.Textbox("", label="Route", placeholder="unmodified model", elem_id="route-one")
         other = gr.Textbox(
             f"swap({min(3, answers.depth - 2)})" if answers.depth > 1 else "drop(0)", label="Other route"
         )
@@ -92,11 +92,11 @@ def _prompt_room(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refr
     ]
 
 
-def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+def _surgery_tab(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     averaged = gr.Radio(list(surgery.AVERAGED), value=surgery.LAST, label="KL at", elem_id="averaged")
     table = gr.HTML(elem_id="surgery", js_on_load=CHOOSE)
     chosen = gr.HTML(elem_id="edited")
-    gr.HTML("<h3>An edit or route of your own</h3>" + ROUTES_HELP)
+    gr.HTML("<h3>Your own edit or route</h3>" + ROUTES_HELP)
     typed = gr.Textbox("drop_mlp(0)", label="Edit or route", elem_id="own-route")
     card = gr.HTML(elem_id="own")
     averaged.change(answers.surgery, [text, averaged], table, **QUIETLY)
@@ -106,7 +106,7 @@ def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     def own(asked: str, route: str) -> str:
         return answers.compare(asked, "", route, write=True)
 
-    # The chosen edit stays chosen when the table becomes another prompt's.
+    # The chosen edit stays chosen when the prompt changes.
     look = {"fn": answers.edited, "inputs": [text, averaged, cell], "outputs": chosen, **QUIETLY}
     table.click(_cell, None, cell, **QUIETLY).then(**look)
     table.change(**look)
@@ -115,9 +115,9 @@ def _surgery_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     return [Refresh(answers.surgery, [text, averaged], [table])]
 
 
-def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+def _heads_tab(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     with gr.Row():
-        # Without limits of their own: gradio answers a number beyond them with a traceback, the room with a sentence.
+        # No limits here: gradio would answer a number outside them with a traceback; `Answers` gives a message.
         layer = gr.Number(None, label=f"Layer, 0 to {answers.depth - 1}", elem_id="head-layer")
         head = gr.Number(None, label="Head, from 0", elem_id="head-head")
     problem = gr.HTML(elem_id="no-pattern")
@@ -132,7 +132,7 @@ def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
         numbers = _cell(event).split(",")
         return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
-    # One event for both numbers, whoever changes them, so that the plot is never of other numbers than those shown.
+    # One event for both numbers, however they change, so that the plot always matches the numbers shown.
     gr.on([layer.change, head.change], pattern, asked, [plot, problem], **QUIETLY)
     lists.click(choose, None, [layer, head], **QUIETLY)
     return [
@@ -142,7 +142,7 @@ def _heads_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     ]
 
 
-def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
+def _neurons_tab(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     counts = gr.HTML(elem_id="layers", js_on_load=CHOOSE)
     sharpest = gr.HTML(elem_id="sharpest", js_on_load=CHOOSE)
     typed = gr.Textbox("", label="Neuron (LAYER.NEURON)", elem_id="neuron-name")
@@ -165,11 +165,11 @@ def _neurons_room(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     ]
 
 
-def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
+def _runs_tab(runs: Runs, page: gr.Blocks) -> gr.Timer:
     now = gr.State(None)
     overview = gr.HTML(elem_id="runs", js_on_load=CHOOSE)
     status = gr.HTML(elem_id="status")
-    titles = [(kind.title, kind.name) for kind in FIGURES.values()]
+    titles = [(kind.title, kind.name) for kind in figures().values()]
     which = gr.Dropdown(titles, value=titles[0][1], label="Figure", elem_id="figure")
     problem = gr.HTML(elem_id="no-figure")
     plot = gr.Plot(show_label=False, elem_id="run-plot", visible=False)
@@ -184,7 +184,7 @@ def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
         return show(_cell(event))
 
     def look(name: str | None) -> tuple[str | None, str, str, Any]:
-        """What has changed since; where nothing is chosen, as before there is a run, the first run that is there."""
+        """Refresh the chosen run. If none is chosen, as before the first run exists, show the first run found."""
         if name is None and (first := runs.first()):
             return show(first)
         return name, runs.overview(name), runs.status(name) if name else "", gr.skip()
@@ -202,17 +202,17 @@ def _runs_room(runs: Runs, page: gr.Blocks) -> gr.Timer:
 
 
 def _clock_of(event: gr.SelectData) -> gr.Timer:
-    """The clock runs while the room of runs is open."""
+    """The timer runs while the tab of runs is open."""
     return gr.Timer(LOOK_AGAIN, active=event.value == RUNS)
 
 
 def _drawn(figure: Any, why: str) -> tuple[gr.Plot, str]:
-    """A plot and what is said beside it; no empty frame where there is none."""
+    """A plot and its message; without a figure, the plot is hidden."""
     return gr.Plot(figure, visible=figure is not None), why
 
 
 def _cell(event: gr.EventData) -> str:
-    """What a click was on, as the browser says it."""
+    """The cell that was clicked, as sent by the browser."""
     try:
         return str(event.cell)[:300]
     except (AttributeError, TypeError):
@@ -221,7 +221,7 @@ def _cell(event: gr.EventData) -> str:
 
 ROUTES_HELP = (
     "<p class='under'>Blocks in the order they are visited (<code>0 1 3 2 4-11</code>, <code>5~mlp</code> with its MLP "
-    "silenced, <code>(3+4)</code> side by side) or edits of the model's own route "
+    "ablated, <code>(3+4)</code> in parallel) or edits of the unmodified model "
     "(<code>swap(3) | drop_mlp(7)</code>, also drop, drop_attn, repeat, reverse, shuffle, parallel). "
-    f"Each writes up to {comparison.CONTINUED} tokens on, always the likeliest. Enter to run.</p>"
+    f"Each route continues the text for up to {comparison.CONTINUED} tokens, greedily. Press Enter to run.</p>"
 )

@@ -1,4 +1,4 @@
-"""A prompt as the rooms read it: token ids, tokens as text, and the model's own run, each computed once."""
+"""A prompt as the tabs use it: token ids, tokens as text, and the baseline run, each computed once."""
 
 import threading
 from collections import OrderedDict
@@ -20,42 +20,42 @@ from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
 
 LONGEST = 512
-"""Tokens of a prompt at most, however long the model's context is: what is shown stays readable and quick."""
+"""Most tokens of a prompt, whatever the model's context: keeps the page readable and fast."""
 KEPT = 4
-"""Prompts whose runs are kept."""
+"""Number of prompts whose results are cached."""
 TOP = 10
-"""Tokens of a distribution that are shown."""
+"""Number of tokens shown of a distribution."""
 
 
 class Prompt:
-    """A prompt and what has been computed of it. To be used within Session.reading."""
+    """A prompt and its cached results. To be used within Session.reading."""
 
     def __init__(self, model: Model, ids: TokenIds, tokens: list[str], cut: bool) -> None:
         self.model = model
         self.ids = ids
         self.tokens = tokens
-        """As a reader should see them."""
+        """As displayed."""
         self.cut = cut
-        """Whether the text goes on after these tokens."""
+        """Whether the text was truncated to these tokens."""
         self._surgeries: dict[str, Surgery] = {}
 
     @property
     def note(self) -> str:
-        """How many tokens there are, and whether some were left out."""
+        """How many tokens there are, and whether the text was truncated."""
         length = len(self.tokens)
         if not self.cut:
             return f"{length} token{'' if length == 1 else 's'}; no special tokens are added."
-        whose = f"the context of {self.model.name}" if length == self.model.context else "the most that is shown here"
-        return f"The text is too long: its first {length} tokens, {whose}, are read and the rest is left out."
+        whose = f"the context of {self.model.name}" if length == self.model.context else "the maximum here"
+        return f"The text is too long: only its first {length} tokens are used ({whose})."
 
     @cached_property
     def baseline(self) -> Baseline:
-        """The model's own run. Targets, which only the loss needs, are the prompt itself."""
+        """The baseline run. Targets, which only the loss needs, are the prompt itself."""
         return Baseline(self.model, self.ids, self.ids)
 
     @cached_property
     def lens(self) -> pl.DataFrame:
-        """The logit lens: PROMPT_LENS with five tokens a cell."""
+        """The logit lens: PROMPT_LENS with five tokens per cell."""
         return prompt_lens(self.model, self.ids, top=5)
 
     @cached_property
@@ -64,7 +64,7 @@ class Prompt:
         return head_scores(self.baseline)
 
     def surgery(self, averaged: str) -> Surgery:
-        """Every swap and drop at once, KL taken as one of surgery.AVERAGED says."""
+        """Every swap and drop, with KL measured as `averaged`, one of surgery.AVERAGED."""
         averaged = MEAN if averaged == MEAN else LAST
         if averaged not in self._surgeries:
             self._surgeries[averaged] = operate(self.model, self.baseline, TOP, averaged)
@@ -72,7 +72,7 @@ class Prompt:
 
 
 class Session:
-    """A model that several readers' questions are put to, one at a time: hooks and attention switches are the model's."""
+    """A model shared by several users, one request at a time: hooks and attention settings change the model's state."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -82,18 +82,18 @@ class Session:
 
     @cached_property
     def neurons(self) -> Neurons:
-        """The model's MLP neurons. Raises UnsupportedError where they cannot be read."""
+        """The model's MLP neurons. Raises UnsupportedError if they cannot be read."""
         return Neurons(self.model)
 
     @contextmanager
     def using(self) -> Iterator[Model]:
-        """The model, for as long as the context lasts this caller's alone."""
+        """Exclusive use of the model within the context."""
         with self._turn, self.model.measuring():
             yield self.model
 
     @contextmanager
     def reading(self, text: str) -> Iterator[Prompt]:
-        """A prompt by its text. Raises DataError, in words for the page, where there is nothing to read."""
+        """A prompt by its text. Raises DataError, with a message for the page, if there is nothing to read."""
         with self.using():
             yield self._prompt(text)
 
@@ -107,13 +107,13 @@ class Session:
 
     def _tokenized(self, text: str) -> Prompt:
         if not text:
-            raise DataError("Type a text and the model reads it, token by token.")
+            raise DataError("Enter a text to analyse.")
         most = min(self.model.context or LONGEST, LONGEST)
-        # A browser may send halves of surrogate pairs, which no tokenizer takes. Tokens of 64 characters are rare.
+        # A browser may send lone surrogates, which no tokenizer accepts. Tokens longer than 64 characters are rare.
         taken = text.encode("utf-8", "replace").decode()[: 64 * most]
         found = self.model.tokenize(taken)
         if not found:
-            raise DataError("The tokenizer makes no token of this text. Type another.")
+            raise DataError("The tokenizer produces no tokens for this text. Enter another.")
         ids = torch.tensor([found[:most]], dtype=torch.int64)
         self.model.check_ids(ids)
         tokens = [self.vocabulary.shown(one) for one in found[:most]]

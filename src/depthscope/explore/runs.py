@@ -1,4 +1,4 @@
-"""Runs on this machine: which there are, how far each has come, and their figures. Reads files only; writes nothing."""
+"""Runs on this machine: list, progress and figures. Only reads files."""
 
 import math
 import os
@@ -13,14 +13,14 @@ import polars as pl
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.explore import markup
 from depthscope.explore.figures import dressed
-from depthscope.report.figures import FIGURES, figure
+from depthscope.report.figures import figure, figures
 from depthscope.report.section import Kind
 from depthscope.run.store import MANIFEST, RunDirectory
 
 DEEPEST = 3
-"""Folders below the one started on in which runs are looked for."""
+"""Depth of the search for runs below the start folder."""
 MOST = 200
-"""Runs listed at most."""
+"""Most runs listed."""
 BROKEN = (
     DepthscopeError,
     OSError,
@@ -31,15 +31,15 @@ BROKEN = (
     IndexError,
     pl.exceptions.PolarsError,
 )
-"""What reading a directory that somebody else wrote, or damaged, can raise."""
+"""What reading a foreign or damaged directory can raise."""
 CHOSEN = "chosen"
-"""The style of the run that is shown."""
+"""The CSS class of the selected run."""
 NOT_A_RUN = {".git", ".venv", "node_modules", "__pycache__", "shards", "tables"}
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Shards of one experiment; `units` is None where the run does not say how many there will be."""
+    """Shards of one experiment; `units` is None if the total is unknown."""
 
     experiment: str
     stored: int
@@ -48,40 +48,40 @@ class Progress:
 
 
 class Runs:
-    """The runs in and under a folder. A run is named by its path below it; other paths are not opened."""
+    """The runs in and below a folder. A run is named by its relative path; other paths are not opened."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The runs there are now, the one last changed first."""
+        """The runs that exist now, most recently changed first."""
         found = sorted(_found(self.folder, DEEPEST), key=lambda path: -_changed(path / MANIFEST))
         return [str(path.relative_to(self.folder)) for path in found[:MOST]]
 
     def path(self, name: str | None) -> Path:
-        """Where a run is. Raises RunError for a name that is none of the runs'."""
+        """The path of a run. Raises RunError if no run has the name."""
         if not name or name not in self.names():
-            raise RunError(f"there is no run {name!r} here any more" if name else "no run is chosen")
+            raise RunError(f"run {name!r} no longer exists here" if name else "no run is selected")
         return self.folder / name
 
     def open(self, name: str | None) -> RunDirectory:
-        """A run by its name. Raises RunError saying why it cannot be read."""
+        """Open a run by its name. Raises RunError with the reason if it cannot be read."""
         return RunDirectory.reading(self.path(name))
 
     def first(self) -> str | None:
-        """The run to open with: the one last changed of those with a figure, or else of those that can be read, or of all."""
+        """The initially selected run: the most recent one with a figure, or else a readable one, or else any."""
         names = self.names()
         return next((name for name in names if self.figures(name)), None) or next(
             (name for name in names if self._readable(name)), names[0] if names else None
         )
 
     def overview(self, chosen: str | None = None) -> str:
-        """All runs with their state as HTML, the damaged ones with the reason; `chosen` is the one that is shown below."""
+        """All runs with their state as HTML, damaged ones with the reason; `chosen` is the selected one."""
         names = self.names()
         if not names:
             return markup.message(
                 f"There are no runs in {self.folder.resolve().name or self.folder}. "
-                "`depthscope study` makes one; it is listed here as soon as it begins."
+                "Start one with `depthscope study`; it is listed here as soon as it begins."
             )
         rows = [
             [
@@ -90,37 +90,37 @@ class Runs:
             ]
             for name in names
         ]
-        return markup.table(["run", "model", "text", "state"], rows, "Runs, the last changed first", "runs")
+        return markup.table(["run", "model", "text", "state"], rows, "Runs, most recent first", "runs")
 
     def status(self, name: str | None) -> str:
-        """How far a run has come, as HTML: a bar for each experiment, and what could not be done."""
+        """A run's progress as HTML: a bar for each experiment, and what could not be done."""
         try:
             run = self.open(name)
             parts = [f"<p>{markup.escaped(_state(run))}</p>"]
             if not run.complete:
                 parts.append(_progress_bars(progress(run)))
-            not_done = run.manifest.get("not_done", {})
-            parts += [markup.message(f"{what} could not be done: {why}") for what, why in not_done.items()]
+            not_done = run.manifest.not_done.items()
+            parts += [markup.message(f"{what} could not be done: {why}") for what, why in not_done]
             return "".join(parts)
         except BROKEN as error:
             return markup.message(_why(error), "problem")
 
     def figures(self, name: str | None) -> list[tuple[str, str]]:
-        """(title, name) of the figures a run has something for; none where it cannot be read."""
+        """(title, name) of the figures a run has data for; empty if it cannot be read."""
         try:
             run = self.open(name)
         except BROKEN:
             return []
-        return [(kind.title, kind.name) for kind in FIGURES.values() if _has(run, kind)]
+        return [(kind.title, kind.name) for kind in figures(run).values() if _has(run, kind)]
 
     def figure(self, name: str | None, of: str | None) -> tuple[go.Figure | None, str]:
-        """A figure of a run, or None and why there is none, as HTML; without a word where the run cannot be read."""
+        """A figure of a run, or None and the reason as HTML; no reason if the run cannot be read, which its status reports."""
         try:
             run = self.open(name)
         except BROKEN:
-            return None, ""  # its status says why
+            return None, ""  # its status reports why
         try:
-            return dressed(figure(run, of or next(iter(FIGURES)))), ""
+            return dressed(figure(run, of or next(iter(figures())))), ""
         except BROKEN as error:
             return None, markup.message(_why(error), "problem")
 
@@ -137,17 +137,17 @@ class Runs:
     def _row(self, name: str) -> list[str]:
         try:
             run = self.open(name)
-            cells = [str(run.settings.get("model", "?")), str(run.settings.get("data", "?")), _state(run)]
+            cells = [run.settings.model or "?", run.settings.data or "?", _state(run)]
         except BROKEN as error:
             return [f"<td colspan='3'>{markup.message(_why(error), 'problem')}</td>"]
         return [f"<td>{markup.escaped(cell)}</td>" for cell in cells]
 
 
 def progress(run: RunDirectory) -> list[Progress]:
-    """How many work units of each experiment are stored, in the order of the manifest."""
-    finished = run.manifest.get("finished", [])
+    """The number of stored work units of each experiment, in the manifest's order."""
+    finished = run.manifest.finished
     found = []
-    for name in run.settings.get("experiments", {}):
+    for name in run.settings.experiments:
         stored = sum(1 for _ in (run.path / "shards" / name).glob("*.parquet"))
         units = stored if name in finished else _units(run, name)
         found.append(Progress(name, stored, units if units is None or units >= stored else None, name in finished))
@@ -155,7 +155,7 @@ def progress(run: RunDirectory) -> list[Progress]:
 
 
 def _has(run: RunDirectory, kind: Kind) -> bool:
-    """Whether a run has what a figure shows; of one that is made of several tables, whether it has any of them."""
+    """Whether a run has data for a figure; for one made of several tables, whether it has any of them."""
     if kind.file:
         return (run.path / kind.file).exists()
     try:
@@ -165,21 +165,21 @@ def _has(run: RunDirectory, kind: Kind) -> bool:
 
 
 def _units(run: RunDirectory, name: str) -> int | None:
-    """How many units an experiment will have: known of the shared pass over the text, and where it says so itself."""
+    """The total number of units of an experiment, if its settings give it or it belongs to the shared pass over the text."""
     settings = run.settings
-    own = settings["experiments"][name]
-    if isinstance(own, dict) and isinstance(own.get("units"), int):
-        return own["units"]
+    units = settings.of(name).get("units")
+    if isinstance(units, int):
+        return units
     if name == "neurons":
-        return run.manifest.get("model", {}).get("layers")
+        return run.manifest.model.layers
     if name in OWN_UNITS:
         return None
-    tokens, window, per_unit = (settings.get(key) for key in ("tokens", "window", "windows_per_unit"))
+    tokens, window, per_unit = settings.tokens, settings.window, settings.windows_per_unit
     return math.ceil(tokens / window / per_unit) if tokens and window and per_unit else None
 
 
 OWN_UNITS = {"heads", "probes"}
-"""Experiments whose number of units the manifest does not tell."""
+"""Experiments whose number of units is not in the manifest."""
 
 
 def _progress_bars(found: list[Progress]) -> str:
@@ -197,11 +197,11 @@ def _progress_bars(found: list[Progress]) -> str:
 def _state(run: RunDirectory) -> str:
     if run.complete:
         return "complete"
-    # The newest change of a folder is when its last shard was put there: no file of a long run needs to be looked at.
+    # A folder changes when a shard is added, so the many files of a long run need not be checked.
     places = [run.path / MANIFEST, *(run.path / "shards").glob("*")]
     ago = max(0.0, time.time() - max(_changed(place) for place in places))
     words = f"{ago:.0f} s" if ago < 120 else f"{ago / 60:.0f} min" if ago < 7200 else f"{ago / 3600:.0f} h"
-    return f"unfinished, last written to {words} ago"
+    return f"incomplete, last written {words} ago"
 
 
 def _why(error: BaseException) -> str:
@@ -218,7 +218,7 @@ def _changed(path: Path) -> float:
 
 
 def _found(folder: Path, deep: int) -> Iterator[Path]:
-    """Directories with a manifest, links not followed: a run holds no other runs."""
+    """Directories with a manifest, without following links. Runs are not nested."""
     try:
         if (folder / MANIFEST).is_file():
             yield folder
@@ -232,9 +232,8 @@ def _found(folder: Path, deep: int) -> Iterator[Path]:
 
 
 def model_of(folder: Path) -> str | None:
-    """The model a run was made with; None where `folder` is no run or its manifest cannot be read."""
+    """The model of a run; None if `folder` is not a run or its manifest cannot be read."""
     try:
-        name = RunDirectory.reading(folder).settings.get("model")
+        return RunDirectory.reading(folder).settings.model
     except BROKEN:
         return None
-    return name if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""Serving the page on this machine only: a port of the loopback address, and nothing that asks another host."""
+"""Serving the page on this machine only: a port of the loopback address, and no requests to other hosts."""
 
 import signal
 import socket
@@ -21,17 +21,17 @@ POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; frame-ancestors 'none'"
 )
-"""gradio's page needs inline scripts and styles; no source outside this server is allowed."""
+"""gradio's page needs inline scripts and styles; sources outside this server are blocked."""
 
 
 class OnlyThisServer:
-    """Adds the content security policy to every answer."""
+    """Adds the content security policy to every response."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request, as ASGI has it."""
+        """Handle one ASGI request."""
 
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -47,7 +47,7 @@ class OnlyThisServer:
 
 
 def free_port(wanted: int) -> int:
-    """The first free port of the loopback address from `wanted` on. Raises DepthscopeError where 100 are taken."""
+    """The first free loopback port from `wanted` on. Raises DepthscopeError if 100 in a row are taken."""
     for port in range(wanted, min(wanted + PORTS_TRIED, 65536)):
         with socket.socket() as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,12 +57,12 @@ def free_port(wanted: int) -> int:
                 continue
             return port
     raise DepthscopeError(
-        f"no free port from {wanted} on: expected one of {PORTS_TRIED} to be free. Give another --port"
+        f"no free port from {wanted} on: expected one of {PORTS_TRIED} to be free. Use another --port"
     )
 
 
 def serve(page: gr.Blocks, port: int, tell: Callable[[str], None]) -> None:
-    """Serve the page until the process is interrupted; `tell` is given its address once it can be opened."""
+    """Serve the page until the process is interrupted; `tell` is called with its address once it can be opened."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Liberation Sans", "Arial", "sans-serif"]
     page.queue(default_concurrency_limit=4, max_size=64)
     _, address, _ = page.launch(
@@ -90,7 +90,7 @@ def serve(page: gr.Blocks, port: int, tell: Callable[[str], None]) -> None:
             ]
         },
     )
-    # Whatever a shell or a library left there: Ctrl+C ends the server.
+    # A shell or a library may have changed the handler: Ctrl+C must stop the server.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tell(address)
     try:

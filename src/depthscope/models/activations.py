@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from depthscope.errors import NumericError, UnsupportedError
+from depthscope.models.hooks import hooked
 from depthscope.models.maps import outermost
 from depthscope.models.model import Model
 from depthscope.models.neurons import mlp_calls
@@ -26,7 +27,7 @@ class Activations:
     """What one replay of a batch gave."""
 
     values: Float32[Tensor, "batch positions neurons"]
-    """The activations, neurons in the order they were asked for."""
+    """The activations, neurons in the order given to the reader."""
     residual: Float[Tensor, "batch positions d_model"]
     """The residual stream after the last block at the same positions."""
 
@@ -52,8 +53,8 @@ class ActivationReader:
     def read(self, ids: TokenIds, positions: Sequence[int]) -> Activations:
         """The activations at `positions` (from the end where negative) of every window.
 
-        Raises DataError for token ids that cannot be used and NumericError where activations or residual stream are not
-        numbers.
+        Raises DataError for token ids that cannot be used and NumericError for activations or residual streams with NaN or
+        infinity.
         """
         self.model.check_ids(ids)
         ids = ids.to(self.model.device)
@@ -70,7 +71,7 @@ class ActivationReader:
                     values[:, :, of_block] = seen[0][:, list(positions)][:, :, chosen].float()
         residual = residual[:, list(positions)]
         if not bool(torch.isfinite(residual).all() and torch.isfinite(values).all()):
-            raise NumericError(f"{self.model.name} gives activations or residual streams that are not numbers")
+            raise NumericError(f"{self.model.name} gives activations or residual streams with NaN or infinity")
         return Activations(values, residual)
 
     @contextmanager
@@ -81,17 +82,14 @@ class ActivationReader:
             yield seen
             return
 
-        def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def keep(_module: nn.Module, args: tuple[Any, ...], _kwargs: Any) -> None:
             seen.append(args[0].unflatten(0, shape) if args[0].ndim == 2 else args[0])  # some families flatten windows
 
-        handle = self._maps[block].register_forward_pre_hook(keep)
-        try:
+        with hooked(before=[(self._maps[block], keep)]):
             yield seen
-        finally:
-            handle.remove()
 
     def _check(self) -> None:
-        """Each map is called once by its block, and what it gives is what the MLP gives."""
+        """Check that each map is called once by its block, and that its output is the MLP's output."""
         entry = self.model.stack.enter(self.model.probe_ids(4))
         residual = entry.residual
         for block in range(self.model.depth):
@@ -102,12 +100,8 @@ class ActivationReader:
                 if block in self._maps
                 else []
             )
-            handles = [module.register_forward_hook(_keep(into)) for module, into in watched]
-            try:
+            with hooked(after=[(module, _keep(into)) for module, into in watched]):
                 residual = self.model.stack.call(block, residual, entry.arguments)
-            finally:
-                for handle in handles:
-                    handle.remove()
             if watched:
                 self._require_same(block, mapped, written)
 
@@ -124,7 +118,7 @@ class ActivationReader:
 
 
 def output_map(model: Model, block: int) -> nn.Module:
-    """The map from a block's neurons to its MLP's output, adapters and quantisation included: its input are the neurons.
+    """The map from a block's neurons to its MLP's output, adapters and quantisation included: its inputs are the neurons.
 
     Raises UnsupportedError for experts, of which a token uses only some, and where there is no such map.
     """
@@ -147,7 +141,7 @@ def neuron_count(model: Model, block: int) -> int:
 
 
 def _keep(into: list[Tensor]):
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+    def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         # Copied: Falcon adds the attention's output into the MLP's, in place.
         into.append((output[0] if isinstance(output, tuple) else output).clone())
 

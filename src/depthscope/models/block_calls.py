@@ -1,4 +1,4 @@
-"""What the modules of a block are given and give in one call of it: which may be components, and of which kind."""
+"""The inputs and outputs of a block's modules in one call: which modules may be components, and of which kind."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depthscope.models.components import first_tensor, is_norm
+from depthscope.models.hooks import hooked
 from depthscope.models.stack import BlockStack, Entry
 from depthscope.routes import ATTN, COMPONENTS, MLP, PLE, SSM
 
@@ -28,7 +29,7 @@ class Call:
 
 
 def calls_of(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> dict[str, Call]:
-    """The calls of a block's modules, by path, in the order they begin; of several calls the first."""
+    """The calls of a block's modules, by path, in the order they begin; of a module called several times the first call."""
     began: dict[str, Call] = {}
     open_: list[str] = []
 
@@ -40,36 +41,31 @@ def calls_of(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> d
         return hook
 
     def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            open_.remove(name)
+        def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+            open_.remove(name)  # by name: of a module that is called within its own call, either entry will do
             if began[name].output is None:
                 began[name] = replace(began[name], output=output)
 
         return hook
 
-    handles = []
-    for name, module in stack.blocks[block].named_modules():
-        if name:
-            handles += [
-                module.register_forward_pre_hook(before(name), with_kwargs=True),
-                module.register_forward_hook(after(name)),
-            ]
-    try:
+    inner = [(name, module) for name, module in stack.blocks[block].named_modules() if name]
+    with hooked(
+        before=[(module, before(name)) for name, module in inner],
+        after=[(module, after(name)) for name, module in inner],
+    ):
         stack.call(block, residual, entry.arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
     return began
 
 
 def writers(block: nn.Module, calls: Mapping[str, Call], level: int, residual: Tensor) -> list[str]:
-    """Modules at a depth of calls (or above it, where nothing is called inside them) that give a vector as wide as the
-    residual stream per position."""
+    """Modules at a depth of calls (or above it, where nothing is called inside them) whose output is as wide as the residual
+    stream at every position."""
     inner = {name for name in calls for other in calls if other.startswith(f"{name}.")}
     found = []
     for name, call in calls.items():
         module = block.get_submodule(name)
         made = call.output[0] if isinstance(call.output, tuple) else call.output
+        # By the number of elements: OPT's MLP lays batch and positions end to end.
         wide = isinstance(made, Tensor) and made.is_floating_point() and made.numel() == residual.numel()
         wide = wide and made.shape[-1] == residual.shape[-1]
         at_level = call.inside == level - 1 or (call.inside < level - 1 and name not in inner)
@@ -95,8 +91,8 @@ def kinds(block: nn.Module, paths: Sequence[str], calls: Mapping[str, Call]) -> 
 
 
 def _mixes_tokens(module: nn.Module, call: Call) -> bool:
-    """Whether what a module gives at later positions depends on what it is given at the first, or on what blocks share: the
-    keys of another block (Gemma 4), so that its own input reaches no other position."""
+    """Whether a module's output at later positions depends on its input at the first, or on a mapping that blocks share: an
+    attention that reads another block's keys (Gemma 4) passes its own input to no other position, and mixes tokens still."""
     if any(isinstance(value, Mapping) for value in (*call.args, *call.kwargs.values())):
         return True
     given = first_tensor(call.args, call.kwargs)

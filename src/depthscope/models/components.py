@@ -1,19 +1,19 @@
-"""The components of a block, which add to the residual stream: where they are, and silencing them.
+"""The components of a block, which add to the residual stream: where they are, and ablating them.
 
-Silencing puts zeros in the place of a component's output, by a replacement that is always taken back; the component itself
-is not computed where what it gives has the plain form that nearly all have. Which modules they are is checked on the loaded
-model (`components_search`): a block with all of them silenced passes the residual stream on, and each alone changes it.
+Ablating a component (zero ablation) replaces its output by zeros for a while. Where the output has the plain form that nearly
+all have, the component is not computed at all. Which modules they are is checked on the loaded model (`components_search`): a
+block with all of them ablated passes the residual stream on, and each one alone changes it.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depthscope.models.hooks import replaced_forward
+from depthscope.models.hooks import hooked, replaced
 from depthscope.routes import ATTN, COMPONENTS, MLP, Step
 
 SEQUENTIAL, PARALLEL, SINGLE = "sequential", "parallel", "one component per block"
@@ -32,6 +32,7 @@ class Output:
 
     def zeros(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the component's forward."""
+        # new_zeros takes dtype and device from the input, which `_outputs` of components_search has checked to be the output's.
         given = first_tensor(args, kwargs)
         nothing = given.new_zeros(*given.shape[:-1], self.width)
         return (nothing, *(None,) * (self.length - 1)) if self.length else nothing
@@ -50,8 +51,8 @@ class Components:
     paths: Mapping[str, str]
     """Component -> module paths inside a block; several, with slashes between them, where blocks differ."""
     carried: tuple[float | None, ...]
-    """What a block with all of its components silenced multiplies the residual stream with: 1 nearly always; None where it
-    is normalised on the way (MiniMax), so that a block is no sum."""
+    """What a block with all of its components ablated multiplies the residual stream by: 1 nearly always; None where the
+    stream is normalised on the way (MiniMax), so that the block's output is not a sum."""
     layout: str
     """Whether the MLP reads what the attention wrote (`sequential`) or the same residual stream (`parallel`)."""
     outputs: Mapping[nn.Module, Output]
@@ -77,31 +78,27 @@ class Components:
 
     @contextmanager
     def silenced(self, step: Step) -> Iterator[None]:
-        """The step's block with the components the step silences giving zero, for the time of the context."""
+        """While open, the components that the step ablates give zeros in the step's block."""
+        # A hook zeroes an output after it was computed; a replaced forward saves the work, but needs to know the output's form.
         silent = [module for kind in step.silent for module in self.parts[step.block][kind]]
         skipped = [module for module in silent if module in self.outputs]
         with (
             zeroed(*(module for module in silent if module not in self.outputs)),
-            replaced_forward(skipped, [self.outputs[module].zeros for module in skipped]),
+            replaced(skipped, "forward", [self.outputs[module].zeros for module in skipped]),
         ):
             yield
 
 
-NAMES = {"attn": "attention", "ssm": "state-space mixer", "mlp": "MLP", "ple": "per-layer input"}
-"""The components in words."""
-
-
 @contextmanager
 def zeroed(*modules: nn.Module) -> Iterator[None]:
-    """While open, what the modules compute is thrown away for zeros."""
-    with ExitStack() as undo:
-        for module in modules:
-            undo.callback(module.register_forward_hook(_zero).remove)
+    """While open, the modules' outputs are replaced by zeros."""
+    with hooked(after=[(module, _zero) for module in modules]):
         yield
 
 
-def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+def _zero(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
     if isinstance(output, tuple):
+        # The rest stays: blocks unpack it by length, and attention weights behind the output are not added to the stream.
         return (torch.zeros_like(output[0]), *output[1:])
     return torch.zeros_like(output)
 

@@ -1,10 +1,10 @@
 """Finding the components of every block: by the names of its family, by pairs of likely names, and else by behaviour.
 
-The behaviour looked for is what defines a component. Silence all the modules that write vectors as wide as the residual
-stream: the block must pass the stream on, unchanged or times a constant. Then leave out every module without which that
-still holds. What remains adds to the stream and nothing else does, however many there are: attention and a state-space
-mixer side by side (Falcon-H1), one mixer alone (Nemotron-H), a third part after the MLP (Gemma 4). Which is which is read
-off what each does: whether what it gives at one position depends on another, and its name only among several alike.
+The behaviour looked for is what defines a component. With all modules ablated that write vectors as wide as the residual
+stream, the block must pass the stream on, unchanged or times a constant. Then every module that is not needed for this is left
+out. What remains adds to the stream and nothing else does, however many there are: attention and a state-space mixer side by
+side (Falcon-H1), one mixer alone (Nemotron-H), a third part after the MLP (Gemma 4). Which is which follows from what each
+does: whether its output at one position depends on another position. Names decide only among several that mix positions.
 """
 
 import re
@@ -29,28 +29,30 @@ from depthscope.models.components import (
     zeroed,
 )
 from depthscope.models.families import FAMILIES, Names
+from depthscope.models.hooks import hooked
 from depthscope.models.stack import BlockStack, Entry
 from depthscope.routes import ATTN, COMPONENTS, MLP, Step
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The components of one block: paths of modules, and what the block carries on of the stream."""
+    """The components of one block: paths of modules, and what the block without them multiplies the stream by."""
 
     paths: Mapping[str, tuple[str, ...]]
     carried: float | None
 
 
 def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
-    """The components of a model; None where a block has none that pass. `entry` is a batch of real tokens to check on.
+    """The components of a model; None where a block has none that pass the checks, which are made on the batch `entry`.
 
     Blocks of hybrid families may differ (linear attention here, full attention there): what mixes tokens counts as the
-    attention, unless a block has an attention besides.
+    attention, unless the block has another module that is one by name.
     """
     residuals = _residuals(stack, entry)
     found: list[_Found] = []
     for block, module in enumerate(stack.blocks):
         known = [FAMILIES[model_type]] if model_type in FAMILIES else []
+        # The blocks before are mostly alike: their names are tried before all pairs of likely ones.
         known += [Names(one.paths[ATTN][0], one.paths[MLP][0]) for one in found if tuple(one.paths) == (ATTN, MLP)]
         own = _pair(stack, block, [*dict.fromkeys(known), *_likely_pairs(module)], residuals[block], entry)
         own = own or _by_behaviour(stack, block, residuals[block], entry)
@@ -58,7 +60,7 @@ def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
             return None
         found.append(own)
     if len({tuple(one.paths) for one in found}) == 1 and len(found[0].paths) == 1:
-        return None  # Mamba: a block is its mixer, which has no parts
+        return None  # Mamba: every block is one mixer, and ablating it would be dropping the block
     parts = tuple(
         {kind: tuple(map(stack.blocks[block].get_submodule, paths)) for kind, paths in one.paths.items()}
         for block, one in enumerate(found)
@@ -74,7 +76,10 @@ def find(stack: BlockStack, model_type: str, entry: Entry) -> Components | None:
 
 
 def _pair(stack: BlockStack, block: int, candidates: list[Names], residual: Tensor, entry: Entry) -> _Found | None:
-    """The first pair of names of which the block is the sum, with the residual stream, bit for bit: one alone is not."""
+    """The first pair of names whose outputs, added to the residual stream, are the block's output, bit for bit.
+
+    One of the two alone must not pass: a module that contains both would.
+    """
     for names in candidates:
         try:
             pair = [stack.blocks[block].get_submodule(path) for path in names]
@@ -109,8 +114,8 @@ def _likely_pairs(block: nn.Module) -> list[Names]:
 
 
 def _by_behaviour(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> _Found | None:
-    """The fewest modules that, all silenced, leave the residual stream times a constant; or those at the top of a block that
-    has but norms besides them."""
+    """The fewest modules that, all ablated, leave the residual stream times a constant; or those at the top of a block whose
+    other modules are all norms."""
     calls = calls_of(stack, block, residual, entry)
     modules = stack.blocks[block]
     levels = [writers(modules, calls, level, residual) for level in (1, 2, 3)]
@@ -118,20 +123,24 @@ def _by_behaviour(stack: BlockStack, block: int, residual: Tensor, entry: Entry)
         carried = _carried(stack, block, [modules.get_submodule(path) for path in paths], residual, entry)
         if not paths or carried is None:
             continue
-        for path in list(paths):  # in the order they are called: of two in a row the later one writes
+        # In the order they are called: where one module feeds another, the first is found unneeded and the last, which
+        # writes to the stream, is kept.
+        for path in list(paths):
             fewer = [other for other in paths if other != path]
             if _carried(stack, block, [modules.get_submodule(other) for other in fewer], residual, entry) == carried:
                 paths = fewer
         if paths and _each_matters(stack, block, [modules.get_submodule(path) for path in paths], residual, entry):
             return _Found(kinds(modules, paths, calls), carried)
+    # MiniMax normalises the stream itself inside the block, so no constant is left of it. Then it has to do that
+    # position by position, with nothing but norms around the modules taken for components.
     top = levels[0]
     silent = [modules.get_submodule(path) for path in top]
-    besides = [
+    others = [
         name for name, child in modules.named_children() if name not in top and any(True for _ in child.parameters())
     ]
     if (
         len(top) > 1
-        and all(is_norm(modules.get_submodule(name)) for name in besides)
+        and all(is_norm(modules.get_submodule(name)) for name in others)
         and _local(stack, block, silent, residual, entry)
         and _each_matters(stack, block, silent, residual, entry)
     ):
@@ -149,7 +158,8 @@ def _residuals(stack: BlockStack, entry: Entry) -> list[Tensor]:
 def _output(
     stack: BlockStack, block: int, silent: Sequence[nn.Module], residual: Tensor, entry: Entry
 ) -> Tensor | None:
-    """The block's output with modules silenced; None where zeros in their place break the block: then they are not it."""
+    """The block's output with modules ablated; None where zeros in their place break the block, so that they are none of its
+    components."""
     try:
         with zeroed(*silent):
             return stack.call(block, residual, entry.arguments)
@@ -160,7 +170,7 @@ def _output(
 def _carried(
     stack: BlockStack, block: int, silent: Sequence[nn.Module], residual: Tensor, entry: Entry
 ) -> float | None:
-    """What the block multiplies the residual stream with where the modules are silenced; None where it does more to it."""
+    """What the block multiplies the residual stream by with the modules ablated; None where it does more to it."""
     output = _output(stack, block, silent, residual, entry)
     if output is None or output.shape != residual.shape:
         return None
@@ -176,14 +186,14 @@ def _carried(
 
 
 def _each_matters(stack: BlockStack, block: int, modules: Sequence[nn.Module], residual: Tensor, entry: Entry) -> bool:
-    """Whether silencing any one of the modules changes what the block gives."""
+    """Whether ablating any one of the modules changes the block's output."""
     whole = stack.call(block, residual, entry.arguments)
     outputs = [_output(stack, block, [module], residual, entry) for module in modules]
     return all(output is not None and not torch.equal(output, whole) for output in outputs)
 
 
 def _local(stack: BlockStack, block: int, silent: Sequence[nn.Module], residual: Tensor, entry: Entry) -> bool:
-    """Whether, with the modules silenced, what the block gives at a position follows from the stream there alone."""
+    """Whether, with the modules ablated, the block's output at a position depends on the stream at that position alone."""
     other = residual.clone()
     other[:, 0] += 1
     outputs = [_output(stack, block, silent, x, entry) for x in (residual, other)]
@@ -194,8 +204,8 @@ def _local(stack: BlockStack, block: int, silent: Sequence[nn.Module], residual:
 def _outputs(
     stack: BlockStack, parts: Sequence[Parts], residuals: list[Tensor], entry: Entry
 ) -> dict[nn.Module, Output]:
-    """The plain forms. What a block stores for later blocks is made inside its attention, which has to run even if its output
-    is zeroed: of such blocks none."""
+    """The plain forms. None for blocks that store something for later blocks: that is made inside their attention, which has
+    to run even where its output is zeroed."""
     found: dict[nn.Module, Output] = {}
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -212,18 +222,15 @@ def _outputs(
         for several in own.values()
         for module in several
     ]
-    handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
-    try:
+    with hooked(after=[(module, look) for module in modules]):
         for block, residual in enumerate(residuals):
             stack.call(block, residual, entry.arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
 def _layout(stack: BlockStack, components: Components, residuals: list[Tensor], entry: Entry) -> str:
-    """As the first block that has both an attention and an MLP is laid out."""
+    """The layout of the first block that has both an attention and an MLP: parallel if ablating the attention leaves what the
+    MLP reads as it was."""
     both = [block for block, parts in enumerate(components.parts) if ATTN in parts and MLP in parts]
     if not both:
         return SINGLE
@@ -235,12 +242,8 @@ def _layout(stack: BlockStack, components: Components, residuals: list[Tensor], 
         def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read.append(first_tensor(args, kwargs).clone())
 
-        handle = components.parts[block][MLP][0].register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            with components.silenced(Step(block, silent)):
-                stack.call(block, residuals[block], entry.arguments)
-        finally:
-            handle.remove()
+        with hooked(before=[(components.parts[block][MLP][0], keep)]), components.silenced(Step(block, silent)):
+            stack.call(block, residuals[block], entry.arguments)
         return read[0]
 
     return PARALLEL if torch.equal(mlp_input(), mlp_input(ATTN)) else SEQUENTIAL

@@ -1,4 +1,4 @@
-"""A model's configuration, read by transformers; which class of transformers it asks for; and its errors in words.
+"""A model's configuration, read by transformers; the transformers class it asks for; and readable errors.
 
 transformers raises many kinds of exception for one mistake in a file. `reason` puts what they say into one line that names
 the entry of config.json that is at fault.

@@ -30,7 +30,8 @@ class ModelFacts:
     vocabulary: int
     context: int | None
     parameters: int
-    """Numbers of the model as it acts; `stored` are those that its tensors hold (fewer where several are packed in one)."""
+    """Parameters of the model as it computes; `stored` are the elements of its tensors (fewer where several are packed in
+    one)."""
     stored: int
     quantisation: str | None
     """transformers' name of the method, None for plain weights."""
@@ -49,17 +50,18 @@ class ModelFacts:
 
 
 def parameters(hf: PreTrainedModel) -> int:
-    """How many numbers the text model is made of, as it acts."""
+    """The number of parameters of the text model as it computes, quantised weights counted unpacked."""
     return sum(map(_logical_size, _owners(hf)))
 
 
 def stored(hf: PreTrainedModel) -> int:
-    """How many numbers its tensors hold."""
+    """The number of elements that its tensors hold."""
     return sum(parameter.numel() for _, _, parameter in _owners(hf))
 
 
 def _owners(hf: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
-    """Every parameter of the text model once, with its module and its name there; not those for images or sound."""
+    """Every parameter of the text model once (tied weights too), with its module and its name there; not those for images or
+    sound."""
     seen: set[int] = set()
     unembedding: Any = hf.get_output_embeddings()
     for module in (*hf.get_decoder().modules(), unembedding):

@@ -1,8 +1,8 @@
 """Names as data: where attention and MLP write to the residual stream, per family.
 
-A name is a module path inside a block. The module named is the one whose output, zeroed, silences the component: mostly
-the component itself, but its last linear layer where the component adds the residual stream inside (BLOOM's, MPT's MLP)
-or has no module of its own (OPT's MLP). Families not listed are searched by structure, block by block; listed or found,
+A name is a module path inside a block: the module whose output, zeroed, ablates the component. Mostly that is the component
+itself; it is its last linear layer where the component adds the residual stream inside (BLOOM's, MPT's MLP) or has no module
+of its own (OPT's MLP). Families not listed are searched by structure, block by block; listed or found,
 names are checked on the loaded model before they are used (`components.find`).
 """
 

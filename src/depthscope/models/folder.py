@@ -1,4 +1,4 @@
-"""What a model's folder holds, seen before transformers reads it: what is not to be run, and what cannot be meant."""
+"""A model's folder, checked before transformers reads it: code that must not be run, and files that are not a model's."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def unused_message(source: str, names: Sequence[str]) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Read a folder before transformers does: what it asks for is decided here. Raises ModelError, saying what it holds."""
+    """Check a folder before transformers reads it. Raises ModelError that says what the folder holds instead of a model."""
     _check_kind(folder)
     path = folder / "config.json"
     if not path.exists():
@@ -86,7 +86,7 @@ def _check_kind(folder: Path) -> None:
             "and this one with --adapter"
         )
     if adapter is not None:
-        raise ModelError(f"{folder} holds an adapter beside the model's weights ({adapter.name}). {ADAPTER}")
+        raise ModelError(f"{folder} holds an adapter next to the model's weights ({adapter.name}). {ADAPTER}")
     gguf = next((file for file in files if file.suffix == ".gguf"), None)
     if gguf is not None and not weights:
         raise ModelError(f"{folder} holds a GGUF file ({gguf.name}): expected safetensors with config.json")

@@ -1,10 +1,10 @@
-"""The same operations in faster forms: what a model's own code asks torch for, answered by better kernels on a CPU.
+"""Faster forms of operations that a model's own code asks torch for, on a CPU.
 
-Nothing of a block is re-implemented: its code runs as it is, and while `Kernels` are active two things are answered
+Nothing of a block is re-implemented: its code runs as it is, and while `Kernels` are active two kinds of calls are computed
 differently, for every family alike.
 
-Matrix products with the model's weights go to oneDNN with the weights laid out for it once (packed). In float32 that is
-1.2 to 1.4 times as fast as the product torch would call on an AVX-512 machine (the two floors of `make bench`); a token's
+Matrix products with the model's weights go to oneDNN with the weights packed, that is rearranged for it once. In float32 that
+is 1.2 to 1.4 times as fast as the product torch would call on an AVX-512 machine (the two floors of `make bench`). A token's
 result does not depend on how many others are computed with it. Results differ from torch's own within float32 rounding, because
 sums are added in another order. The packed copies take as much memory again as the weights they are of, so a model is
 packed only if that is at most half of the memory available.
@@ -14,7 +14,7 @@ GELU written out in single operations (GPT-2's, GPT-J's and BLOOM's tanh form) b
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, no_type_check
 
 import torch
@@ -24,27 +24,27 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
-from depthscope.models.hooks import patched, replace_forward
+from depthscope.models.hooks import patched, replaced
 from depthscope.models.memory import available_memory
 
 TANH_GELU = (NewGELUActivation, FastGELUActivation, BloomGelu)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 SHARE = 0.5
-"""Of the available memory, what packed weights may take."""
+"""Share of the available memory that packed weights may take."""
 EXPECTED_ROWS = 256
-"""What oneDNN is told to lay weights out for. Measured: from 24 to 2,048 rows it makes no difference."""
+"""The number of rows that oneDNN packs weights for. Measured: from 24 to 2,048 rows it makes no difference."""
 
 
 class Kernels:
-    """The fast forms of one model's operations, taken while a `with kernels.active():` is open in the same thread.
+    """The fast forms of one model's operations, used while a `with kernels.active():` is open in the same thread.
 
     Weights are packed the first time they are multiplied with. Whatever is not the model's own weight in memory (streamed
-    blocks, experts' tensors) is multiplied as ever. Weights must not be changed between packing and use: studies and
-    RouteMeters begin with `forget`.
+    blocks, experts' tensors) is multiplied as ever. Weights must not be changed between packing and use: whatever measures
+    from beginning to end (a study, `ds.measure`, `RouteMeter.measure`) begins with `forget`.
     """
 
     def __init__(self, model: nn.Module, unembedding: nn.Module, streamed: Iterable[nn.Module] = ()) -> None:
-        """`streamed`: blocks whose weights come and go, which are never packed."""
+        """`streamed`: blocks whose weights are not always in memory; they are never packed."""
         passing = {parameter for block in streamed for parameter in block.parameters()}
         weights = [
             parameter
@@ -57,7 +57,7 @@ class Kernels:
         self._whole_unembedding = unembedding.weight
         self._packed: dict[tuple[Any, ...], Tensor] = {}
         self._activations: list[nn.Module] = [module for module in model.modules() if isinstance(module, TANH_GELU)]
-        self._undo: list[Callable[[], None]] = []
+        self._replaced = ExitStack()
         self._lock, self._users = threading.Lock(), 0
         self._thread = threading.local()
 
@@ -70,7 +70,7 @@ class Kernels:
         self._thread.inside = True
         self._use(1)
         try:
-            # Without packed weights there is nothing to answer, and answering costs a microsecond for each call to torch.
+            # Without packed weights the mode has nothing to do, and would cost a microsecond for each call to torch.
             with (
                 _Answers({functional.linear: self._linear, torch.addmm: self._addmm}) if self._stored else nullcontext()
             ):
@@ -80,21 +80,18 @@ class Kernels:
             self._thread.inside = False
 
     def _use(self, change: int) -> None:
-        """Activations are the model's modules, shared by all threads: the last to leave puts them back."""
+        """Activations are the model's modules, shared by all threads: the first user replaces them, the last one restores."""
         with self._lock:
             self._users += change
             if self._users == 1 and change > 0:
-                # One whose forward was patched computes what its patch says.
-                self._undo = [
-                    replace_forward(module, _tanh_gelu) for module in self._activations if not patched(module)
-                ]
+                # A forward that somebody patched is part of the model that is measured: it stays.
+                own = [module for module in self._activations if not patched(module)]
+                self._replaced.enter_context(replaced(own, "forward", [_tanh_gelu] * len(own)))
             elif self._users == 0:
-                for put_back in self._undo:
-                    put_back()
-                self._undo = []
+                self._replaced.close()
 
     def forget(self) -> None:
-        """Pack anew what is multiplied with from here on: for when weights may have been changed in place since."""
+        """Pack weights again when they are next used: they may have been changed in place."""
         self._packed.clear()
 
     # Parameters are named as torch names them: they may be given by name.
@@ -108,7 +105,8 @@ class Kernels:
         return torch.addmm(input, mat1, mat2, **more) if ready is None else product(mat1, ready, input)
 
     def _pack(self, weight: Tensor) -> Tensor | None:
-        """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not to be packed."""
+        """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not packed."""
+        # By storage, not by identity: models multiply with views of their parameters (transposed, or cut into slices).
         if weight.device.type != "cpu" or weight.untyped_storage().data_ptr() not in self._stored:
             return None
         if weight is self._whole_unembedding:  # read in slices everywhere that matters; whole, it would be packed twice
@@ -120,7 +118,7 @@ class Kernels:
 
 
 class _Answers(TorchFunctionMode):
-    """Gives calls to some functions of torch other answers."""
+    """Calls other functions in place of some of torch's."""
 
     def __init__(self, answers: Mapping[Any, Callable[..., Tensor]]) -> None:
         super().__init__()

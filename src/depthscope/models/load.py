@@ -47,11 +47,11 @@ def load(
     `source` is the name of an embedded model, a folder with config.json and safetensors, a Hugging Face id, or a
     transformers model that is loaded already (then `dtype` and `device` are its own). Of a model that also takes images or
     sound, the text model is studied, on text alone. `device` "auto" takes CUDA where there is one. `stream` "yes" leaves the
-    blocks on disk (beside CUDA in the host's memory, where they fit) and reads each when it is run, one thread using the
-    model at a time; "auto" does so where the weights would take more than 70% of the memory available. The weights are the
-    same, and so are the numbers but for the rounding of packed products (`kernels`). `adapter` is a folder or Hugging Face
-    id of a PEFT adapter to put into the model (`Model.adapter`). `unused_tensors` "ignore" loads a checkpoint that holds
-    tensors the model has no use for (`Model.unused` names them).
+    blocks on disk (with CUDA in the host's memory, where they fit) and reads each when it is run, one thread using the model
+    at a time; "auto" does so where the weights would take more than 70% of the memory available. The weights are the same, and
+    so are the numbers except for the rounding of packed products (`kernels`). `adapter` is a folder or Hugging Face id of a
+    PEFT adapter to put into the model (`Model.adapter`). `unused_tensors` "ignore" loads a checkpoint with tensors the model
+    does not use (`Model.unused` names them).
 
     Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no blocks to take apart,
     or cannot be streamed), VerificationError (replay is not the model) or NumericError (NaN in the weights).
@@ -100,7 +100,9 @@ def _taken_apart(
             require_verified(model)
     except DepthscopeError:
         raise
-    except Exception as error:  # a family may do anything between its blocks; whatever goes wrong, it is not one for us
+    except (
+        Exception
+    ) as error:  # a family may do anything between its blocks: any failure means that replay does not fit it
         raise UnsupportedError(
             f"{name} ({hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails with "
             f"{type(error).__name__}: {reason(error)}"
@@ -186,7 +188,7 @@ def _check_loading(source: str, hf: PreTrainedModel, loading: dict[str, Any]) ->
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
         )
     if getattr(hf, "_hf_peft_config_loaded", False):
-        raise ModelError(f"{source} holds an adapter beside the model's weights. {ADAPTER}")
+        raise ModelError(f"{source} holds an adapter next to the model's weights. {ADAPTER}")
 
 
 def _no_source(source: object) -> str:
@@ -196,7 +198,7 @@ def _no_source(source: object) -> str:
 
 
 def _tokenizer(location: str, source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside the weights, None where there is none (the model can still be studied on token ids)."""
+    """The tokenizer in the same folder, None where there is none (the model can still be studied on token ids)."""
     folder = Path(location)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).exists() for name in names):
@@ -209,7 +211,7 @@ def _tokenizer(location: str, source: str, revision: str | None) -> PreTrainedTo
 
 
 def _check_vocabulary(model: Model) -> None:
-    """A tokenizer may have entries that the embedding lacks (for images): what plain text is made of has to be there."""
+    """A tokenizer may have entries that the embedding lacks (for images), but not those that plain text consists of."""
     if model.tokenizer is None:
         return
     highest = max(model.tokenize(PROBE_TEXT), default=0)

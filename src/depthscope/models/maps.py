@@ -1,8 +1,8 @@
 """Linear maps as they act: what analysis of weights may read.
 
-A weight as it is stored need not be what the module computes with: quantised weights are packed, adapters add to them, people
-patch. So the weight of anything but an untouched torch layer is asked of the module itself, by feeding it unit vectors, and
-every weight is checked on the module's own input before it is believed.
+A stored weight need not be what the module computes with: quantised weights are packed, adapters add to them, people patch
+modules. So the weight of anything but an untouched torch layer is measured, by feeding the module unit vectors, and every
+weight is checked on the module's own input before it is used.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,11 @@ from depthscope.models.hooks import patched
 
 UNIT_VECTORS = 1024
 """Fed to a module at once."""
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest error of W x + b, as a share of the largest output; of half precision a fiftieth."""
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The largest error of a computation in a dtype that is taken for rounding, as a share of its largest output."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def plain(module: nn.Module) -> bool:
 def linear_map(module: nn.Module, called: Called) -> LinearMap:
     """The map a module computes, checked on one of its calls.
 
-    Raises UnsupportedError where it is not linear in its input, or gives something else than its weight says.
+    Raises UnsupportedError where it is not linear in its input, or its output is not what its weight gives.
     """
     if plain(module):
         layer: Any = module
@@ -67,7 +70,7 @@ def linear_map(module: nn.Module, called: Called) -> LinearMap:
     else:
         found = _by_unit_vectors(module, called.given)
     ours = called.given.float() @ found.weight.float().T + (0 if found.bias is None else found.bias.float())
-    allowed = ROUNDING.get(called.output.dtype, 0.02) * max(float(called.output.abs().max()), 1e-6)
+    allowed = rounding(called.output.dtype) * max(float(called.output.abs().max()), 1e-6)
     if ours.shape != called.output.shape or not float((ours - called.output.float()).abs().max()) <= allowed:
         raise UnsupportedError(
             f"{type(module).__name__}: its weights times its input are not its output, so they cannot be read"
@@ -77,6 +80,7 @@ def linear_map(module: nn.Module, called: Called) -> LinearMap:
 
 def _by_unit_vectors(module: nn.Module, given: Tensor) -> LinearMap:
     width = given.shape[-1]
+    # f(0) is the bias, and is taken off every column: W is all that is linear.
     zero = module(given.new_zeros(1, width))[0]
     columns = []
     for start in range(0, width, UNIT_VECTORS):
@@ -87,11 +91,12 @@ def _by_unit_vectors(module: nn.Module, given: Tensor) -> LinearMap:
 
 
 def outermost(module: nn.Module, calls: Mapping[nn.Module, Called]) -> nn.Module | None:
-    """The outermost module in (or at) `module` that gives what it gives and is linear: for an MLP the map from neurons to
+    """The outermost module in `module`, or itself, that has the same output and is linear: for an MLP the map from neurons to
     output, adapters included. `calls`: a call of every module that was called once. None where there is none.
     """
     whole = calls[module].output.flatten()
     for candidate in module.modules():
+        # Dropout and other modules without parameters pass their input on, so they have the MLP's output too.
         if candidate not in calls or not any(True for _ in candidate.parameters()):
             continue
         if torch.equal(calls[candidate].output.flatten(), whole) and is_linear(candidate, calls[candidate]):
@@ -109,11 +114,12 @@ def is_linear(module: nn.Module, called: Called) -> bool:
     x = called.given
     try:
         zero = module(torch.zeros_like(x)).float()
+        # Another input made of the same numbers: of the same size, and not a multiple.
         at, twice, other = (module(given).float() - zero for given in (x, 2 * x, x.flip(-1)))
         both = module(x + x.flip(-1)).float() - zero
     except (RuntimeError, TypeError, AttributeError, IndexError):
         return False
-    allowed = 4 * ROUNDING.get(x.dtype, 0.02) * max(float(both.abs().max()), float(at.abs().max()), 1e-6)
+    allowed = 4 * rounding(x.dtype) * max(float(both.abs().max()), float(at.abs().max()), 1e-6)
     return float((twice - 2 * at).abs().max()) <= allowed and float((both - at - other).abs().max()) <= allowed
 
 
@@ -121,8 +127,8 @@ def is_linear(module: nn.Module, called: Called) -> bool:
 def neurons_first(mlp: nn.Module, name: str, called: Called) -> bool:
     """Whether the experts' parameter `name` is [experts, neurons, d_model] and not [experts, d_model, neurons].
 
-    Seen by what the MLP gives with one index of the second axis left: a direction of the residual stream, or one neuron's
-    whole row.
+    Decided by the MLP's output with a single index of the second axis left: one direction of the residual stream, or the whole
+    row of one neuron.
     """
     weight = mlp.get_parameter(name)
     one = torch.zeros_like(weight)
@@ -134,10 +140,11 @@ def neurons_first(mlp: nn.Module, name: str, called: Called) -> bool:
 
 @torch.inference_mode()
 def writes_with(mlp: nn.Module, names: list[str], called: Called) -> bool:
-    """Whether these parameters, and nothing else, carry an MLP's neurons out: its output is linear in them, and the same for
-    every token once they are zero."""
+    """Whether these parameters, and nothing else, carry an MLP's neurons to its output: the output is linear in them, and the
+    same for every token once they are zero."""
     own = {name: mlp.get_parameter(name).detach() for name in names}
     zero = _given(mlp, {name: torch.zeros_like(weight) for name, weight in own.items()}, called)
+    # What is left may be a bias of each expert, which differs between tokens that go to different experts (gpt_oss).
     if not bool((zero.flatten(0, -2) == zero.flatten(0, -2)[:1]).all()):
         biases = {n: torch.zeros_like(p) for n, p in mlp.named_parameters() if n.endswith("bias")}
         if bool(_given(mlp, {name: torch.zeros_like(w) for name, w in own.items()} | biases, called).any()):
@@ -145,9 +152,7 @@ def writes_with(mlp: nn.Module, names: list[str], called: Called) -> bool:
     other = {name: weight.flip(-1) for name, weight in own.items()}
     both = {name: weight + other[name] for name, weight in own.items()}
     first, second, sums = (_given(mlp, weights, called).float() - zero.float() for weights in (own, other, both))
-    allowed = (
-        4 * ROUNDING.get(called.output.dtype, 0.02) * max(float(first.abs().max()), float(second.abs().max()), 1e-6)
-    )
+    allowed = 4 * rounding(called.output.dtype) * max(float(first.abs().max()), float(second.abs().max()), 1e-6)
     return float((sums - first - second).abs().max()) <= allowed
 
 

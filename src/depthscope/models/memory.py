@@ -1,4 +1,4 @@
-"""How much memory the process may still take: what the machine has, and what the process is held to."""
+"""How much memory the process may still take: what the machine has free, and what the process is limited to."""
 
 import sys
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ PROC = Path("/proc")
 
 
 def available_memory() -> int | None:
-    """Bytes: the least of what the machine has left and what limits of the process leave; None where nothing says.
+    """Bytes: the minimum of what the machine has left and what the limits of the process leave; None where none is known.
 
-    Read are MemAvailable, RLIMIT_AS and RLIMIT_DATA, and memory.max of the process's cgroup (version 2) and of those it
-    is in. Pages of files, which the system can forget, do not count as used.
+    Sources are MemAvailable, RLIMIT_AS and RLIMIT_DATA, and memory.max of the process's cgroup (version 2) and of its parents.
+    Pages of files, which the system can drop, do not count as used.
     """
     return min(_limits(), default=None)
 
@@ -38,6 +38,7 @@ def _cgroups() -> Iterator[int]:
     with suppress(OSError, StopIteration):
         lines = (PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
         own = next(line for line in lines if line.startswith("0::")).removeprefix("0::/")
+    # In a container the path may be that of the host, so that nothing is there; the root of what is mounted is a parent.
     for group in (CGROUPS / own, *(CGROUPS / own).parents):
         with suppress(OSError, ValueError, KeyError):
             most = int((group / "memory.max").read_text(encoding="ascii"))

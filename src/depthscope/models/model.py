@@ -1,4 +1,4 @@
-"""A loaded model as the rest of depthscope sees it: blocks, head, components, tokenizer and facts."""
+"""A loaded model as the rest of depthscope sees it: blocks, unembedding, components, tokenizer and facts."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from depthscope.errors import DataError, NumericError, RouteError, UnsupportedError
 from depthscope.models import components_search
 from depthscope.models.adapter import Adapter
-from depthscope.models.components import NAMES, Components
+from depthscope.models.components import Components
 from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
-from depthscope.models.head import Head
 from depthscope.models.kernels import Kernels
 from depthscope.models.offload.residency import Residency
 from depthscope.models.stack import BlockStack
 from depthscope.models.state import State
+from depthscope.models.unembedding import Unembedding
 from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
-from depthscope.routes import ATTN, MLP, Route, Step
+from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 class Model:
-    """A causal language model taken apart: `stack` of blocks, `head`, `components`, `tokenizer`.
+    """A causal language model taken apart: `stack` of blocks, `unembedding`, `components`, `tokenizer`.
 
     Made by `depthscope.load`. The transformers model stays as it is in `hf`; nothing of it is changed for longer than
     one call. Of a streamed model the blocks' weights are there while a block runs, and not otherwise.
@@ -54,23 +54,23 @@ class Model:
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
-            # What the head does shows without the blocks too; a streamed model's would be read three times more.
+            # Finding the unembedding needs no blocks, and those of a streamed model would be read three times more.
             with self.stack.passed_on() if residency else nullcontext():
-                self.head = Head(hf, self.stack)
+                self.unembedding = Unembedding(hf, self.stack)
 
     def __repr__(self) -> str:
-        where = f"{str(self.head.weight.dtype).removeprefix('torch.')} on {self.device}"
-        return f"Model({self.name!r}: {self.family}, {self.depth} blocks, d_model {self.head.weight.shape[1]}, {where})"
+        where = f"{str(self.unembedding.weight.dtype).removeprefix('torch.')} on {self.device}"
+        return f"Model({self.name!r}: {self.family}, {self.depth} blocks, d_model {self.unembedding.weight.shape[1]}, {where})"
 
     @cached_property
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""
-        self.stack.release()  # kernels know weights by where they lie: a streamed block's place will be another's
-        return Kernels(self.hf, self.head.unembedding, self.stack.blocks if self.stack.streamed else ())
+        self.stack.release()  # kernels know weights by address: that of a streamed block will be another block's
+        return Kernels(self.hf, self.unembedding.linear, self.stack.blocks if self.stack.streamed else ())
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inference with the model's kernels, for everything that measures: numbers within rounding of the model's own."""
+        """Inference with the model's kernels, for everything that measures. Numbers are the model's own within rounding."""
         with torch.inference_mode(), self.kernels.active():
             yield
 
@@ -81,9 +81,9 @@ class Model:
 
     @property
     def known_tokens(self) -> int:
-        """How many token ids the model can read and predict; its tokenizer may have more, as those for images."""
+        """How many token ids the model can read and predict; its tokenizer may have more, for images for instance."""
         embedding: Any = self.hf.get_input_embeddings()
-        return min(self.head.vocabulary, embedding.weight.shape[0])
+        return min(self.unembedding.vocabulary, embedding.weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -144,22 +144,22 @@ class Model:
             family=self.family,
             revision=self.revision,
             layers=self.depth,
-            d_model=self.head.weight.shape[1],
-            **widths(self.hf.config.get_text_config(decoder=True), found, self.head.weight.shape[1]),
-            vocabulary=self.head.vocabulary,
+            d_model=self.unembedding.weight.shape[1],
+            **widths(self.hf.config.get_text_config(decoder=True), found, self.unembedding.weight.shape[1]),
+            vocabulary=self.unembedding.vocabulary,
             context=self.context,
             parameters=parameters(self.hf),
             stored=stored(self.hf),
             quantisation=quantisation(self.hf.config),
             layout="unknown" if found is None else found.layout,
             norm=self._norm(),
-            tied=embedding is self.head.weight,
+            tied=embedding is self.unembedding.weight,
             attention_module=found.paths.get(ATTN) if found else None,
             mlp_module=found.paths.get(MLP) if found else None,
             other_modules=None if found is None or not others else ", ".join(found.paths[kind] for kind in others),
-            logit_map=self.head.map.kind,
+            logit_map=self.unembedding.map.kind,
             attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
-            dtype=str(self.head.weight.dtype).removeprefix("torch."),
+            dtype=str(self.unembedding.weight.dtype).removeprefix("torch."),
             device=str(self.device),
             streamed=self.stack.streamed,
         )
@@ -169,9 +169,11 @@ class Model:
         length = min(length, self.context or length)
         if self.tokenizer is not None:
             ids = self.tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:length]
-            if len(ids) >= 2 and max(ids) < self.head.vocabulary:
+            # Otherwise the tokenizer does not belong to the model, which loading reports once the model is taken apart.
+            if len(ids) >= 2 and max(ids) < self.unembedding.vocabulary:
                 return torch.tensor([ids], device=self.device)
-        spread = torch.arange(length, device=self.device) * 7919 % self.head.vocabulary
+        # A prime as the step, so that ids differ from each other in nearly any vocabulary.
+        spread = torch.arange(length, device=self.device) * 7919 % self.unembedding.vocabulary
         return spread[None]
 
     def require_components(self) -> Components:
@@ -179,7 +181,7 @@ class Model:
         if self.components is None:
             raise UnsupportedError(
                 f"{self.name} ({self.family}) has no separate attention and MLP that its blocks add to the residual "
-                "stream: what looks at one of the two cannot be done on it; swaps, drops and lenses can"
+                "stream: experiments on one of the two are not possible; swaps, drops and lenses are"
             )
         return self.components
 
@@ -192,24 +194,27 @@ class Model:
                 self._check_component(kind, step.block)
         self.stack.check_state(route)
 
-    def require_pairs(self) -> None:
-        """Raise UnsupportedError unless every block has an attention and an MLP."""
+    def require_pairs(self) -> Writers:
+        """What the blocks write. Raises UnsupportedError unless every block has an attention and an MLP, read apart."""
         for block in range(self.depth):
             for kind in (ATTN, MLP):
                 self.component(kind, block)
+        return self.writers
 
     def component(self, kind: str, block: int) -> tuple[torch.nn.Module, ...]:
         """The modules of one component of a block, nearly always one. Raises UnsupportedError where it has none."""
         parts = self.require_components().parts[block]
         if kind not in parts:
-            has = " and ".join(NAMES[other] for other in parts)
-            raise UnsupportedError(f"{self.name} ({self.family}): block {block} has no {NAMES[kind]}, only {has}")
+            has = " and ".join(COMPONENT_NAMES[other] for other in parts)
+            raise UnsupportedError(
+                f"{self.name} ({self.family}): block {block} has no {COMPONENT_NAMES[kind]}, only {has}"
+            )
         return parts[kind]
 
     def _check_component(self, kind: str, block: int) -> None:
         if kind not in self.require_components().parts[block]:
             raise RouteError(
-                f"{self.name}: drop_{kind}({block}) cannot be done, because block {block} has no {NAMES[kind]}"
+                f"{self.name}: drop_{kind}({block}) cannot be done, because block {block} has no {COMPONENT_NAMES[kind]}"
             )
 
     def check_ids(self, ids: TokenIds) -> None:
@@ -226,17 +231,17 @@ class Model:
             )
 
     def routes_under_way(self, tokens: int, together: int) -> int:
-        """How many routes a plan should have under way on a batch of `tokens` tokens, `together` of them in one call.
+        """How many routes a plan should run at once on a batch of `tokens` tokens, `together` of them in one call.
 
-        Of a streamed model as many as there is memory for, so that a block serves them all once it has been read.
+        On a streamed model as many as there is memory for, so that a block serves them all once it has been read.
         """
         if self.stack.residency is None:
             return together
-        stream = tokens * self.head.weight.shape[1] * self.head.weight.dtype.itemsize
+        stream = tokens * self.unembedding.weight.shape[1] * self.unembedding.weight.dtype.itemsize
         return max(together, self.stack.residency.room // stream)
 
     def visit(self, step: Step, residual: Residual, arguments: Any, state: State | None = None) -> Residual:
-        """The residual stream after one visit; `state` is what earlier blocks handed on, and is written to."""
+        """The residual stream after one visit; `state` is what earlier blocks stored for later ones, and is written to."""
         if step.whole:
             return self.stack.call(step.block, residual, arguments, state)
         with self.require_components().silenced(step):
@@ -247,10 +252,14 @@ class Model:
 
         The name of a special token in the text is that token, or with `special_tokens` "text" the characters that are there.
         """
+        settings: dict[str, Any] = {"split_special_tokens": special_tokens == "text", "verbose": False}
+        return list(self.require_tokenizer()(text, add_special_tokens=False, **settings)["input_ids"])
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer, or DataError for a model that came without one."""
         if self.tokenizer is None:
             raise DataError(f"{self.name} came without a tokenizer, so text cannot be used with it: give token ids")
-        settings: dict[str, Any] = {"split_special_tokens": special_tokens == "text", "verbose": False}
-        return list(self.tokenizer(text, add_special_tokens=False, **settings)["input_ids"])
+        return self.tokenizer
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""
@@ -258,24 +267,25 @@ class Model:
             return
         broken = [name for name, weight in self.stack.weights() if not bool(torch.isfinite(weight).all())]
         where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
-        raise NumericError(f"{self.name} gives logits that are not numbers ({where})")
+        raise NumericError(f"{self.name} gives logits with NaN or infinity ({where})")
 
     def weight_hash(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all weights as they are run."""
         digest = hashlib.sha256()
         for name, tensor in self.stack.weights():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            # As bytes: numpy has no bfloat16.
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _norm(self) -> str:
-        """LayerNorm takes the mean out, RMSNorm does not: told apart by what the final norm does, not by its name."""
-        if not self.head.modules:
+        """The kind of the final norm, by what it does, not by its name: LayerNorm removes the mean, RMSNorm does not."""
+        if not self.unembedding.modules:
             return "none"
         with torch.inference_mode():
-            at_random = torch.randn(1, 4, self.head.weight.shape[1], generator=torch.Generator().manual_seed(0))
-            x = at_random.to(self.device, self.head.weight.dtype)
-            first = self.head.modules[0]
+            at_random = torch.randn(1, 4, self.unembedding.weight.shape[1], generator=torch.Generator().manual_seed(0))
+            x = at_random.to(self.device, self.unembedding.weight.dtype)
+            first = self.unembedding.modules[0]
             shifted, plain = first(x + 3).float(), first(x).float()
         return "LayerNorm" if torch.allclose(shifted, plain, atol=0.05, rtol=0.05) else "RMSNorm"
 

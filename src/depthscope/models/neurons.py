@@ -1,8 +1,8 @@
 """The MLP neurons of a block: the weights that carry them to the residual stream, a row each.
 
-Of a dense MLP they are the input of the outermost map that gives what the MLP gives, adapters and quantisation included. Of
-experts they are the rows of every expert's output weights and of what all tokens go through besides; which parameters those
-are, and which way they lie, is tried on the module itself.
+For a dense MLP they come from the outermost linear map whose output is the MLP's output, adapters and quantisation included.
+For experts they are the rows of every expert's output weights and of the shared experts, which all tokens go through; which
+parameters those are, and which axis counts neurons, is tried on the module itself.
 """
 
 import re
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
+from depthscope.models.hooks import hooked
 from depthscope.models.maps import Called, linear_map, neurons_first, outermost, plain, writes_with
 from depthscope.models.model import Model
 from depthscope.routes import MLP
@@ -20,14 +21,14 @@ from depthscope.routes import MLP
 
 def neuron_rows(model: Model, block: int) -> list[Tensor]:
     """What the MLP writes with, each [neurons, d_model] or [experts, neurons, d_model], in the model's own dtype: one for a
-    dense MLP; of experts the routed ones, then what every token goes through besides (shared experts). Where experts and a
-    dense part are modules of their own, those of one after the other."""
+    dense MLP; for experts the routed ones, then the shared ones. Where experts and a dense part are modules of their own, those
+    of one after the other."""
     calls = mlp_calls(model, block)
     return [rows for mlp in model.component(MLP, block) for rows in module_rows(model, block, mlp, calls)]
 
 
 def module_rows(model: Model, block: int, mlp: nn.Module, calls: dict[nn.Module, Called]) -> list[Tensor]:
-    """The same of one of the modules that make up a block's MLP, given the calls of `mlp_calls`."""
+    """The same for one of the modules that make up a block's MLP, given the calls of `mlp_calls`."""
     if mlp not in calls:
         raise UnsupportedError(f"{model.name}: the MLP of block {block} is not called once by its block")
     if (found := outermost(mlp, calls)) is not None:
@@ -39,7 +40,7 @@ def module_rows(model: Model, block: int, mlp: nn.Module, calls: dict[nn.Module,
 
 
 def _rows_of_experts(model: Model, block: int, mlp: nn.Module, called: Called) -> list[Tensor]:
-    width = model.head.weight.shape[1]
+    width = model.unembedding.weight.shape[1]
     experts = [name for name, p in mlp.named_parameters() if p.ndim == 3 and "down" in name and "bias" not in name]
     always = [
         (f"{name}.weight", module)
@@ -70,7 +71,7 @@ OUTPUT = re.compile(r"(^|\.)(down_proj|w2|fc2|c_proj|output_linear|wo|dense_4h_t
 
 
 def linear_weight(module: nn.Linear | Conv1D) -> Tensor:
-    """A row per input: [in, out], whatever the layer keeps."""
+    """A row per input: [in, out], however the layer stores it (Conv1D as it is, Linear transposed)."""
     weight = module.weight.detach()
     return weight if isinstance(module, Conv1D) else weight.T
 
@@ -86,15 +87,12 @@ def mlp_calls(model: Model, block: int) -> dict[nn.Module, Called]:
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         made = output[0] if isinstance(output, tuple) else output
         if isinstance(made, Tensor) and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            # Cloned: Falcon adds the attention's output into the MLP's, in place.
             seen.setdefault(module, []).append(Called(args, kwargs, made.clone()))
 
+    # Once each: a module that two parents share would be hooked twice, and look as if it was called twice.
     modules = dict.fromkeys(inner for mlp in model.component(MLP, block) for inner in mlp.modules())
-    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in modules]
-    try:
-        with torch.inference_mode():
-            entry = model.stack.enter(model.probe_ids(8))
-            model.stack.call_alone(block, entry)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), hooked(after=[(module, keep) for module in modules]):
+        entry = model.stack.enter(model.probe_ids(8))
+        model.stack.call_alone(block, entry)
     return {module: calls[0] for module, calls in seen.items() if len(calls) == 1}

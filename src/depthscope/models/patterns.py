@@ -1,20 +1,21 @@
 """Attention patterns, one block at a time, read from the model's own eager attention.
 
-The fast attention kernels never make the pattern. So each block is called once more with the model switched to
-transformers' eager attention for the time of the call, on the residual stream it is given, and the pattern is taken from
-what its attention module returns. Nothing of attention is re-implemented: sliding windows, soft caps, ALiBi and attention
-sinks are in it as the family computes them. One block's patterns are alive at a time.
+The fast attention kernels never store the pattern. So each block is called once more, on the residual stream it is given, while
+the model is switched to transformers' eager attention, and the pattern is taken from what its attention module returns.
+Attention is not re-implemented: sliding windows, soft caps, ALiBi and attention sinks are in the pattern as the family computes
+them. One block's patterns are in memory at a time.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depthscope.errors import UnsupportedError
-from depthscope.models.maps import ROUNDING
+from depthscope.models.hooks import hooked, replaced
+from depthscope.models.maps import rounding
 from depthscope.models.model import Model
 from depthscope.shapes import Pattern, Residual, TokenIds
 
@@ -25,10 +26,11 @@ def attention_patterns(
     """The pattern of every block in turn, None where a block has none (recurrent or linear attention, Mamba).
 
     `residuals[l]` is the residual stream before block l for `ids`. Without them each block reads what the one before it
-    wrote under eager attention: the model's own run, for half the work and with one residual stream alive. To be used
-    under torch.inference_mode, and to the end or closed: the model is on eager attention until then.
+    wrote under eager attention: the model's own run, for half the work and with one residual stream in memory. To be used
+    under torch.inference_mode. Read it to the end or close it: the model is on eager attention until then.
     """
     with _eager(model.hf):
+        # Entered under eager attention too: the masks that a model passes to its blocks have another form for each kernel.
         entry = model.stack.enter(ids)
         after = entry.residual
         for block in range(model.depth):
@@ -42,8 +44,8 @@ def attention_patterns(
 def pattern_heads(model: Model) -> list[int]:
     """For each block how many heads' patterns can be read; 0 where it has none.
 
-    Raises UnsupportedError where a block that has patterns gives something else under eager attention than in the model's
-    own run: the patterns would be of another computation.
+    Raises UnsupportedError where a block that has patterns has another output under eager attention than in the model's own
+    run: the patterns would belong to another computation.
     """
     ids = model.probe_ids()
     with torch.inference_mode():
@@ -60,14 +62,15 @@ def pattern_heads(model: Model) -> list[int]:
                     after = model.stack.call(block, residuals[block], entry.arguments)
                 heads.append(seen[0].shape[1] if seen else 0)
                 if seen:
+                    # The changes are compared, not the streams: a large residual stream would hide a wrong attention.
                     _require_same(model, block, after - residuals[block], residuals[block + 1] - residuals[block])
         return heads
 
 
 def _require_same(model: Model, block: int, eager: Tensor, own: Tensor) -> None:
     away, largest = float((eager.float() - own.float()).abs().max()), float(own.float().abs().max())
-    allowed = ROUNDING.get(own.dtype, 0.02) * max(largest, 1e-6)
-    if not away <= allowed:
+    allowed = rounding(own.dtype) * max(largest, 1e-6)
+    if not away <= allowed:  # not `>`: NaN is no agreement
         raise UnsupportedError(
             f"{model.name}: eager attention is not what block {block} computes (its output differs by {away:.2g}, "
             f"allowed {allowed:.2g}), so attention patterns cannot be read from it"
@@ -79,25 +82,18 @@ def has_patterns(model: Model) -> list[bool]:
     return [heads > 0 for heads in pattern_heads(model)]
 
 
-@contextmanager
-def _eager(hf: nn.Module) -> Iterator[None]:
-    """All parts of a model on eager attention. Their configurations are told, which is where each call looks."""
+def _eager(hf: nn.Module) -> AbstractContextManager[None]:
+    """While open, all parts of a model are on eager attention: it is set in their configurations, which each call reads."""
+    # By identity: configurations compare by value, and of two equal ones each must be set.
     configs: dict[int, Any] = {id(module.config): module.config for module in hf.modules() if hasattr(module, "config")}
-    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
+    return replaced([*configs.values()], "_attn_implementation", ["eager"] * len(configs))
 
 
 @contextmanager
 def _watched(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> Iterator[None]:
-    """Keep the pattern that a module of the block returns behind its output: [batch, heads, seq, seq]."""
+    """Keep the first pattern that a module of the block returns after its output, shaped [batch, heads, seq, seq]."""
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         for value in output[1:] if isinstance(output, tuple | list) and not seen else ():
             if (
                 isinstance(value, Tensor)
@@ -107,9 +103,5 @@ def _watched(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> It
                 seen.append(value)
                 return
 
-    handles = [module.register_forward_hook(keep) for module in block.modules()]
-    try:
+    with hooked(after=[(module, keep) for module in block.modules()]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,10 +3,10 @@
 Nothing of a block is re-implemented. The model's own forward is run with every block bypassed, which costs an embedding
 lookup and the building of masks, and shows what the model passes to each block: the embedding x_0, attention masks,
 rotary embeddings, whatever its family uses. A block is then called again with those arguments on any residual stream.
-A block keeps its own arguments wherever a route visits it (a sliding-window block stays one). What blocks hand to each
-other through arguments they write to goes along with each route's own stream (`state`).
+A block keeps its own arguments wherever a route visits it (a sliding-window block stays one). What blocks pass to each other
+through arguments they write to belongs to each route's own stream (`state`).
 
-Of a streamed model a block's weights are present while it runs (`residency`); who reads them otherwise says so with
+Of a streamed model a block's weights are present while it runs (`residency`); code that reads them at other times opens
 `resident`.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthscope.errors import RouteError, UnsupportedError
-from depthscope.models.hooks import replaced_forward
+from depthscope.models.hooks import hooked, replaced
 from depthscope.models.offload.residency import Residency
 from depthscope.models.state import Links, State, Watch, copied, keys
 from depthscope.routes import Route, Step
@@ -30,7 +30,7 @@ from depthscope.shapes import Residual, TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a model passes to one block besides the residual stream."""
+    """What a model passes to one block in addition to the residual stream."""
 
     positional: tuple[Any, ...]
     keyword: dict[str, Any]
@@ -45,7 +45,7 @@ class Entry:
     residual: Tensor
     arguments: tuple[Arguments, ...]
     state: State
-    """What blocks share besides the residual stream, before the first of them."""
+    """What blocks share other than the residual stream, before the first of them."""
 
 
 class _Entered(Exception):  # noqa: N818 - control flow, not an error: the last block has been reached
@@ -87,6 +87,7 @@ class BlockStack:
                 hidden = kwargs.pop("hidden_states") if by_keyword else args[0]
                 residual.append(hidden)
                 arguments.append(Arguments(args[1:], kwargs, by_keyword))
+                # All is known: what comes after the blocks is not run. On the way out no hook of ours is left behind.
                 if index == self.depth - 1:
                     raise _Entered
                 empty = (None,) * (self._tuple_outputs[index] - 1)
@@ -96,12 +97,13 @@ class BlockStack:
 
         with self._bypassed([bypass(i) for i in range(self.depth)]), suppress(_Entered):
             self.model.base_model(input_ids=ids, use_cache=False)
+        # Copied: the blocks' arguments keep the mapping itself, and calls without a state of their own write to it.
         state = {name: arguments[0].keyword[name] for name in self._shared}
         return Entry(residual[0], tuple(arguments), copied(state))
 
     @contextmanager
     def passed_on(self) -> Iterator[None]:
-        """While open, every block passes the residual stream on as it came: what lies around the blocks, without them."""
+        """While open, every block passes the residual stream on unchanged, so that what lies around the blocks runs alone."""
 
         def passing(index: int):
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +117,7 @@ class BlockStack:
             yield
 
     def arguments(self, ids: TokenIds, copies: int) -> tuple[Arguments, ...]:
-        """Every block's arguments for `copies` copies of `ids` laid behind each other in one batch."""
+        """Every block's arguments for one batch that holds `ids` `copies` times."""
         shape = (ids.shape[0] * copies, ids.shape[1])
         if self._tokens_matter:
             return self.enter(ids.repeat(copies, 1)).arguments
@@ -130,8 +132,8 @@ class BlockStack:
     ) -> Residual:
         """The residual stream after `block`, given the one before it.
 
-        `state`: what the stream's earlier blocks handed on; the block writes to it. Without one, blocks share that of
-        `arguments`: right for one stream that goes through them in order.
+        `state`: what the stream's earlier blocks stored for later ones; the block writes to it. Without one, blocks share the
+        state of `arguments`, which is right for one stream that goes through them in order.
         """
         own = arguments[block]
         keyword = {**own.keyword, **state} if state else own.keyword
@@ -142,7 +144,7 @@ class BlockStack:
         return residual_of(output)
 
     def call_alone(self, block: int, entry: Entry) -> Residual:
-        """What a block makes of the embedding of `entry`. Earlier blocks run only where they store what others read."""
+        """A block's output for the embedding of `entry`. Earlier blocks run only if they store what later ones read."""
         state = copied(entry.state)
         for source in (source for source in range(block) if self.links[source].writes):
             self.call(source, entry.residual, entry.arguments, state)
@@ -183,25 +185,28 @@ class BlockStack:
             self.residency.expect(order)
 
     def release(self) -> None:
-        """Let go of the blocks of a streamed model that nobody is using."""
+        """Free the memory of the blocks of a streamed model that are not in use."""
         if self.residency is not None:
             self.residency.release()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the model's state_dict, in its order; those of a streamed block until the next is asked for."""
+        """Names and values of the model's state_dict, in its order. A streamed block's values are valid until the next is
+        asked for."""
         if not self.streamed:
             yield from self.model.state_dict().items()
             return
         of_block = {f"{self.path}.{index}": index for index in range(self.depth)}
         for holder, names in groupby(self.model.state_dict(), lambda name: _holder(name, of_block)):
             with nullcontext() if holder is None else self.resident(of_block[holder]):
+                # Taken again inside: before, the block's parameters were empty ones on the meta device.
                 state = self.model.state_dict()
                 yield from ((name, state[name]) for name in names)
 
     @contextmanager
     def _bypassed(self, forwards: Sequence[Any]) -> Iterator[None]:
+        # A replaced forward does not keep the block's hooks from running, and that of a streamed model would read the weights.
         paused = nullcontext() if self.residency is None else self.residency.paused()
-        with paused, replaced_forward(self.blocks, forwards):
+        with paused, replaced(self.blocks, "forward", forwards):
             yield
 
     def _check_calls(self) -> list[int]:
@@ -214,20 +219,18 @@ class BlockStack:
             return lambda _module, args, kwargs: watch.enter(index, args, kwargs)
 
         def record(index: int):
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
                 watch.leave()
                 order.append(index)
                 lengths[index] = len(output) if isinstance(output, tuple | list) else 0
 
             return hook
 
-        handles = [block.register_forward_hook(record(i)) for i, block in enumerate(self.blocks)]
-        handles += [block.register_forward_pre_hook(before(i), with_kwargs=True) for i, block in enumerate(self.blocks)]
-        try:
+        with hooked(
+            before=[(block, before(i)) for i, block in enumerate(self.blocks)],
+            after=[(block, record(i)) for i, block in enumerate(self.blocks)],
+        ):
             self.model.base_model(input_ids=self._probe_ids(0), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         if order != list(range(self.depth)):
             raise UnsupportedError(
                 f"{type(self.model).__name__} calls its blocks in the order {order}: "
@@ -243,7 +246,7 @@ class BlockStack:
         return lengths
 
     def _arguments_depend_on_tokens(self) -> bool:
-        """Whether arguments differ between token ids of one shape (then they are captured anew for every batch)."""
+        """Whether arguments differ between token ids of one shape (then they are captured for every batch again)."""
         one, other = (self.enter(self._probe_ids(first)).arguments for first in (0, 1))
         return not all(
             _same(a.positional, b.positional) and _same(a.keyword, b.keyword) for a, b in zip(one, other, strict=True)
@@ -290,4 +293,5 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    # Anything else counts as different unless it is one object: then arguments are captured again, which is slow, not wrong.
     return a is b or (type(a) is type(b) and isinstance(a, int | float | str | bool) and a == b)

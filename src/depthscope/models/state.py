@@ -1,12 +1,12 @@
-"""What blocks hand to later blocks other than the residual stream: arguments that they write to.
+"""What blocks pass to later blocks other than the residual stream: arguments that they write to.
 
 A model whose late layers reuse the keys and values of early ones (Gemma 4) passes one mapping to all of its blocks: some
-store in it, later ones read from it. Each route needs a mapping of its own, or one route's keys would reach another. So a
-`State` goes along with every residual stream; a block is called with a copy of it, and what the block leaves there goes on
-with the stream after it. Tensors in it have the batch first and are never changed, only replaced.
+store in it, later ones read from it. Each route needs a mapping of its own, or one route's keys would reach another. So every
+residual stream has a `State`; a block is called with a copy of it, and what the block leaves there belongs to the stream after
+the block. Tensors in it have the batch first and are never changed in place, only replaced.
 
-Whatever else a block writes to, its other arguments or the residual stream itself, makes replay depend on what ran before:
-such models are refused.
+A block that writes to anything else, another argument or the residual stream itself, would make replay depend on what ran
+before: such models are refused.
 """
 
 import copy
@@ -48,7 +48,7 @@ def mapped(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 
 def together(states: Sequence[State], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> State:
-    """Those of several streams with the same keys as that of one batch."""
+    """The states of several streams, which have the same keys, as the state of one batch."""
     joined = copied(states[0])
     for name, mapping in joined.items():
         for key in list(mapping):
@@ -57,7 +57,7 @@ def together(states: Sequence[State], join: Callable[[list[Tensor]], Tensor] = t
 
 
 def merged(states: Sequence[State]) -> State:
-    """What several visits to one stream leave behind: of what more than one has stored, the last."""
+    """The state after several visits to one stream (parallel blocks): of what more than one has stored, the last."""
     result = copied(states[0])
     for state in states[1:]:
         for name, mapping in state.items():
@@ -109,6 +109,8 @@ class Watch:
     def _watch(self, name: str, mapping: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
         if id(mapping) not in self._watched:
             kind: Any = type(mapping)
+            # A subclass, so that code that checks the mapping's type still takes it. Its constructor may store what is there
+            # already through __setitem__, which is no write of a block: watched from after it on.
             seen = type(kind.__name__, (kind,), {"__getitem__": self._reading(name, kind), "__setitem__": None})
             seen.__setitem__ = kind.__setitem__
             made = seen(mapping)

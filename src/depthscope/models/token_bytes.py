@@ -1,4 +1,4 @@
-"""The bytes of tokens that are not whole characters, read off the names a tokenizer gives them."""
+"""The bytes of tokens that are not whole characters, from the names that a tokenizer gives them."""
 
 import re
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ class Check:
 
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""Largest difference in logits taken for rounding; other dtypes: a hundredth of the largest logit."""
+"""Largest difference in logits that counts as rounding; for other dtypes a hundredth of the largest logit."""
 
 
 def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
@@ -31,17 +31,23 @@ def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
     ids = model.probe_ids() if ids is None else ids
     with torch.inference_mode():
         own = model.hf(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-        model.require_finite(own)
+        model.require_finite(own)  # first: NaN differs from itself, and every check would fail without saying why
         entry = model.stack.enter(ids)
         residual = entry.residual
         for block in range(model.depth):
             residual = model.stack.call(block, residual, entry.arguments)
-        hidden = model.head.hidden(residual)
-        middle = model.head.vocabulary // 3
-        slices = [model.head.slice(hidden, 0, middle), model.head.slice(hidden, middle, model.head.vocabulary)]
+        hidden = model.unembedding.hidden(residual)
+        middle = model.unembedding.vocabulary // 3
+        slices = [
+            model.unembedding.slice(hidden, 0, middle),
+            model.unembedding.slice(hidden, middle, model.unembedding.vocabulary),
+        ]
         return [
             _compare(
-                "replay", model.head.logits(hidden), own, "blocks 0 … L-1 and the head give the model's own logits"
+                "replay",
+                model.unembedding.logits(hidden),
+                own,
+                "blocks 0 … L-1 and the head give the model's own logits",
             ),
             _compare("head in slices", torch.cat(slices, -1), own, "slices of the vocabulary give the same logits"),
             _causality(model, ids, own),
@@ -67,7 +73,7 @@ def _compare(name: str, ours: Tensor, own: Tensor, what: str) -> Check:
 def _causality(model: Model, ids: Tensor, own: Tensor) -> Check:
     """A causal model's logits do not change when a later token does."""
     changed = ids.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % model.head.vocabulary
+    changed[:, -1] = (changed[:, -1] + 1) % model.unembedding.vocabulary
     other = model.hf(input_ids=changed, use_cache=False).logits.flatten(0, 1)
     last = ids.shape[1] - 1
     keep = [i for i in range(own.shape[0]) if i % ids.shape[1] != last]

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.components import is_norm
+from depthscope.models.hooks import hooked
 from depthscope.models.maps import Called, is_linear, linear_map, plain
 from depthscope.models.model import Model
 from depthscope.models.neurons import mlp_calls, module_rows, neuron_rows
@@ -68,12 +69,12 @@ def unembedding(model: Model, processed: bool = True) -> tuple[Float[Tensor, "vo
     Logits follow as W n(x_L) + b up to a number per position (and up to a scale or soft cap of the family's own), where n
     normalises without scale or shift. Not `processed`: both as they are in the model.
     """
-    weight = model.head.weight.detach().float()
-    bias = model.head.unembedding.bias
+    weight = model.unembedding.weight.detach().float()
+    bias = model.unembedding.linear.bias
     bias = torch.zeros(weight.shape[0], device=weight.device) if bias is None else bias.detach().float()
     if not processed:
         return weight, bias
-    for module in reversed(model.head.modules):
+    for module in reversed(model.unembedding.modules):
         if isinstance(module, nn.Linear):
             bias = bias if module.bias is None else bias + weight @ module.bias.detach().float()
             weight = weight @ module.weight.detach().float()
@@ -134,10 +135,10 @@ def require_mlp_output_weights(model: Model) -> None:
     for block in range(model.depth):
         with model.stack.resident(block):
             for rows in neuron_rows(model, block):
-                if rows.shape[-1] != model.head.weight.shape[1]:
+                if rows.shape[-1] != model.unembedding.weight.shape[1]:
                     raise UnsupportedError(
                         f"{model.name}: the MLP of block {block} writes rows of {rows.shape[-1]} numbers, expected "
-                        f"{model.head.weight.shape[1]}, the width the unembedding reads"
+                        f"{model.unembedding.weight.shape[1]}, the width the unembedding reads"
                     )
 
 
@@ -198,7 +199,7 @@ def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
                 whole = linear_map(module, called)
                 maps, wrapped = [(name, whole.weight, whole.bias)], [*wrapped, name]
         for path, weight, bias in maps:
-            if weight.shape[1] == model.head.weight.shape[1]:
+            if weight.shape[1] == model.unembedding.weight.shape[1]:
                 own = _folded(weight, bias, None if norm is None else modules[norm], norm)
                 found[path] = _kept(own) if model.stack.streamed else own
     if not found:
@@ -262,19 +263,14 @@ def _traced(model: Model, block: int, modules: dict[str, nn.Module]) -> tuple[di
 
         return keep
 
-    handles = [module.register_forward_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
-    try:
-        with torch.inference_mode():
-            entry = model.stack.enter(model.probe_ids(4))
-            model.stack.call_alone(block, entry)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), hooked(after=[(module, watch(name)) for name, module in modules.items()]):
+        entry = model.stack.enter(model.probe_ids(4))
+        model.stack.call_alone(block, entry)
     return given, made
 
 
 def _wide(model: Model, tensor: Tensor) -> bool:
-    return tensor.shape[-1] == model.head.weight.shape[1]
+    return tensor.shape[-1] == model.unembedding.weight.shape[1]
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

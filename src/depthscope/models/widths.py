@@ -1,4 +1,4 @@
-"""How wide a model's attention and MLPs are: heads, neurons and experts, from its modules where they say it."""
+"""How wide a model's attention and MLPs are: heads, neurons and experts, from its modules where they hold the number."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from depthscope.models.components import Components
 from depthscope.routes import ATTN, MLP
 
 KV_HEADS = ("num_kv_heads", "kv_heads")
-"""Where an attention module says itself how many heads keys and values have; other families say it in the configuration."""
+"""Attributes of attention modules with the number of heads of keys and values; other families have it in the configuration."""
 HEAD_WIDTH = ("qk_head_dim", "head_dim", "head_size")
 
 
 def widths(config: Any, components: Components | None, d_model: int) -> dict[str, int | None]:
-    """heads, kv_heads, head_width, mlp_width and experts; None is what there is not, such as heads without attention.
+    """heads, kv_heads, head_width, mlp_width and experts; None for what a model does not have.
 
-    Blocks may differ (the first ones of some families have no experts): what is said is of the last one that has them.
+    Blocks may differ (the first ones of some families have no experts): the numbers are those of the last one that has them.
     """
     heads = _whole(getattr(config, "num_attention_heads", None))
     attention, mlp = (_last(components, kind) for kind in (ATTN, MLP))
@@ -31,7 +31,7 @@ def widths(config: Any, components: Components | None, d_model: int) -> dict[str
 
 
 def _last(components: Components | None, kind: str) -> nn.Module | None:
-    """The component of the last block that has it; of an MLP of experts and a dense part the experts."""
+    """The component of the last block that has it; of an MLP with experts and a dense part the experts."""
     having = [parts[kind][0] for parts in components.parts if kind in parts] if components else []
     return having[-1] if having else None
 

@@ -1,10 +1,9 @@
-"""What the components of a block add to the residual stream, as it is added.
+"""What the components of a block add to the residual stream, in the form in which it is added.
 
-A component's output may go through more before it is added: a norm (Gemma 2, OLMo 2), a scale (Granite). The norm is
-found by seeing which module reads the component's very output, the scale by comparing what was written with how the
-residual stream changed; and the sum is checked, x + attention + MLP (and whatever else the block has) being the block's
-output, before anything is read. Where a block also scales the stream itself (Gemma 4), what it adds is what it adds to
-the scaled stream.
+A component's output may be changed before it is added: by a norm (Gemma 2, OLMo 2) or a scale (Granite). The norm is found as
+the module that is given the component's output tensor itself, the scale by comparing what was written with how the residual
+stream changed. Before anything is read the sum is checked: x + attention + MLP (and whatever else the block has) must be the
+block's output. Where a block also scales the stream (Gemma 4), the components add to the scaled stream.
 """
 
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from depthscope.models.components import Components, Parts, is_norm
-from depthscope.models.head import ElementwiseMap, scale_between
+from depthscope.models.hooks import hooked
 from depthscope.models.stack import BlockStack, Entry
+from depthscope.models.unembedding import ElementwiseMap, scale_between
 from depthscope.routes import ATTN, MLP, Step
 from depthscope.shapes import Residual
 
@@ -54,27 +54,24 @@ class Writers:
 
     @contextmanager
     def watched(self, block: int) -> Iterator[list[Writes]]:
-        """While open, every call of the block puts what it wrote behind the others in the list."""
+        """While open, every call of the block appends what it wrote to the list."""
         written: list[Writes] = []
         seen: dict[tuple[str, int], Tensor] = {}
         places = {(kind, i): module for kind, several in self.parts[block].items() for i, module in enumerate(several)}
 
         def keep(place: tuple[str, int]):
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
                 # Copied: Falcon adds the attention's output into the MLP's, in place.
                 seen[place] = self.scales[block](_tensor(output)).clone()
                 if len(seen) == len(places):
+                    # In the order of `places`, not of calls: sums of floats must not depend on which module ran first.
                     written.append(_writes({p: seen[p] for p in places}))
                     seen.clear()
 
             return hook
 
-        handles = [module.register_forward_hook(keep(place)) for place, module in places.items()]
-        try:
+        with hooked(after=[(module, keep(place)) for place, module in places.items()]):
             yield written
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _writes(outputs: dict[tuple[str, int], Tensor]) -> Writes:
@@ -87,8 +84,8 @@ def _writes(outputs: dict[tuple[str, int], Tensor]) -> Writes:
 
 
 def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Writers | None:
-    """The writers of a model; None where the stream and its components do not sum to what its blocks give. `entry`: a batch
-    to try on."""
+    """The writers of a model; None where stream and components do not sum to the blocks' outputs. `entry`: a batch to try
+    on."""
     found: list[Parts] = []
     scales: list[ElementwiseMap] = []
     residual = entry.residual
@@ -97,7 +94,7 @@ def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Wri
             kind: tuple(_norm_after(stack, block, module, residual, entry) or module for module in several)
             for kind, several in parts.items()
         }
-        plain = Writers((*found, own), (*scales, ElementwiseMap()))
+        plain = Writers((*found, own), (*scales, ElementwiseMap()))  # unscaled: the scale is what is looked for
         with plain.watched(block) as written:
             after = stack.call(block, residual, entry.arguments)
         scale = _scale(residual, components.carried[block], written, after)
@@ -110,8 +107,8 @@ def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Wri
 
 
 def adds_exactly(stack: BlockStack, components: Components, writers: Writers, entry: Entry) -> bool:
-    """Whether, bit for bit, a block without its MLP is x + attention, and one without its attention, where that does not
-    change what the MLP reads, x + MLP. Then both follow from the block's own run."""
+    """Whether, bit for bit, a block without its MLP gives x + attention and, where the MLP does not read what the attention
+    wrote (parallel blocks), a block without its attention gives x + MLP. Then both follow from one run of the whole block."""
     if not components.pairs:
         return False
     residual = entry.residual
@@ -132,6 +129,7 @@ def adds_exactly(stack: BlockStack, components: Components, writers: Writers, en
 def _scale(before: Tensor, carried: float | None, written: list[Writes], after: Tensor) -> ElementwiseMap | None:
     """The scale s for which carried · before + s · (sum of what was written) = after, within rounding; None where there is
     none."""
+    # Not written exactly once: a component that the block calls twice, or not at all, has no single output to be added.
     if len(written) != 1 or carried is None:
         return None
     total = torch.stack([part.double() for part in written[0].parts.values()]).sum(0).flatten()
@@ -149,20 +147,16 @@ def _norm_after(
     written: list[Tensor] = []
     found: list[nn.Module] = []
 
-    def wrote(_module: nn.Module, _args: Any, output: Any) -> None:
+    def wrote(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         written.append(_tensor(output))
 
-    def reads(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def reads(module: nn.Module, args: tuple[Any, ...], _kwargs: Any) -> None:
+        # By identity: in an untouched sequential block the norm before the next component reads the sum, another tensor.
         if is_norm(module) and args and written and args[0] is written[-1]:
             found.append(module)
 
-    handles = [component.register_forward_hook(wrote)]
-    handles += [module.register_forward_pre_hook(reads) for module in stack.blocks[block].modules()]
-    try:
+    with hooked(before=[(module, reads) for module in stack.blocks[block].modules()], after=[(component, wrote)]):
         stack.call(block, residual, entry.arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 

@@ -1,1 +1,1 @@
-"""Figures and the page of a run, made from its directory alone. Imports no torch."""
+"""Figures and the page of a run, generated from its directory alone, without torch."""

@@ -1,51 +1,57 @@
-"""Panels drawn by matplotlib: the same traces, axes, bands and notes that plotly draws on the page, sized for a paper."""
+"""Panels drawn by matplotlib: the same content as plotly's on the page (traces.py), sized for a paper."""
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from html import unescape
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from depthscope.report.panels import Panel
+from depthscope.report.measured import Value
+from depthscope.report.panels import Axis, Bars, Heat, Mark, Panel, Points, Strips
 
 WIDTH = 7.2
-"""Inches: the text width of a page with two columns."""
+"""Inches: the text width of a two-column page."""
 LEFT, RIGHT, ABOVE, BELOW, HEAD = 0.5, 0.1, 0.24, 0.38, 0.24
-"""Inches around a panel's axes, and for the title and for the legend above all panels."""
+"""Inches around a panel's axes, and for the title and the legend above all panels."""
 BAR = 0.42
 """Inches for the colour bar of a heat map."""
 PIXELS = 120
-"""Pixels of the page that make an inch."""
+"""Page pixels per inch."""
 SIZE, CHARACTER = 7.5, 0.06
-"""Points of a panel's title, and inches of a bold character at that size."""
+"""Font size in points of a panel's title, and the width in inches of a bold character at that size."""
 MARKERS = {
     "circle": "o",
     "square": "s",
-    "square-open": "s",
     "diamond": "D",
-    "diamond-open": "D",
-    "circle-open": "o",
     "triangle-up": "^",
     "triangle-down": "v",
     "triangle-left": "<",
     "triangle-right": ">",
     "star": "*",
     "pentagon": "p",
+    "cross": "P",
+    "line-ew": "_",
 }
-DASHES = {"dash": (4, 2), "dot": (1, 1.5), "dashdot": (4, 1.5, 1, 1.5), "longdash": (8, 2)}
+"""The looks' markers in matplotlib; the suffix `-open` means a white face."""
+DASHES: Any = {
+    "solid": "-",
+    "dash": (0, (4, 2)),
+    "dot": (0, (1, 1.5)),
+    "dashdot": (0, (4, 1.5, 1, 1.5)),
+    "longdash": (0, (8, 2)),
+}
 
 
 def drawn(panels: Sequence[Panel], across: int, heading: str) -> Figure:
-    """Panels in rows of `across` under a heading and a legend."""
+    """Draw panels in rows of `across` below a heading and a legend."""
     columns = min(across, len(panels))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     heights = [max(panel.height for panel in row) / PIXELS * (1 if columns == 1 else 0.85) for row in rows]
@@ -77,18 +83,15 @@ def drawn(panels: Sequence[Panel], across: int, heading: str) -> Figure:
 
 
 def _legend(panels: Sequence[Panel]) -> dict[str, Line2D]:
-    """A handle per name of a curve; none where there is one curve alone."""
-    curves: list[Any] = [
-        t for panel in panels for t in panel.traces if isinstance(t, go.Scatter) and t.showlegend is not False
-    ]
-    handles = {trace.name: Line2D([], [], **_style(trace)) for trace in curves}
+    """A legend handle per curve name; empty if there is only one curve."""
+    handles = {one.name: Line2D([], [], **_style(one)) for panel in panels for one in panel.points if one.legend}
     return handles if len(handles) > 1 else {}
 
 
 def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], whole: float) -> None:
-    """A panel within a box of inches: a background for bands and notes, and an axes per y axis in its domain."""
+    """Draw a panel in a box given in inches: background axes for bands and notes, and axes for each row."""
     x, y, width, height = box
-    barred = any(isinstance(trace, go.Heatmap) and trace.showscale is not False for trace in panel.traces)
+    barred = any(isinstance(mark, Heat) for mark in panel.marks)
     left = max(LEFT, panel.left / 100)
     up, tall = y + BELOW, height - BELOW - ABOVE
     wide = width - left - RIGHT - (BAR if barred else 0)
@@ -98,34 +101,31 @@ def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], 
 
     behind = figure.add_axes(place())
     behind.set_axis_off()
-    names = ["yaxis", *sorted(key for key in panel.layout if re.fullmatch(r"yaxis\d+", key))]
-    specified = {name: panel.yaxis if name == "yaxis" else panel.layout[name] for name in names}
-    domains = {name: one.get("domain", (0.0, 1.0)) for name, one in specified.items()}
-    lowest = min(names, key=lambda name: domains[name][0])
-    axes = {name: figure.add_axes(place(*map(float, domains[name]))) for name in names}
-    for name, one in axes.items():
-        one.patch.set_alpha(0)
-        for trace in panel.seen():
-            if f"yaxis{(trace.yaxis or 'y')[1:]}" == name:
-                _trace(figure, one, trace, panel.xaxis.get("range", (0.0, 1.0)))
-        _y(one, specified[name])
-        _x(one, panel.xaxis, name == lowest)
-    more = max(_label_width(one) for one in axes.values()) - left
-    if more > 0:  # labels that would reach out of the panel
+    rows = [figure.add_axes(place(*axis.part)) for axis in panel.y]
+    for row, axes in enumerate(rows):
+        axes.patch.set_alpha(0)
+        for mark in panel.marks:
+            if mark.row == row:
+                _mark(figure, axes, mark, panel)
+        _axis(axes, "y", panel.y[row])
+        _axis(axes, "x", panel.x, outer=row == panel.lowest_row)
+    more = max(map(_label_width, rows)) - left
+    if more > 0:  # labels that would extend outside the panel
         left, wide = left + more, wide - more
-        for name, one in {"": behind, **axes}.items():
-            one.set_position(place(*map(float, domains.get(name, (0.0, 1.0)))))
-    behind.set_xlim(axes[lowest].get_xlim())
+        behind.set_position(place())
+        for axes, axis in zip(rows, panel.y, strict=True):
+            axes.set_position(place(*axis.part))
+    behind.set_xscale(rows[0].get_xscale())
+    behind.set_xlim(rows[panel.lowest_row].get_xlim())
     behind.set_ylim(0, 1)
-    title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-    fitting = min(SIZE, SIZE * (width - left - 0.05) / (CHARACTER * len(title)))
+    fitting = min(SIZE, SIZE * (width - left - 0.05) / (CHARACTER * len(panel.called)))
     above = 1 + 0.06 / tall
-    behind.text(0, above, title, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
-    _shapes_and_notes(panel, axes, behind)
+    behind.text(0, above, panel.called, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
+    _bands_and_notes(panel, rows, behind)
 
 
 def _label_width(axes: Axes) -> float:
-    """Inches that the labels of the y axis take to its left."""
+    """Width in inches of the y axis's labels."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -133,174 +133,178 @@ def _label_width(axes: Axes) -> float:
     return 0.0 if box is None else (axes.get_window_extent(renderer).x0 - box.x0) / figure.dpi + 0.03
 
 
-def _trace(figure: Figure, axes: Axes, trace: Any, reach: Sequence[float]) -> None:
-    if isinstance(trace, go.Heatmap):
-        _heat(figure, axes, trace)
-    elif isinstance(trace, go.Bar):
-        _bars(axes, trace, reach)
+def _mark(figure: Figure, axes: Axes, mark: Mark, panel: Panel) -> None:
+    if isinstance(mark, Points):
+        _points(axes, mark, panel)
+    elif isinstance(mark, Bars):
+        _bars(axes, mark, panel.x.range or (0.0, 1.0))
+    elif isinstance(mark, Heat):
+        _heat(figure, axes, mark)
     else:
-        _curve(axes, trace)
+        _strips(axes, mark)
 
 
-def _curve(axes: Axes, trace: Any) -> None:
-    x, y = ([math.nan if v is None else v for v in values or ()] for values in (trace.x, trace.y))
-    for bars, direction in ((trace.error_y, "yerr"), (trace.error_x, "xerr")):
-        if bars.array is not None and bars.visible is not False and len(x):
-            down = bars.arrayminus if bars.arrayminus is not None else bars.array
-            error: Any = {direction: np.clip([down, bars.array], 0, None)}
-            colour, width = trace.marker.color, bars.thickness * 0.45
-            axes.errorbar(x, y, **error, fmt="none", ecolor=colour, alpha=0.4, elinewidth=width)
-    axes.plot(x, y, **_style(trace))
+def _points(axes: Axes, points: Points, panel: Panel) -> None:
+    x: Any = [place.mean if isinstance(place, Value) else place for place in points.x]
+    y: Any = [math.nan if place is None else place for place in panel.drawn_y(points)]
+    for bars, direction in ((points.reach("y"), "yerr"), (points.reach("x"), "xerr")):
+        if bars:
+            error: Any = {direction: np.clip(np.transpose(bars), 0, None)}
+            axes.errorbar(x, y, **error, fmt="none", ecolor=points.look.light, alpha=0.4, elinewidth=points.bar * 0.45)
+    style = _style(points)
+    axes.plot(x, y, **style)
+    if any(points.hollow):
+        at = [i for i, hollow in enumerate(points.hollow) if hollow]
+        axes.plot([x[i] for i in at], [y[i] for i in at], **{**style, "linestyle": "", "markerfacecolor": "white"})
 
 
-def _style(trace: Any) -> dict[str, Any]:
-    """A curve's colour, line and marker in matplotlib's words."""
-    symbol = trace.marker.symbol if isinstance(trace.marker.symbol, str) else "circle"
-    lined = "lines" in (trace.mode or "")
-    pattern = DASHES.get(trace.line.dash or "")
+def _style(points: Points) -> dict[str, Any]:
+    """The points' colour, line and marker as matplotlib options."""
+    look = points.look
+    hollow = look.marker.endswith("-open")
     return {
-        "color": trace.marker.color or trace.line.color,
-        "marker": MARKERS.get(symbol, "o") if "markers" in (trace.mode or "") else "",
-        "markersize": 0.5 * (trace.marker.size if isinstance(trace.marker.size, int | float) else 5.5),
-        "markerfacecolor": "white" if symbol.endswith("-open") else trace.marker.color or trace.line.color,
-        "linestyle": ((0, pattern) if pattern else "-") if lined else "",
+        "color": look.light,
+        "marker": MARKERS[look.marker.removesuffix("-open")],
+        "markersize": 0.5 * points.size,
+        "markerfacecolor": "white" if hollow else look.light,
+        "markeredgewidth": 0.6 if hollow and not points.line else 1.0,  # small ones without a line would look filled
+        "linestyle": DASHES[look.dash] if points.line else "",
         "linewidth": 1.1,
     }
 
 
-def _heat(figure: Figure, axes: Axes, trace: Any) -> None:
-    """Cells of one size; strips, which leave room between rows, at half their height."""
-    values = np.array(trace.z, dtype=float)
-    colours = LinearSegmentedColormap.from_list("panel", [(at, colour) for at, colour in trace.colorscale])
+def _heat(figure: Figure, axes: Axes, mark: Heat) -> None:
+    """Draw a heat map and its colour bar."""
+    values = np.array([[math.nan if one is None else one.mean for one in row] for row in mark.cells], dtype=float)
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
-    if trace.zmid is not None:
+    if mark.signed:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-    low, high = (own if own is not None else seen for own, seen in ((trace.zmin, low), (trace.zmax, high)))
-    half = 0.25 if (trace.ygap or 0) > 5 else 0.5
-    mesh = None
+    mesh = _cells(axes, mark, values, (low, high), half=0.5, gap=not mark.crowded)
+    x, y, width, height = axes.get_position().bounds
+    beside = figure.add_axes((x + width + 0.08 / WIDTH, y, 0.07 / WIDTH, height))
+    bar = figure.colorbar(mesh, cax=beside, format=FuncFormatter(_written(".0%" if mark.share else "~g")))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    beside.tick_params(labelsize=6.5)
+
+
+def _strips(axes: Axes, mark: Strips) -> None:
+    """Draw cells at half of the row's height, which leaves room for the rows' names."""
+    values = np.array([[math.nan if one is None else one for one in row] for row in mark.cells], dtype=float)
+    _cells(axes, mark, values, (-mark.furthest, mark.furthest), half=0.25, gap=True)
+
+
+def _cells(
+    axes: Axes,
+    mark: Heat | Strips,
+    values: Float[np.ndarray, "row column"],
+    reach: tuple[float, float],
+    half: float,
+    gap: bool,
+) -> ScalarMappable:
+    low, high = reach
+    shades = LinearSegmentedColormap.from_list("panel", mark.colours)
+    scale = Normalize(low, high if high > low else low + 1)
     for row, line in enumerate(values):
-        mesh = axes.pcolormesh(
+        axes.pcolormesh(
             np.arange(len(line) + 1) - 0.5,
             [row - half, row + half],
             line[None],
-            cmap=colours,
-            vmin=low,
-            vmax=high if high > low else low + 1,
-            edgecolors="white" if trace.xgap else "face",
-            linewidth=0.4 if trace.xgap else 0.0,
+            cmap=shades,
+            norm=scale,
+            edgecolors="white" if gap else "face",
+            linewidth=0.4 if gap else 0.0,
             rasterized=values.size > 5000,
         )
-    if trace.showscale is not False and mesh is not None:
-        x, y, width, height = axes.get_position().bounds
-        beside = figure.add_axes((x + width + 0.08 / WIDTH, y, 0.07 / WIDTH, height))
-        bar = figure.colorbar(mesh, cax=beside, format=FuncFormatter(_written(trace.colorbar.tickformat)))
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        beside.tick_params(labelsize=6.5)
+    return ScalarMappable(scale, shades)
 
 
-def _bars(axes: Axes, trace: Any, reach: Sequence[float]) -> None:
-    """Bars that lie, each with its text in the middle, smaller where the bar is narrow."""
+def _bars(axes: Axes, mark: Bars, reach: tuple[float, float]) -> None:
+    """Draw horizontal bars with centred text, smaller if the bar is narrow."""
     (low, high), inches = reach, axes.get_position().width * WIDTH
-    opacities = trace.marker.opacity or [1.0] * len(trace.y)
-    for y, left, width, opacity, text in zip(trace.y, trace.base, trace.x, opacities, trace.text, strict=True):
-        axes.barh(y, width, left=left, height=trace.width, color=trace.marker.color, alpha=opacity, linewidth=0)
-        longest = max(map(len, _plain(text).split("\n")))
+    for bar in mark.bars:
+        width, y = bar.end - bar.start, mark.y
+        axes.barh(y, width, left=bar.start, height=mark.thickness, color=mark.look.light, alpha=bar.shade, linewidth=0)
+        longest = max(map(len, bar.text.split("\n")))
         room = SIZE * 1.1 * width / (high - low) * inches / (CHARACTER * max(longest, 1))
-        axes.text(left + width / 2, y, _plain(text), ha="center", va="center", fontsize=min(6.5, room))
+        axes.text(bar.start + width / 2, y, bar.text, ha="center", va="center", fontsize=min(6.5, room))
 
 
-def _x(axes: Axes, axis: dict[str, Any], labelled: bool) -> None:
-    axes.grid(axis="x", visible=axis.get("showgrid", True))
-    if axis.get("type") == "log":
-        _logarithmic(axes, "x", axis)
-    else:
-        if "range" in axis:
-            axes.set_xlim(*axis["range"])
-        elif axis.get("rangemode") == "tozero":
-            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-        axes.xaxis.set_major_locator(MultipleLocator(axis["dtick"]) if "dtick" in axis else MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(_written(axis.get("tickformat"))))
-    if not labelled:
-        axes.tick_params(bottom=False, labelbottom=False)
-        axes.spines["bottom"].set_visible(False)
-    elif title := axis.get("title", {}).get("text"):
-        axes.set_xlabel(_plain(title), labelpad=2)
+def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis, outer: bool = True) -> None:
+    """Set limits, ticks, grid and title of an axis. `outer`: whether it is at the panel's edge, and so labelled."""
+    own, side = (axes.xaxis, "bottom") if which == "x" else (axes.yaxis, "left")
+    axes.grid(axis=which, visible=axis.grid)
+    if not axis.labelled:
+        own.set_ticks([])
+    if axis.scale == "log":
+        _logarithmic(axes, which, axis)
+    elif axis.scale == "linear":
+        _linear(axes, which, axis)
+    if axis.reversed:
+        own.set_inverted(True)
+    if not outer:
+        axes.tick_params(axis=which, bottom=False, labelbottom=False)
+    elif axis.title:
+        own.set_label_text(axis.title)
+        own.labelpad = 2
+    axes.spines[side].set_visible(outer and axis.labelled)
 
 
-def _y(axes: Axes, axis: dict[str, Any]) -> None:
-    if axis.get("autorange") == "reversed":
-        axes.invert_yaxis()
-    axes.grid(axis="y", visible=axis.get("showgrid", True))
-    if axis.get("showticklabels") is False:
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-    if axis.get("type") == "log":
-        _logarithmic(axes, "y", axis)
-    elif axis.get("type") != "category":
-        if "range" in axis:
-            axes.set_ylim(*axis["range"])
-        elif axis.get("rangemode") == "tozero":
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        if axis.get("showticklabels") is not False:
-            step = axis.get("dtick")
-            axes.yaxis.set_major_locator(MultipleLocator(step) if isinstance(step, int | float) else MaxNLocator(5))
-            axes.yaxis.set_major_formatter(FuncFormatter(_written(axis.get("tickformat"))))
-        if axis.get("zeroline") and axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
-            axes.axhline(0, color="#586069", linewidth=0.6, zorder=1)
+def _linear(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
+    own = axes.xaxis if which == "x" else axes.yaxis
+    limit, seen = (axes.set_xlim, axes.get_xlim) if which == "x" else (axes.set_ylim, axes.get_ylim)
+    if axis.range:
+        limit(*axis.range)
+    elif axis.from_zero:
+        limit(min(0.0, seen()[0]), None)
+    if axis.labelled:
+        fitting = MaxNLocator(6 if which == "x" else 5)
+        own.set_major_locator(MultipleLocator(axis.step) if isinstance(axis.step, int | float) else fitting)
+        own.set_major_formatter(FuncFormatter(_written(axis.form)))
+    if axis.zero_line and seen()[0] < 0 < seen()[1]:
+        (axes.axvline if which == "x" else axes.axhline)(0, color="#586069", linewidth=0.6, zorder=1)
 
 
-def _logarithmic(axes: Axes, which: str, axis: dict[str, Any]) -> None:
-    """Ticks at 1, 2 and 5 of each power of ten over few powers, at the powers alone over many."""
+def _logarithmic(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
+    """Set ticks at 1, 2 and 5 of each power of ten for short ranges, at powers of ten only for long ones."""
     own = axes.yaxis if which == "y" else axes.xaxis
     (axes.set_yscale if which == "y" else axes.set_xscale)("log", nonpositive="mask")
     limit, seen = (axes.set_ylim, axes.get_ylim) if which == "y" else (axes.set_xlim, axes.get_xlim)
-    if "range" in axis:
-        limit(*(10**end for end in axis["range"]))
+    if axis.range:
+        limit(*axis.range)
     low, high = seen()
     few = math.log10(high / low) < (2.5 if which == "y" else 1.2)
     own.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))
-    own.set_major_formatter(FuncFormatter(_written(None)))
+    own.set_major_formatter(FuncFormatter(_written("")))
     own.set_minor_formatter(NullFormatter())
 
 
-def _written(form: str | None) -> Any:
-    """How a tick is written: per cent where the page's axis says so, plain figures otherwise."""
-    if form and form.endswith("%"):
+def _written(form: str) -> Any:
+    """A formatter for ticks: per cent if the format says so, plain numbers otherwise."""
+    if form.endswith("%"):
         return lambda value, _: f"{100 * value:.3g}%".replace("-", "−")
     return lambda value, _: f"{value:.6g}".replace("-", "−")
 
 
-def _shapes_and_notes(panel: Panel, axes: Mapping[str, Axes], behind: Axes) -> None:
-    """Bands behind all rows, dotted levels, and notes at places of the panel or of its data."""
-    for shape in panel.layout.get("shapes", ()):
-        if shape["type"] == "rect":
-            opacity = float(shape["fillcolor"].rsplit(",", 1)[1].rstrip(") "))
-            behind.axvspan(shape["x0"], shape["x1"], color="#808080", alpha=opacity, linewidth=0)
-        else:
-            axes["yaxis"].axhline(shape["y0"], color="#586069", linewidth=0.8, linestyle=":")
-    for note in panel.layout.get("annotations", ()):
-        on_page = note.get("yref") == "paper"
-        number = "" if on_page else note.get("yref", "y")[1:]
-        own = behind if on_page else axes[f"yaxis{number}"]
-        logarithmic = not on_page and not number and panel.yaxis.get("type") == "log"
-        y = 10 ** note["y"] if logarithmic else note["y"]
-        fraction = "domain" in note.get("xref", "")
-        system: Any = (own.transAxes if fraction else own.transData, own.transData)
+def _bands_and_notes(panel: Panel, rows: Sequence[Axes], behind: Axes) -> None:
+    """Draw bands behind all rows, dotted levels, and notes in panel or data coordinates."""
+    for band in panel.bands:
+        behind.axvspan(band.start, band.end, color="#808080", alpha=band.shade, linewidth=0)
+    for level in panel.levels:
+        rows[level.row].axhline(level.y, color="#586069", linewidth=0.8, linestyle=":")
+    for note in panel.texts:
+        own = rows[note.row] if note.y_of == "data" else behind
+        right, up = note.shift
+        system: Any = (own.transData if note.x_of == "data" else own.transAxes, own.transData)
         own.annotate(
-            _plain(note["text"]),
-            xy=(note["x"], y),
+            note.text,
+            xy=(note.x, note.y),
             xycoords=system,
-            xytext=(0.5 * note.get("xshift", 0), 0.5 * note.get("yshift", 0)),
+            xytext=(0.5 * right, 0.5 * up),
             textcoords="offset points",
-            ha=note.get("xanchor", "left"),
-            va={"bottom": "bottom", "middle": "center", "top": "top"}.get(note.get("yanchor", "middle"), "center"),
+            ha=note.align,
+            va="bottom" if note.above else "center",
             fontsize=6.5,
-            fontweight="bold" if "<b>" in note["text"] else "normal",
+            fontweight="bold" if note.bold else "normal",
             linespacing=1.1,
         )
-
-
-def _plain(text: str) -> str:
-    """plotly's HTML as text."""
-    return unescape(re.sub(r"<[^>]+>", "", text.replace("<br>", "\n")))

@@ -1,7 +1,6 @@
-"""A run in a few lines of HTML, as a notebook shows it: model, text, state, numbers, stages, and which tables there are."""
+"""A short HTML summary of a run for notebooks: model, text, state, key numbers, stages and available tables."""
 
 from html import escape
-from typing import Any
 
 from depthscope.errors import RunError
 from depthscope.report.key_numbers import KeyNumber, key_numbers
@@ -9,27 +8,27 @@ from depthscope.report.sections.stage_map import span
 from depthscope.report.sections.stages import read_stages
 from depthscope.report.wording import counted_documents
 from depthscope.run.store import RunDirectory
+from depthscope.schema.found_stages import Stage
 
 GREYS = ("rgba(128, 128, 128, 0.38)", "rgba(128, 128, 128, 0.16)")
-"""Of neighbouring stages; seen on light and on dark."""
+"""Of neighbouring stages; visible on light and dark backgrounds."""
 SMALL = "font-size: 0.85em; opacity: 0.75"
 
 
 def card(run: RunDirectory) -> str:
-    """The run as one HTML element with styles of its own, no script, and text in the notebook's colour."""
+    """The run as one HTML element with inline styles and no script; text takes the notebook's colour."""
     parts = [_heading(run), _numbers(key_numbers(run)), _stages(run), _tables(run)]
     return f'<div style="max-width: 56em; line-height: 1.4">{"".join(parts)}</div>'
 
 
 def _heading(run: RunDirectory) -> str:
-    settings, documents = run.settings, counted_documents(run.manifest.get("text", {}))
-    tokens = settings.get("tokens")
-    text = [f"{tokens:,} tokens" if tokens else "text"]
+    settings, documents = run.settings, counted_documents(run.manifest.text)
+    text = [f"{settings.tokens:,} tokens" if settings.tokens else "text"]
     text += [f"of {documents}"] if documents else []
-    text += [f"({settings['data']})"] if settings.get("data") else []
-    state = "" if run.complete else ", unfinished: the same call goes on"
+    text += [f"({settings.data})"] if settings.data else []
+    state = "" if run.complete else ", incomplete: the same call resumes"
     said = escape(f"{' '.join(text)}{state} · {run.path}")
-    return f'<div><b>{escape(str(settings.get("model", "a model")))}</b></div><div style="{SMALL}">{said}</div>'
+    return f'<div><b>{escape(settings.model or "a model")}</b></div><div style="{SMALL}">{said}</div>'
 
 
 def _numbers(numbers: list[KeyNumber]) -> str:
@@ -42,16 +41,17 @@ def _numbers(numbers: list[KeyNumber]) -> str:
 
 
 def _stages(run: RunDirectory) -> str:
-    """The layers as a bar divided into stages, each as wide as its number of layers."""
+    """The layers as a bar divided into stages, each proportional to its number of layers."""
     try:
         found = read_stages(run)
     except RunError:
         return ""
-    if not found["stages"]:
-        return f'<div style="{SMALL}; margin-top: 0.6em">{escape(found["summary"])}</div>'
-    bar = "".join(_stage(stage, GREYS[place % 2]) for place, stage in enumerate(found["stages"]))
+    if not found.stages:
+        return f'<div style="{SMALL}; margin-top: 0.6em">{escape(found.summary)}</div>'
+    bar = "".join(_stage(stage, GREYS[place % 2]) for place, stage in enumerate(found.stages))
     names = "".join(
-        f"<li>{escape(stage['title'])}: {escape(span(stage))}{_supported(stage)}</li>" for stage in found["stages"]
+        f"<li>{escape(stage.title)}: {escape(span(stage))}, {stage.supported} of {stage.signatures} signatures supported</li>"
+        for stage in found.stages
     )
     return (
         f'<div style="display: flex; margin-top: 0.8em" aria-hidden="true">{bar}</div>'
@@ -59,19 +59,13 @@ def _stages(run: RunDirectory) -> str:
     )
 
 
-def _stage(stage: dict[str, Any], grey: str) -> str:
-    first, last = stage["first"], stage["last"]
+def _stage(stage: Stage, grey: str) -> str:
+    first, last = stage.first, stage.last
     layers = f"{first}" if first == last else f"{first}–{last}"
     return (
-        f'<div title="{escape(stage["title"])}" style="flex: {last - first + 1} 1 0; min-width: 1.5em; padding: 0.15em 0; '
+        f'<div title="{escape(stage.title)}" style="flex: {last - first + 1} 1 0; min-width: 1.5em; padding: 0.15em 0; '
         f'text-align: center; font-size: 0.8em; background: {grey}">{layers}</div>'
     )
-
-
-def _supported(stage: dict[str, Any]) -> str:
-    if "signatures" not in stage:
-        return ""
-    return f", {stage['supported']} of {stage['signatures']} signatures supported"
 
 
 def _tables(run: RunDirectory) -> str:

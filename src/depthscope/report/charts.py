@@ -1,16 +1,144 @@
-"""Panels that are no lines by layer: heat maps, rankings, one quantity over another."""
+"""Panels from tables' values: lines by layer, heat maps, rankings, scatter plots.
 
-import math
+Every point shows the table's numbers: the mean and the bounds of its 95% interval.
+"""
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
-import plotly.graph_objects as go
-
-from depthscope.report.measured import Value, is_share, with_unit
-from depthscope.report.palette import OWN, SOFT, Look
-from depthscope.report.panels import CROWDED, Panel, error_bars, hover, layer_step
+from depthscope.report.measured import Series, Value, interval, is_share, with_unit
+from depthscope.report.palette import OWN, Look
+from depthscope.report.panels import CROWDED, LAYER, RELATIVE_DEPTH, Axis, Heat, Hover, Level, Panel, Points
 from depthscope.schema.metric import Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A line of a panel: values by x, and the label of each point on hover."""
+
+    look: Look
+    values: Series
+    call: str
+    """With `{}` for x: `drop({})`."""
+    title: str | None = None
+    """Legend title in notebooks, if it differs from the look's."""
+    points_only: bool = False
+    """Points with thin error bars and no line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XAxis:
+    """Integers first … last on the x axis; `relative`: whether they are layers or depths, which have a relative depth."""
+
+    title: str
+    last: int
+    first: int = 0
+    relative: bool = True
+
+    def share(self, x: int) -> float:
+        """x / last: 0 for the first layer, 1 for the last; 0 in a model of one layer."""
+        return x / self.last if self.last else 0.0
+
+    def axis(self) -> Axis:
+        """An axis half a step wider than the numbers, and the same in all panels: swaps end a layer before drops."""
+        reach = (self.first - 0.5, self.last + 0.5)
+        return Axis(title=self.title, range=reach, step=float(layer_step(self.last + 1)), hover="")
+
+    def relative_axis(self) -> Axis | None:
+        """The same axis as relative depth, if the numbers are layers or depths."""
+        return relative_axis(0.5 / max(self.last, 1)) if self.relative else None
+
+
+def layers(depth: int) -> XAxis:
+    """The x axis for the layers of a model."""
+    return XAxis(title=LAYER, last=depth - 1)
+
+
+def relative_axis(margin: float) -> Axis:
+    """An axis of relative depth from 0 to 1, with a margin at both ends."""
+    return Axis(title=RELATIVE_DEPTH, range=(-margin, 1 + margin), step=0.25, hover=".2f")
+
+
+def lines(
+    name: str,
+    title: str,
+    metric: Metric,
+    curves: Sequence[Curve],
+    x: XAxis,
+    *,
+    log: bool = False,
+    levels: Sequence[tuple[float, str]] = (),
+    share_of_all: bool = True,
+    unit: str | None = None,
+) -> Panel:
+    """Curves of one metric with 95% error bars. `levels` are horizontal lines with their labels.
+
+    `share_of_all`: whether the axis of a share always runs from 0 to 1.
+    """
+    return Panel(
+        name=name,
+        title=title,
+        unit=_unit(metric) if unit is None else unit,
+        marks=tuple(line(curve, metric, x) for curve in curves),
+        x=x.axis(),
+        relative=x.relative_axis(),
+        y=(y_axis(metric, log, share_of_all),),
+        levels=tuple(Level(y=y, text=text) for y, text in levels),
+        log=log,
+    )
+
+
+def on_one_scale(panels: Sequence[Panel]) -> list[Panel]:
+    """Give panels the same y range, from the lowest to the highest bound of an interval."""
+    values = [y for panel in panels for points in panel.points for y in points.y if isinstance(y, Value)]
+    reached = [end for value in values for end in (value.mean, value.low, value.high) if end is not None]
+    low, high = min(reached, default=0.0), max(reached, default=1.0)
+    room = 0.04 * (high - low or 1.0)
+    return [with_y(panel, range=(low - room, high + room)) for panel in panels]
+
+
+def with_y(panel: Panel, **changes: object) -> Panel:
+    """A copy of a panel with changes to its first y axis."""
+    first, *others = panel.y
+    return replace(panel, y=(replace(first, **changes), *others))  # type: ignore[arg-type]
+
+
+def layer_step(depth: int) -> int:
+    """Layers between two ticks, for at most about nine labels."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if depth <= 9 * step or step == 1000)
+
+
+def line(curve: Curve, metric: Metric, x: XAxis) -> Points:
+    """A curve with 95% error bars, or without bars if the table has no intervals."""
+    crowded = x.last >= CROWDED
+    return Points(
+        name=curve.title or curve.look.title,
+        look=curve.look,
+        x=tuple(Value(float(n)) for n in curve.values),
+        y=tuple(curve.values.values()),
+        hover=tuple(hover(curve.call.format(n), value, metric) for n, value in curve.values.items()),
+        shares=tuple(x.share(n) for n in curve.values),
+        line=not curve.points_only,
+        size=4.0 if crowded else 5.5,
+        bar=2.0 if curve.points_only else 4.0 if crowded else 5.0,
+    )
+
+
+def hover(called: str, value: Value, metric: Metric) -> Hover:
+    """The hover text of a point; it contains the layer, so that it is shown on the relative axis too."""
+    bounds = f" ({interval(value, metric)})" if value.has_interval else ""
+    return Hover(called, f"  {with_unit(value, metric)}{bounds}")
+
+
+def y_axis(metric: Metric, log: bool, share_of_all: bool) -> Axis:
+    """The y axis of a metric: shares in per cent, over the full range if `share_of_all`."""
+    if is_share(metric) and share_of_all and (metric.lowest or 0) >= 0:
+        return Axis(range=(-0.02, 1.02), form=".0%", step=0.25)
+    if log:
+        return Axis(scale="log")
+    # Trimmed decimals: for small shares, labels in whole per cent would repeat.
+    form = ".3~%" if is_share(metric) else "~g"
+    return Axis(zero_line=True, from_zero=metric.lowest == 0, form=form)
 
 
 def heat(
@@ -25,74 +153,45 @@ def heat(
 ) -> Panel:
     """A heat map of values by (row, column), rows upwards; cells without a value stay empty.
 
-    Of a quantity that has a sign, values below 0 are grey.
+    For a signed quantity, values below 0 are grey.
     """
-    numbers = np.full((3, *shape), np.nan)
-    for place, value in values.items():
-        numbers[(slice(None), *place)] = [
-            math.nan if end is None else end for end in (value.mean, value.low, value.high)
-        ]
-    rows, columns = axes
-    form = ".1%" if is_share(metric) else ".3~g"
-    signed = metric.lowest is not None and metric.lowest < 0
-    bounds = np.moveaxis(numbers[1:], 0, -1)
-    known = not np.isnan(bounds).all()
-    shown = f" (%{{customdata[0]:{form}}} to %{{customdata[1]:{form}}})" if known else ""
-    trace = go.Heatmap(
-        z=numbers[0],
-        customdata=bounds,
-        meta=look.name,
-        colorscale=[[0, SOFT[0]], [0.5, "#FFFFFF"], [1, look.light]] if signed else [[0, "#FFFFFF"], [1, look.light]],
-        zmid=0 if signed else None,
-        colorbar={
-            "thickness": 10,
-            "outlinewidth": 0,
-            "xpad": 4,
-            "len": 1,
-            "tickformat": ".0%" if is_share(metric) else "~g",
-        },
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{z:{form}}}</b>{shown}<extra></extra>",
-        hoverongaps=False,
-        xgap=0 if max(shape) > CROWDED else 1,
-        ygap=0 if max(shape) > CROWDED else 1,
+    rows, columns = shape
+    known = {place: value for place, value in values.items() if value.mean is not None}
+    mark = Heat(
+        look=look,
+        cells=tuple(tuple(known.get((row, column)) for column in range(columns)) for row in range(rows)),
+        names=axes,
+        share=is_share(metric),
+        signed=metric.lowest is not None and metric.lowest < 0,
     )
-    return Panel(
-        name=name,
-        title=title,
-        unit="%" if is_share(metric) else metric.unit,
-        traces=[trace],
-        xaxis=_cells(columns, shape[1]),
-        yaxis=_cells(rows, shape[0]),
-        layout={"hovermode": "closest"},
-        height=height,
+    y, x = (
+        Axis(title=title, range=(-0.5, count - 0.5), step=float(layer_step(count)), grid=False)
+        for title, count in zip(axes, shape, strict=True)
     )
+    return Panel(name=name, title=title, unit=_unit(metric), marks=(mark,), x=x, y=(y,), together=False, height=height)
 
 
 def ranking(
     name: str, title: str, metric: Metric, look: Look, values: Sequence[tuple[str, Value]], height: int = 300
 ) -> Panel:
-    """Named values with their intervals, one below the other."""
-    means = [value.mean for _, value in values]
-    trace = go.Scatter(
-        y=[called for called, _ in values],
-        x=means,
-        error_x=error_bars([value for _, value in values], look.light, 5),
-        customdata=[[value.mean, value.mean, value.low, value.high] for _, value in values],
-        text=[hover(called, value, metric) for called, value in values],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
+    """Named values with their intervals, one per line."""
+    mark = Points(
         name=look.title,
-        meta=look.name,
-        marker={"color": look.light, "symbol": look.marker, "size": 7},
+        look=look,
+        x=tuple(value for _, value in values),
+        y=tuple(called for called, _ in values),
+        hover=tuple(hover(called, value, metric) for called, value in values),
+        line=False,
+        size=7.0,
     )
     return Panel(
         name=name,
         title=title,
-        unit="%" if is_share(metric) else metric.unit,
-        traces=[trace],
-        xaxis={"tickformat": ".0%" if is_share(metric) else "~g", "rangemode": "tozero", "zeroline": True},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": True},
-        layout={"hovermode": "closest"},
+        unit=_unit(metric),
+        marks=(mark,),
+        x=Axis(form=".0%" if is_share(metric) else "~g", from_zero=True, zero_line=True),
+        y=(Axis(scale="category", reversed=True),),
+        together=False,
         height=height,
         left=64,
     )
@@ -101,40 +200,30 @@ def ranking(
 def scatter(
     name: str, title: str, metrics: tuple[Metric, Metric], look: Look, points: Sequence[tuple[str, Value, Value]]
 ) -> Panel:
-    """One metric over another, each point with both intervals; both axes logarithmic."""
+    """A scatter plot of two metrics on logarithmic axes, each point with both intervals."""
     x, y = metrics
-    across, up = [a for _, a, _ in points], [b for _, _, b in points]
-    trace = go.Scatter(
-        x=[value.mean for value in across],
-        y=[value.mean for value in up],
-        error_x=error_bars(across, look.light, 4),
-        error_y=error_bars(up, look.light, 4),
-        customdata=[[value.mean, value.mean, value.low, value.high] for value in up],
-        text=[f"{hover(called, b, y)}<br>{x.title} {with_unit(a, x)}" for called, a, b in points],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
+    said = [(hover(called, b, y), f"\n{x.title} {with_unit(a, x)}") for called, a, b in points]
+    mark = Points(
         name=look.title,
-        meta=look.name,
-        marker={"color": look.light, "symbol": look.marker, "size": 6},
+        look=look,
+        x=tuple(across for _, across, _ in points),
+        y=tuple(up for _, _, up in points),
+        hover=tuple(Hover(one.head, one.text + more) for one, more in said),
+        line=False,
+        size=6.0,
+        bar=4.0,
     )
-    axis = {"type": "log", "exponentformat": "none", "minorloglabels": "none", "nticks": 6, "zeroline": False}
+    axis = Axis(scale="log", between=False)
     return Panel(
         name=name,
         title=title,
         unit=y.unit,
-        traces=[trace],
-        xaxis={**axis, "title": {"text": f"{x.title} ({x.unit})", "standoff": 8}},
-        yaxis=axis,
-        layout={"hovermode": "closest"},
+        marks=(mark,),
+        x=replace(axis, title=f"{x.title} ({x.unit})"),
+        y=(axis,),
+        together=False,
     )
 
 
-def _cells(title: str, count: int) -> dict[str, Any]:
-    step = {"tick0": 0, "dtick": layer_step(count)}
-    return {
-        "title": {"text": title, "standoff": 8},
-        "range": [-0.5, count - 0.5],
-        "showgrid": False,
-        "zeroline": False,
-        **step,
-    }
+def _unit(metric: Metric) -> str:
+    return "%" if is_share(metric) else "" if metric.unit == "none" else metric.unit

@@ -1,29 +1,31 @@
-"""The stages of several models beneath each other, and which model supports which signature."""
+"""The stages of several models, one above the other, and which model supports which signature."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-import plotly.graph_objects as go
 import polars as pl
 
 from depthscope.errors import RunError
 from depthscope.report import downloads
-from depthscope.report.measured import NBSP
+from depthscope.report.charts import relative_axis
+from depthscope.report.measured import NBSP, Value
 from depthscope.report.overlays import Compared
-from depthscope.report.panels import RELATIVE_DEPTH, Panel, XAxis
+from depthscope.report.panels import Axis, Bar, Bars, Hover, Note, Panel, Points
 from depthscope.report.section import Section, TextTable
-from depthscope.report.sections.stage_map import in_sentence, said_number, span, stage_title
+from depthscope.report.sections.stage_map import before_layer, in_sentence, own_layer, said_number, span, stage_title
 from depthscope.report.sections.stages import read_stages
 from depthscope.report.wording import joined
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
+from depthscope.schema.found_stages import Boundary, SignatureVerdict, Stage
+from depthscope.schema.found_stages import Stages as FoundStages
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, verdict_shown
 
 NAME = "stages"
 ROW = 64
-"""Pixels of a model: its name, and its stages as a bar below."""
+"""Height in pixels of a model's row: its name with a bar of stages below."""
 OPACITY = dict(zip(STAGES, (0.5, 0.14, 0.3, 0.62), strict=True))
-"""How dark a stage is drawn: the same in every model."""
+"""Opacity of each stage, the same for every model."""
 MARKS = {SUPPORTED: "✓", NOT_SUPPORTED: "✗", CANNOT_TELL: "?"}
-Found = list[tuple[Compared, dict[str, Any]]]
+Found = list[tuple[Compared, FoundStages]]
 
 
 class Stages:
@@ -34,17 +36,17 @@ class Stages:
     source = "Lad et al. 2024, figure 1 and table 1"
     look_for = (
         "boundaries at the same relative depth in every model, and signatures that all models support: what only some show "
-        "is no law of depth."
+        "does not hold in general."
     )
 
 
 def compared_stages(compared: Sequence[Compared]) -> tuple[Section, dict[str, pl.DataFrame]]:
-    """The section, and its tables for saving, each with a column `model`."""
+    """The section and its downloadable tables, each with a column `model`."""
     found, without = _read(compared)
     section = Section(
-        panels=[_bars(found)] if any(one["stages"] for _, one in found) else [],
+        panels=[_bars(found)] if any(one.stages for _, one in found) else [],
         sentences=signatures_said(found),
-        missing=[f"Stages were not looked for, or cannot be read: {joined(without)}."] if without else [],
+        missing=[f"No readable stages (not run, or damaged): {joined(without)}."] if without else [],
         notes=["Points on the bars are boundaries, with their 95% intervals over documents."] if found else [],
         tables=[signature_table(found)] if found else [],
         across=1,
@@ -67,17 +69,19 @@ def signatures_said(found: Found) -> list[str]:
     if len(found) < 2:
         return []
     verdicts: dict[str, list[str]] = {}
+    titles_of: dict[str, str] = {}  # runs of two versions may put one signature into different words
     for _, one in found:
-        for signature in one["signatures"]:
-            verdicts.setdefault(signature["title"], []).append(signature["verdict"])
-    by_all = [title for title, said in verdicts.items() if said.count(SUPPORTED) == len(found)]
-    by_none = [title for title, said in verdicts.items() if SUPPORTED not in said]
-    others = [title for title in verdicts if title not in (*by_all, *by_none)]
+        for signature in one.signatures:
+            verdicts.setdefault(signature.name, []).append(signature.verdict)
+            titles_of.setdefault(signature.name, signature.title)
+    by_all = [name for name, said in verdicts.items() if said.count(SUPPORTED) == len(found)]
+    by_none = [name for name, said in verdicts.items() if SUPPORTED not in said]
+    others = [name for name in verdicts if name not in (*by_all, *by_none)]
     parts = ((by_all, "supported in every model"), (by_none, "supported in none"), (others, "supported in some only"))
     return [
-        f"{len(titles)} of {len(verdicts)} signatures are {what}: {'; '.join(map(in_sentence, titles))}."
-        for titles, what in parts
-        if titles
+        f"{len(names)} of {len(verdicts)} signatures are {what}: {'; '.join(in_sentence(titles_of[name]) for name in names)}."
+        for names, what in parts
+        if names
     ]
 
 
@@ -86,115 +90,92 @@ def signature_table(found: Found) -> TextTable:
     order: dict[str, tuple[str, str]] = {}
     cells: dict[tuple[str, int], tuple[str, str]] = {}
     for place, (_, one) in enumerate(found):
-        for signature in one["signatures"]:
-            order.setdefault(signature["name"], (signature["title"], stage_title(signature["stage"])))
-            cells[signature["name"], place] = _verdict(signature)
+        for signature in one.signatures:
+            order.setdefault(signature.name, (signature.title, stage_title(signature.stage)))
+            cells[signature.name, place] = _verdict(signature)
     rows = [(shown, *(cells.get((name, place), "–") for place in range(len(found)))) for name, shown in order.items()]
     return TextTable(
-        title=f"Signatures ({', '.join(f'{mark} {verdict}' for verdict, mark in MARKS.items())})",
+        title=f"Signatures ({', '.join(f'{mark} {verdict_shown(verdict)}' for verdict, mark in MARKS.items())})",
         head=("Signature", *(one.look.title for one, _ in found)),
         rows=rows,
     )
 
 
-def _verdict(signature: dict[str, Any]) -> tuple[str, str]:
-    verdict = str(signature["verdict"])
+def _verdict(signature: SignatureVerdict) -> tuple[str, str]:
+    verdict = signature.verdict
     mark = MARKS.get(verdict, verdict)
-    if signature["effect"] is None:
-        return mark, verdict
-    low, high, unit = signature["ci_low"], signature["ci_high"], signature["unit"]
+    if signature.effect is None:
+        return mark, verdict_shown(verdict)
+    low, high, unit = signature.ci_low, signature.ci_high, signature.unit
     bounds = "" if low is None or high is None else f"{said_number(low, unit)}{NBSP}to{NBSP}{said_number(high, unit)}"
-    return f"{mark}{NBSP}{said_number(signature['effect'], unit)}", bounds
+    return f"{mark}{NBSP}{said_number(signature.effect, unit)}", bounds
 
 
 def _bars(found: Found) -> Panel:
-    """Layer l stands at l / (L − 1), as in the curves, half a layer of room at both ends."""
-    traces, names = [], []
+    """Layer l is at l / (L − 1), as in the curves, with a margin of half a layer at both ends."""
+    marks, names = [], []
     for row, (one, stages) in enumerate(reversed(found)):
-        last = max(stages["layers"] - 1, 1)
-        traces.append(_bar(one, stages["stages"], row, last))
-        if bounds := [boundary for boundary in stages["boundaries"] if boundary["low"] is not None]:
-            traces.append(_bounds(one, bounds, row, last))
-        text = one.look.title if stages["stages"] else f"{one.look.title}: no stages found"
-        names.append(
-            {"xref": "x domain", "yref": "y", "x": 0, "y": row + 0.44, "text": f"<b>{_plain(text)}</b>"}
-            | {"showarrow": False, "xanchor": "left", "yanchor": "middle"}
-        )
-    ticks = XAxis(title=RELATIVE_DEPTH, last=1).relative_axis() or {}
-    room = max((0.5 / max(stages["layers"] - 1, 1) for _, stages in found), default=0.05)
+        last = max(stages.layers - 1, 1)
+        marks.append(_bar(one, stages.stages, row, last))
+        if bounds := [boundary for boundary in stages.boundaries if boundary.low is not None]:
+            marks.append(_bounds(one, bounds, row, last))
+        text = one.look.title if stages.stages else f"{one.look.title}: no stages found"
+        names.append(Note(text=text, x=0.0, y=row + 0.44, bold=True))
+    room = max((0.5 / max(stages.layers - 1, 1) for _, stages in found), default=0.05)
     return Panel(
         name="stages-compared",
         title="Stages over relative depth",
-        traces=traces,
-        xaxis={**ticks, "range": [-room, 1 + room], "showgrid": False},
-        yaxis={
-            "range": [-0.6, len(found) - 0.35],
-            "showticklabels": False,
-            "showgrid": False,
-            "zeroline": False,
-            "ticks": "",
-        },
+        marks=tuple(marks),
+        x=replace(relative_axis(room), grid=False),
+        y=(Axis(range=(-0.6, len(found) - 0.35), labelled=False, grid=False),),
+        notes=tuple(names),
+        together=False,
         height=ROW * len(found) + 60,
         left=8,
-        layout={"annotations": names, "hovermode": "closest", "barmode": "overlay"},
     )
 
 
-def _bar(one: Compared, stages: list[dict[str, Any]], row: int, last: int) -> go.Bar:
-    return go.Bar(
-        base=[(stage["first"] - 0.5) / last for stage in stages],
-        x=[(stage["last"] - stage["first"] + 1) / last for stage in stages],
-        y=[float(row)] * len(stages),
-        width=0.5,
-        orientation="h",
-        meta=one.look.name,
-        marker={"color": one.look.light, "opacity": [_opacity(stage["name"]) for stage in stages]},
-        text=[stage["title"].replace(" + ", " +<br>") for stage in stages],
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        hovertext=[f"<b>{stage['title']}</b><br>{_plain(one.look.title)}, {span(stage)}" for stage in stages],
-        hovertemplate="%{hovertext}<extra></extra>",
+def _bar(one: Compared, stages: list[Stage], row: int, last: int) -> Bars:
+    return Bars(
         name=one.look.title,
-        showlegend=False,
+        look=one.look,
+        bars=tuple(
+            Bar(
+                (stage.first - 0.5) / last,
+                (stage.last + 0.5) / last,
+                _opacity(stage.name),
+                stage.title.replace(" + ", " +\n"),
+                Hover(stage.title, f"\n{one.look.title}, {span(stage)}"),
+            )
+            for stage in stages
+        ),
+        y=float(row),
+        thickness=0.5,
     )
 
 
-def _bounds(one: Compared, bounds: list[dict[str, Any]], row: int, last: int) -> go.Scatter:
-    return go.Scatter(
-        x=[(bound["layer"] - 0.5) / last for bound in bounds],
-        y=[float(row)] * len(bounds),
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [(bound["high"] - bound["layer"]) / last for bound in bounds],
-            "arrayminus": [(bound["layer"] - bound["low"]) / last for bound in bounds],
-            "thickness": 3,
-            "width": 4,
-            "color": one.look.light,
-        },
-        customdata=[[bound["layer"], (bound["layer"] - 0.5) / last, bound["low"], bound["high"]] for bound in bounds],
-        text=[
-            f"{_plain(one.look.title)}: boundary before layer {b['layer']} ({b['low']} to {b['high']})" for b in bounds
-        ],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        meta=one.look.name,
-        marker={"color": one.look.light, "symbol": one.look.marker, "size": 7},
+def _bounds(one: Compared, bounds: list[Boundary], row: int, last: int) -> Points:
+    return Points(
         name=one.look.title,
-        showlegend=False,
+        look=one.look,
+        x=tuple(before_layer(bound, last) for bound in bounds),
+        y=(Value(float(row)),) * len(bounds),
+        hover=tuple(
+            Hover("", f"{one.look.title}: boundary before layer {b.layer} ({b.low} to {b.high})") for b in bounds
+        ),
+        layers=tuple(map(own_layer, bounds)),
+        line=False,
+        size=7.0,
+        bar=3.0,
+        caps=True,
+        legend=False,
     )
 
 
 def _opacity(name: str) -> float:
-    """Stages that were not told apart are drawn between the two."""
+    """Merged stages, which could not be distinguished, get the mean of their opacities."""
     parts = [OPACITY.get(part, 0.2) for part in name.split("+")]
     return sum(parts) / len(parts)
-
-
-def _plain(text: str) -> str:
-    """plotly reads text as HTML, and a model may be called anything."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _frames(found: Found) -> dict[str, pl.DataFrame]:

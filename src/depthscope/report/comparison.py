@@ -1,4 +1,4 @@
-"""The page of several runs: every model's curves over relative depth in one figure, stages and signatures side by side."""
+"""The page that compares runs: curves of all models over relative depth, with stages and signatures side by side."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from depthscope.report import downloads, method
 from depthscope.report.compared_stages import Stages, compared_stages
 from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
-from depthscope.report.measured import Measured, read_sweep
+from depthscope.report.measured import SweepValues, read_sweep
 from depthscope.report.overlays import OVERLAYS, Compared, Overlay, overlay
 from depthscope.report.palette import MOST_RUNS, run_look
 from depthscope.report.section import Section, TextTable
@@ -20,9 +20,9 @@ from depthscope.run.store import RunDirectory, atomic_file
 
 
 def write_comparison(runs: Sequence[RunDirectory], out: Path) -> Path:
-    """Write the page that compares some runs to `out` and return it.
+    """Write the page that compares runs to `out` and return `out`.
 
-    Raises DepthscopeError for fewer than two runs, or more than can be told apart; RunError where it cannot be written.
+    Raises DepthscopeError for fewer than two runs or more than can be distinguished; RunError if it cannot be written.
     """
     content = render_comparison(runs).encode()
     with atomic_file(out) as stream:
@@ -31,7 +31,7 @@ def write_comparison(runs: Sequence[RunDirectory], out: Path) -> Path:
 
 
 def render_comparison(runs: Sequence[RunDirectory]) -> str:
-    """The page as HTML: what a run lacks is said, and the others are shown."""
+    """The page as HTML. What a run lacks is reported, and the other runs are shown."""
     compared = side_by_side(runs)
     tables: dict[str, str] = {}
     shown = []
@@ -58,7 +58,7 @@ def render_comparison(runs: Sequence[RunDirectory]) -> str:
 def comparison_sections(
     compared: Sequence[Compared],
 ) -> list[tuple[Stages | Overlay, Section, dict[str, Any]]]:
-    """(titles, section, tables for saving) of each part of the page."""
+    """(titles, section, downloadable tables) of each part of the page."""
     section, frames = compared_stages(compared)
     found: list[tuple[Stages | Overlay, Section, dict[str, Any]]] = [(Stages(), section, frames)]
     for kind in OVERLAYS:
@@ -68,13 +68,13 @@ def comparison_sections(
 
 
 def side_by_side(runs: Sequence[RunDirectory]) -> list[Compared]:
-    """Runs with their names and looks; where two are of one model, with their directories' names too.
+    """Runs with their names and looks. Runs of the same model also get their directory's name.
 
-    Raises DepthscopeError for fewer than two runs, or more than can be told apart.
+    Raises DepthscopeError for fewer than two runs or more than can be distinguished.
     """
     if not 2 <= len(runs) <= MOST_RUNS:
         raise DepthscopeError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(runs)}")
-    models = [str(run.settings.get("model", "a model")) for run in runs]
+    models = [run.settings.model or "a model" for run in runs]
     seen = Counter(models)
     names = [
         f"{model} ({run.path.resolve().name})" if seen[model] > 1 else model
@@ -88,44 +88,45 @@ def side_by_side(runs: Sequence[RunDirectory]) -> list[Compared]:
 
 
 ALIKE = {
-    "data": "The runs are of different texts, so differences may be the texts’",
-    "tokens": "The runs are of different amounts of text",
-    "window": "Windows differ in length, so positions have seen different amounts of context",
+    "data": "The runs use different texts, so differences may come from the text",
+    "tokens": "The runs use different amounts of text",
+    "window": "Windows differ in length, so positions have different amounts of context",
     "bos": "BOS policies differ",
-    "dtype": "The models were computed in different dtypes",
+    "dtype": "The models were run in different dtypes",
 }
-"""Settings that should be the same in runs that are compared, and what is said where they are not."""
+"""Settings that should agree between compared runs, and the warning if they do not."""
 
 
 def warnings(compared: Sequence[Compared]) -> list[str]:
-    """What makes the runs less comparable than they look."""
+    """Differences that make the runs less comparable."""
     said = []
     for key, what in ALIKE.items():
-        values = [one.run.settings.get(key) for one in compared]
+        values = [getattr(one.run.settings, key) for one in compared]
         if len(set(map(str, values))) > 1:
             pairs = zip(compared, values, strict=True)
             said.append(f"{what}: {joined([f'{one.look.title} {value}' for one, value in pairs])}.")
-    hashes = [one.run.settings.get("token_hash") for one in compared]
-    vocabularies = [one.run.manifest.get("model", {}).get("vocabulary") for one in compared]
+    hashes = [one.run.settings.token_hash for one in compared]
+    vocabularies = [one.run.manifest.model.vocabulary for one in compared]
     if any(a != b for a, b in pairwise(vocabularies)):
-        said.append("Vocabularies differ, so nats per token are not nats per the same token.")
+        said.append("Vocabularies differ, so values in nats per token are not directly comparable.")
     elif any(a != b for a, b in pairwise(hashes)):
         said.append("The token sequences are not the same.")
     protocols = [_protocols(one) for one in compared]
     if any(a != b for a, b in pairwise(protocols)):
-        said.append("Some follow the paper’s text, others its first script (protocol lad2024), where the two differ.")
-    if unfinished := [one.look.title for one in compared if not one.run.complete]:
-        said.append(f"Not come to their end: {joined(unfinished)}.")
+        said.append(
+            "Some runs follow the paper’s text, others its first script (protocol lad2024), where the two differ."
+        )
+    if incomplete := [one.look.title for one in compared if not one.run.complete]:
+        said.append(f"Incomplete: {joined(incomplete)}.")
     return said
 
 
 def _protocols(one: Compared) -> bool:
-    own = one.run.settings.get("experiments", {}).values()
-    return any(settings.get("protocol") == "lad2024" for settings in own)
+    return any(own.get("protocol") == "lad2024" for own in one.run.settings.experiments.values())
 
 
 def _numbers(compared: Sequence[Compared]) -> TextTable:
-    """The five numbers, a column per model."""
+    """The key numbers, a column per model."""
     cells = {
         (number.title, one.look.name): (number.value, number.interval or number.note)
         for one in compared
@@ -133,7 +134,7 @@ def _numbers(compared: Sequence[Compared]) -> TextTable:
     }
     titles = dict.fromkeys(title for title, _ in cells)
     return TextTable(
-        title="The numbers that matter",
+        title="Key numbers",
         head=("", *(one.look.title for one in compared)),
         rows=[(title, *(cells.get((title, one.look.name), "–") for one in compared)) for title in titles],
     )
@@ -159,7 +160,7 @@ def _short(name: str) -> str:
     return own if heading in ("Model", "Text") and own else name
 
 
-def _measured(run: RunDirectory) -> Measured | None:
+def _measured(run: RunDirectory) -> SweepValues | None:
     try:
         return read_sweep(run)
     except RunError:

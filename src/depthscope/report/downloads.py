@@ -1,39 +1,40 @@
-"""Tables as CSV inside the page: packed (zlib, base64), so that the page stays one small file and needs no network."""
+"""Tables as CSV inside the page: packed (zlib, base64), so that the page stays one small offline file."""
 
 import base64
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 
 from depthscope.errors import RunError
+from depthscope.report.measured import Value
 from depthscope.report.panels import Panel
 from depthscope.run.store import RunDirectory
+from depthscope.schema.found_stages import Stages
 
 LARGEST, ROOM = 100_000, 400_000
-"""Characters of a packed table and of all in a page, which stays below 6 MB; what does not fit stays in the run's
-directory, and the page says so."""
+"""Most characters of one packed table, and of all in a page, which stays below 6 MB. The page names the tables that do not
+fit; they remain in the run's directory."""
 SEPARATOR = " | "
-"""Between the elements of a list in a cell."""
+"""Separates the elements of a list in a cell."""
 
 
 def csv(frame: pl.DataFrame) -> str:
-    """A frame as CSV, numbers in full; cells that are lists as their elements with SEPARATOR between."""
+    """A frame as CSV with numbers at full precision; elements of list cells are joined by SEPARATOR."""
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
     plain = frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(SEPARATOR) for name in lists)
     return plain.write_csv()
 
 
 def packed(text: str) -> str:
-    """Text as the page keeps it."""
+    """Text compressed and encoded for the page."""
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def packed_tables(run: RunDirectory, names: Iterable[str], room: int = ROOM) -> tuple[dict[str, str], list[str]]:
-    """Those of a run's tables that fit into the page, packed, by name; and the names of those too large.
+    """(packed tables of a run by name, as far as they fit into the page; names of those too large).
 
-    `room` is what is left of the page's. Tables that are not there or damaged are left out: their section says so.
+    `room` is the number of characters left in the page. Missing or damaged tables are skipped: their section reports them.
     """
     fitting, too_large = {}, []
     for name in names:
@@ -50,12 +51,13 @@ def packed_tables(run: RunDirectory, names: Iterable[str], room: int = ROOM) -> 
 
 
 def drawn(panels: Sequence[Panel]) -> pl.DataFrame:
-    """The numbers that panels of curves show: panel, unit, curve, layer, relative depth, mean and interval."""
+    """The numbers that panels of curves show: panel, unit, curve, layer, relative depth, mean and interval bounds."""
     rows = [
-        (panel.title, panel.unit, trace.name, layer, share, mean, low, high)
+        (panel.title, panel.unit, points.name, int(row.layer), row.share, y.mean, row.low, row.high)
         for panel in panels
-        for trace in panel.traces
-        for mean, (layer, share, low, high) in zip(trace.y, trace.customdata, strict=True)
+        for points in panel.points
+        for y, row in zip(points.y, points.rows(), strict=True)
+        if isinstance(y, Value)
     ]
     columns = {
         "panel": pl.String,
@@ -70,7 +72,7 @@ def drawn(panels: Sequence[Panel]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def of_stages(found: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
+def of_stages(found: Stages) -> dict[str, pl.DataFrame]:
     """stages.json as two flat tables: the stages, and the signatures with their verdicts."""
     columns = (
         "stage",
@@ -86,9 +88,9 @@ def of_stages(found: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
         "reason",
     )
     return {
-        "stages": pl.DataFrame([{key: one.get(key) for key in _STAGE} for one in found["stages"]], schema=_STAGE),
+        "stages": pl.DataFrame([{key: getattr(one, key) for key in _STAGE} for one in found.stages], schema=_STAGE),
         "signatures": pl.DataFrame(
-            [{key: one.get(key) for key in columns} for one in found["signatures"]],
+            [{key: getattr(one, key) for key in columns} for one in found.signatures],
             schema={key: pl.Float64 if key in _NUMBERS else pl.String for key in columns},
         ),
     }

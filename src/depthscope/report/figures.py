@@ -1,5 +1,6 @@
-"""The figures by name, as one plotly figure for notebooks each; the page is made of the same panels."""
+"""The figures by name, each as one plotly figure for notebooks; the page uses the same panels."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -8,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.palette import FONT
-from depthscope.report.panels import AXES, LAYER, Panel
+from depthscope.report.panels import AXES, LAYER, Heat, Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
     attention,
@@ -24,7 +25,12 @@ from depthscope.report.sections import (
     stages,
     sweep,
 )
+from depthscope.report.sections.default import default_section
+from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
 from depthscope.run.store import RunDirectory
+from depthscope.schema.declaration import Experiment
+from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.schema.metric import Metric
 
 FIGURES: dict[str, Kind] = {
     kind.name: kind
@@ -43,29 +49,66 @@ FIGURES: dict[str, Kind] = {
         geometry.KIND,
     )
 }
-"""In the order of the page."""
+"""The built-in figures, in the order of the page."""
+
+
+def figures(run: RunDirectory | None = None) -> dict[str, Kind]:
+    """All figures by name: FIGURES, then a default one for every table of an experiment without its own figure.
+
+    With a run, also for tables of experiments not registered here: a reader of a run need not have registered them.
+    """
+    drawn = {kind.experiment for kind in FIGURES.values()}
+    others = {
+        name: _default(experiment, name, table.metrics)
+        for experiment in EXPERIMENTS.values()
+        if experiment.name not in drawn
+        for name, table in experiment.tables.items()
+    }
+    declared = {name for experiment in EXPERIMENTS.values() for name in experiment.tables}
+    unknown = {} if run is None else {name: _default(name, name, ()) for name in run.tables() if name not in declared}
+    return {**FIGURES, **others, **unknown}
+
+
+def _default(experiment: Experiment | str, name: str, metrics: Sequence[Metric]) -> Kind:
+    """The default figure of a table; `experiment` is a name if the experiment is not registered."""
+    known = isinstance(experiment, Experiment)
+    title = experiment.title.rstrip(".") if isinstance(experiment, Experiment) else name.replace("_", " ").capitalize()
+    several = isinstance(experiment, Experiment) and len(experiment.tables) > 1
+
+    def build(run: RunDirectory) -> Section:
+        return default_section(name, title, run.table(name), metrics)
+
+    return Kind(
+        name=name,
+        title=f"{title} ({name})" if several else title,
+        source=experiment.source if known else "an experiment that is not registered here",
+        experiment=experiment.name if known else experiment,
+        file=f"tables/{name}.parquet",
+        build=build,
+    )
 
 
 def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
-    """A figure of a run by its name in FIGURES: the panels of the page side by side.
+    """A figure of a run by its name: the page's panels in a grid.
 
-    Error bars are 95% intervals over documents; `customdata` holds layer, relative depth and the interval's ends. `axis` is
-    `layer` or `relative depth`; panels whose x is neither stay as they are. Raises DepthscopeError for another name or axis,
-    RunError where the run has no such measurements.
+    Error bars are 95% intervals over documents; `customdata` holds layer, relative depth and the interval's bounds. `axis` is
+    `layer` or `relative depth`; panels with another x axis are unchanged. Raises DepthscopeError for an unknown name or axis,
+    RunError if the run has no data for the figure.
     """
-    if name not in FIGURES:
-        raise DepthscopeError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
+    there = figures(run)
+    if name not in there:
+        raise DepthscopeError(f"unknown figure {name!r}: expected one of {', '.join(there)}")
     if axis not in AXES:
         raise DepthscopeError(f"unknown axis {axis!r}: expected one of {', '.join(AXES)}")
-    section = FIGURES[name].build(run)
+    section = there[name].build(run)
     if not section.panels:
-        raise RunError(f"{run.path} has nothing for the figure {name!r}. {' '.join(section.missing)}".strip())
-    shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else _grid(section, axis)
-    # plotly reads titles as HTML, and a model may be called anything.
-    model = escape(str(run.settings.get("model", "")))
+        raise RunError(f"{run.path} has no data for the figure {name!r}. {' '.join(section.missing)}".strip())
+    shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
+    # plotly reads titles as HTML, and model names are arbitrary.
+    model = escape(run.settings.model or "")
     shown.update_layout(
         title={
-            "text": f"{FIGURES[name].title}: {model}",
+            "text": f"{there[name].title}: {model}",
             "x": 0,
             "xref": "paper",
             "y": 1,
@@ -83,51 +126,53 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
 
 
 def _alone(panel: Panel, axis: str) -> go.Figure:
-    layout = {**panel.layout, "xaxis": panel.x_axis(axis), "yaxis": panel.yaxis, "height": panel.height + 120}
-    return go.Figure(panel.placed(axis), layout)
+    cell = alone(panel)
+    whole = {**layout(panel, cell, x_is=axis), "height": panel.height + 120}
+    shown = go.Figure(traces(panel, cell, x_is=axis), whole)
+    return shown if panel.together else shown.update_layout(hovermode="closest")
 
 
-def _grid(section: Section, axis: str) -> go.Figure:
+def grid(section: Section, axis: str) -> go.Figure:
+    """A section's panels in rows of `across`, with one legend entry per curve name."""
     columns = min(section.across, len(section.panels))
     rows = -(-len(section.panels) // columns)
-    maps = any(isinstance(trace, go.Heatmap) for panel in section.panels for trace in panel.traces)
-    titles = [f"{panel.title} ({panel.unit})" if panel.unit else panel.title for panel in section.panels]
+    maps = any(isinstance(mark, Heat) for panel in section.panels for mark in panel.marks)
     shown = make_subplots(
         rows=rows,
         cols=columns,
         horizontal_spacing=0.14 if maps else 0.09,
         vertical_spacing=0.32 / rows,
-        subplot_titles=titles,
+        subplot_titles=[plain(panel.called) for panel in section.panels],
     )
     named: set[str] = set()
+    free = len(section.panels) + 1
     for place, panel in enumerate(section.panels):
-        cell: dict[str, Any] = {"row": place // columns + 1, "col": place % columns + 1}
-        for trace in panel.placed(axis):
+        cell = _cell(shown, panel, place, free)
+        free += len(panel.y) - 1
+        for trace in traces(panel, cell, x_is=axis):
             if isinstance(trace, go.Heatmap):
                 _beside(trace, shown, place)
-            else:
+            elif trace.showlegend is not False:
                 trace.update(legendgroup=trace.name, showlegend=trace.name not in named)
                 named.add(trace.name)
-            shown.add_trace(trace, **cell)
-        shown.update_xaxes(panel.x_axis(axis), **cell)
-        shown.update_yaxes(panel.yaxis, **cell)
-        for shape in panel.layout.get("shapes", ()):
-            shown.add_shape(_in_cell(shape, place))
-        for note in panel.layout.get("annotations", ()):
-            shown.add_annotation(_in_cell(note, place))
-    unified = all("hovermode" not in panel.layout for panel in section.panels)
-    shown.update_layout(height=120 + 300 * rows, hovermode="x unified" if unified else "closest")
+            shown.add_trace(trace)
+        drawn = layout(panel, cell, x_is=axis)
+        over = {key: [*shown.layout[key], *drawn.pop(key, ())] for key in ("shapes", "annotations")}
+        shown.update_layout({**drawn, **over})
+    shown.update_layout(height=120 + 300 * rows, hovermode=hovermode(section.panels))
     return shown
 
 
-def _in_cell(drawn: dict[str, Any], place: int) -> dict[str, Any]:
-    """A shape or note of a panel on the axes of its subplot."""
+def _cell(shown: go.Figure, panel: Panel, place: int, free: int) -> Cell:
+    """A subplot's axes; further rows of its panel get separate y axes, numbered from `free`."""
     number = "" if place == 0 else str(place + 1)
-    return {**drawn, "xref": f"x{number} domain", "yref": f"y{number}"}
+    more = (f"y{free + row}" for row in range(len(panel.y) - 1))
+    axes: Any = shown.layout
+    return Cell(x=f"x{number}", y=(f"y{number}", *more), height=axes[f"yaxis{number}"].domain)
 
 
 def _beside(trace: go.Heatmap, shown: go.Figure, place: int) -> None:
-    """The colour bar beside its own subplot."""
+    """Place the colour bar next to its subplot."""
     number = "" if place == 0 else str(place + 1)
     axes: Any = shown.layout
     low, high = axes[f"yaxis{number}"].domain

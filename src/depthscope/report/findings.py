@@ -1,24 +1,25 @@
-"""What a sweep found, in sentences made from its table; each says only what the table holds."""
+"""Sentences about a sweep's results, generated from its table; each states only what the table holds."""
 
 from collections.abc import Sequence
 
-from depthscope.report.measured import Measured, Value, interval, ranked, spoken, with_unit
-from depthscope.report.palette import place_name
+from depthscope.edit_registry import LayerSweep, sweeps, title_of
+from depthscope.report.measured import SweepValues, Value, interval, ranked, spoken, with_unit
 from depthscope.report.wording import compared, layer_list, listed, sentence
+from depthscope.routes import COMPONENT_NAMES
 from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL
 
 FEW_DOCUMENTS = 5
-"""Up to here the page says how few they are: Student's t with 4 degrees of freedom is 2.8, with 1 it is 12.7."""
+"""Up to this number the page warns about few documents: Student's t with 4 degrees of freedom is 2.8, with 1 it is 12.7."""
 
 
-def headline(measured: Measured) -> str:
-    """The answer in a sentence: the layer whose loss, or move, changes the predictions most."""
+def headline(measured: SweepValues) -> str:
+    """The main result in one sentence: the layer whose removal or move changes the predictions most."""
     edit = _main_edit(measured)
     if edit is None:
-        return "The table holds the unedited model alone: no edit was measured."
+        return "The table holds only the unmodified model: no edit was measured."
     series = measured.series(edit, KL)
     layer = ranked(series)[0]
-    what = place_name(edit, layer)
+    what = _place_name(edit, layer)
     agreement = measured.series(edit, AGREEMENT).get(layer)
     kept = (
         f", and the most likely token stays the same at {spoken(agreement, AGREEMENT)} of positions"
@@ -29,75 +30,78 @@ def headline(measured: Measured) -> str:
     return f"{what[0].upper()}{what[1:]} {most} KL {spoken(series[layer], KL)}{kept}."
 
 
-def further(measured: Measured) -> list[str]:
-    """The sentences after the headline: the layers in between, and swaps beside drops."""
+def further(measured: SweepValues) -> list[str]:
+    """The sentences after the headline: the middle layers, and swaps compared with drops."""
     return [
         *_entropy(measured),
         *_most_settled(measured),
         *_least(measured),
         *_middle(measured),
-        *_swaps_beside_drops(measured),
+        *_swaps_against_drops(measured),
     ]
 
 
-COMPONENT_EDITS = {
-    "drop_attn": "attention",
-    "drop_ssm": "state-space mixer",
-    "drop_mlp": "MLP",
-    "drop_ple": "per-layer input",
-}
-
-
-def components(measured: Measured) -> list[str]:
-    """Where silencing each component changes the predictions most."""
+def components(measured: SweepValues) -> list[str]:
+    """Where ablating each component changes the predictions most."""
     said = []
-    for edit, part in COMPONENT_EDITS.items():
-        series = measured.series(edit, KL)
-        if len(series) > 1:
+    for edit in measured.edits:
+        how, series = sweeps().get(edit), measured.series(edit, KL)
+        if how is not None and how.component is not None and len(series) > 1:
             layer = ranked(series)[0]
             said.append(
-                f"Silencing the {part} changes the predictions most in layer {layer}: "
+                f"Ablating the {COMPONENT_NAMES[how.component]} changes the predictions most in "
+                f"{layer_list(how.blocks(layer))}: "
                 f"KL {spoken(series[layer], KL)}{_against(series, layer)}."
             )
-    return [*said, *_attention_beside_mlp(measured)]
+    return [*said, *_attention_against_mlp(measured)]
 
 
 def intervals_note(documents: int) -> str | None:
-    """What there is to say when intervals are missing or rest on few documents."""
+    """A caution when intervals are missing or rest on few documents; None otherwise."""
     if documents == 1:
-        return "The text is one document, so there are no intervals: they rest on how documents differ."
+        return "The text is a single document, so there are no intervals: they are computed from variation between documents."
     if documents <= FEW_DOCUMENTS:
         return (
-            f"The intervals rest on {documents} documents only, so they are wide and say little: "
-            "a longer text gives better ones."
+            f"The intervals rest on only {documents} documents, so they are wide and uninformative: "
+            "use a longer text for narrower ones."
         )
     return None
 
 
-def zeros_note(measured: Measured, edits: Sequence[str]) -> str | None:
-    """Which points of some edits are missing from a logarithmic axis."""
+def zeros_note(measured: SweepValues, edits: Sequence[str]) -> str | None:
+    """Which points of the given edits cannot be shown on a logarithmic axis."""
     zeros = [f"{edit}({i})" for edit in edits for i, value in measured.series(edit, KL).items() if value.mean <= 0]
-    return f"KL is exactly 0, so not on the logarithmic axis, for {listed(zeros)}." if zeros else None
+    return f"KL is exactly 0, so not shown on the logarithmic axis, for {listed(zeros)}." if zeros else None
 
 
-def _main_edit(measured: Measured) -> str | None:
-    """The edit the headline is about: the whole layer's loss where it was measured."""
-    return next((name for name in ("drop", "swap", "drop_mlp", "drop_attn") if name in measured.edits), None)
+def _main_edit(measured: SweepValues) -> str | None:
+    """The edit the headline reports: dropping the whole layer, if it was measured."""
+    first = ("drop", "swap", "drop_mlp", "drop_attn", *measured.edits)
+    return next((name for name in first if name in measured.edits), None)
 
 
-def _most_settled(measured: Measured) -> list[str]:
-    """What must be added to a headline whose place is not sure."""
+def _place_name(edit: str, layer: int) -> str:
+    """An edit at a layer as part of a sentence: `swapping layers 3 and 4`."""
+    how = sweeps().get(edit, LayerSweep())
+    where = layer_list(how.blocks(layer))
+    if how.component is not None:
+        return f"ablating the {COMPONENT_NAMES[how.component]} of {where}"
+    return f"{how.verb} {where}" if how.verb else f"{title_of(edit)} at {where}"
+
+
+def _most_settled(measured: SweepValues) -> list[str]:
+    """A caution for a headline whose layer is uncertain: which layers it is too close to call between."""
     edit = _main_edit(measured)
     series = measured.series(edit, KL) if edit else {}
     rivals = _rivals(series, ranked(series)[0]) if series else []
     if not rivals:
         return []
     contenders = sorted([ranked(series)[0], *rivals])
-    return [f"Which place matters most is too close to call between {layer_list(contenders)}: their intervals overlap."]
+    return [f"Which layer matters most is too close to call between {layer_list(contenders)}: their intervals overlap."]
 
 
 def _rivals(series: dict[int, Value], layer: int) -> list[int]:
-    """Other layers whose interval overlaps that of `layer`; none where there are no intervals."""
+    """Other layers whose interval overlaps that of `layer`; empty without intervals."""
     own = series[layer]
     return [
         other
@@ -110,13 +114,13 @@ def _rivals(series: dict[int, Value], layer: int) -> list[int]:
 
 
 def _against(series: dict[int, Value], layer: int) -> str:
-    """`, too close to call against layers 3 and 4`, or nothing where the layer stands apart."""
+    """`, too close to call against layers 3 and 4`; empty if no other layer's interval overlaps."""
     rivals = _rivals(series, layer)
     return f", too close to call against {layer_list(rivals)}" if rivals else ""
 
 
-def _entropy(measured: Measured) -> list[str]:
-    """Whether the headline's edit leaves the predictions less or more certain, where the interval tells."""
+def _entropy(measured: SweepValues) -> list[str]:
+    """Whether the headline's edit makes the predictions less or more certain; empty if the interval includes 0."""
     edit = _main_edit(measured)
     series = measured.series(edit, KL) if edit else {}
     change = measured.series(edit, ENTROPY_CHANGE).get(ranked(series)[0]) if edit and series else None
@@ -124,29 +128,29 @@ def _entropy(measured: Measured) -> list[str]:
         return []
     more, verb = ("less", "rises") if change.mean > 0 else ("more", "falls")
     return [
-        f"That leaves the predictions {more} certain: their entropy {verb} by {spoken(_size(change), ENTROPY_CHANGE)}."
+        f"This makes the predictions {more} certain: their entropy {verb} by {spoken(_size(change), ENTROPY_CHANGE)}."
     ]
 
 
 def _size(change: Value) -> Value:
-    """A change without its sign, its interval's ends in order."""
+    """The magnitude of a change, with its interval's bounds in order."""
     if change.mean >= 0:
         return change
     low, high = (None if end is None else -end for end in (change.high, change.low))
     return Value(-change.mean, low, high)
 
 
-def _least(measured: Measured) -> list[str]:
-    """The layer whose drop costs least, where there are several."""
+def _least(measured: SweepValues) -> list[str]:
+    """The layer whose drop costs least, if several were dropped."""
     series = measured.series("drop", KL)
     if len(series) < 2:
         return []
     layer = ranked(series)[-1]
-    return [f"Layer {layer} is missed least: KL {spoken(series[layer], KL)} without it{_against(series, layer)}."]
+    return [f"Dropping layer {layer} costs least: KL {spoken(series[layer], KL)}{_against(series, layer)}."]
 
 
-def _middle(measured: Measured) -> list[str]:
-    """The agreement that edits of the layers between first and last keep; a swap counts when both its layers do."""
+def _middle(measured: SweepValues) -> list[str]:
+    """The agreement kept by edits of the middle layers; a swap counts if both its layers are middle layers."""
     last = measured.depth - 1
     said = []
     for edit, verb, end in (
@@ -165,13 +169,13 @@ def _middle(measured: Measured) -> list[str]:
 
 
 def _with_place(value: Value, edit: str, layer: int) -> str:
-    where = f"layers {layer} and {layer + 1}" if edit == "swap" else f"layer {layer}"
+    where = layer_list(sweeps()[edit].blocks(layer))
     bounds = f"; {interval(value, AGREEMENT)}" if value.has_interval else ""
     return f"{with_unit(value, AGREEMENT)} ({where}{bounds})"
 
 
-def _swaps_beside_drops(measured: Measured) -> list[str]:
-    """At which layers the swap with the next layer costs less KL than the drop."""
+def _swaps_against_drops(measured: SweepValues) -> list[str]:
+    """The layers at which swapping with the next layer costs less KL than dropping."""
     drop, swap, open_ = compared(measured.series("drop", KL), measured.series("swap", KL))
     if len(drop) + len(swap) + len(open_) < 2:
         return []
@@ -183,17 +187,17 @@ def _swaps_beside_drops(measured: Measured) -> list[str]:
     return [sentence(parts)]
 
 
-def _attention_beside_mlp(measured: Measured) -> list[str]:
-    """In which layers the MLP's silence costs more KL than the attention's, and where less."""
+def _attention_against_mlp(measured: SweepValues) -> list[str]:
+    """In which layers ablating the MLP costs more KL than ablating the attention, and in which less."""
     mlp, attention, open_ = compared(measured.series("drop_mlp", KL), measured.series("drop_attn", KL))
     parts = [
-        f"silencing the MLP costs more KL than silencing the attention in {layer_list(mlp)}" if mlp else "",
-        f"silencing the attention costs more in {layer_list(attention)}" if attention else "",
-        _too_close(open_, "which costs more KL, silencing the MLP or the attention, is ", mlp + attention),
+        f"ablating the MLP costs more KL than ablating the attention in {layer_list(mlp)}" if mlp else "",
+        f"ablating the attention costs more in {layer_list(attention)}" if attention else "",
+        _too_close(open_, "which costs more KL, ablating the MLP or the attention, is ", mlp + attention),
     ]
     return [sentence(parts)] if mlp or attention or open_ else []
 
 
 def _too_close(layers: list[int], question: str, settled: list[int]) -> str:
-    """Where a comparison is open; the question is asked only where nothing before it was settled."""
+    """The layers where a comparison is too close to call; `question` is included only if no layer was settled."""
     return f"{'' if settled else question}too close to call at {layer_list(layers)}" if layers else ""

@@ -1,6 +1,6 @@
-"""The machinery of pages: templates, plots and tables as data in the file, and what keeps the file from asking for more.
+"""Rendering of pages: templates, with plots and tables embedded as data.
 
-Everything a page needs stands in it, plotly.js too (4.8 MB), and its content security policy forbids any request.
+A page is self-contained, including plotly.js (4.8 MB), and its content security policy forbids any request.
 """
 
 import json
@@ -15,13 +15,14 @@ from plotly.offline import get_plotlyjs
 from depthscope.report.palette import FONT, Look
 from depthscope.report.panels import Panel
 from depthscope.report.section import Section
+from depthscope.report.traces import alone, axis, hovermode, layout, traces
 
 TEMPLATES = ("base.html", "parts.html", "page.html", "comparison.html")
 
 
 @runtime_checkable
 class Titled(Protocol):
-    """What a section of a page is called, where its idea is from, and what to look for in it."""
+    """Name, title, source and reading advice of a section."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -42,7 +43,7 @@ def fill(
     tables: Mapping[str, str],
     **content: Any,
 ) -> str:
-    """A template as a page. `looks` are its colours by name, `tables` packed CSV files by name (downloads.py)."""
+    """Render a template. `looks` are the page's colours by name, `tables` packed CSV files by name (downloads.py)."""
     figures = {panel.name: specification(panel) for panel in panels}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({name: _part(name) for name in TEMPLATES}),
@@ -66,7 +67,7 @@ def fill(
 
 
 def section_shown(kind: Titled, section: Section, saved: list[str], too_large: list[str]) -> dict[str, Any]:
-    """A section as the pages' templates read it. `saved` and `too_large`: tables the page offers, and those it cannot."""
+    """A section as template data. `saved`: tables offered for download; `too_large`: tables too large to offer."""
     return {
         "name": kind.name,
         "title": kind.title,
@@ -89,30 +90,30 @@ def section_shown(kind: Titled, section: Section, saved: list[str], too_large: l
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand in a script element: no text in it can close the element."""
+    """JSON that is safe inside a script element: no text in it can close the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def specification(panel: Panel) -> dict[str, Any]:
-    """A panel as the page's script draws it, without title and legend: the page has its own."""
-    shown = go.Figure(panel.traces, panel.layout)
-    shown.update_layout(xaxis=panel.xaxis, yaxis=panel.yaxis)
+    """A panel as plotly JSON for the page's script, without title and legend: the page has its own."""
+    cell = alone(panel)
+    shown = go.Figure(traces(panel, cell), layout(panel, cell))
     shown.update_layout(
-        # The default template would put some 7 kB of styles for other kinds of charts into each panel.
+        # The default template would add about 7 kB of styles for other chart types to each panel.
         template="none",
         font={"family": FONT, "size": 12},
         margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
         height=panel.height,
         showlegend=False,
         dragmode=False,
-        hovermode=panel.layout.get("hovermode", "x unified"),
+        hovermode=hovermode([panel]),
     )
     shown.update_xaxes(automargin=True)
     shown.update_yaxes(automargin=True)
     drawn = json.loads(shown.to_json() or "{}")
-    called = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-    return {**drawn, "relative": panel.relative, "log": panel.log, "called": called}
+    relative = axis(panel.relative) if panel.relative else None
+    return {**drawn, "relative": relative, "log": panel.log, "called": panel.called}
 
 
 def _part(name: str) -> str:

@@ -1,16 +1,16 @@
-"""The five numbers that matter: what a reader asks of a model first, each with its interval where it has one."""
+"""The five key numbers of a model, each with its interval where it has one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from depthscope.errors import RunError
 from depthscope.report.measured import Series, Value, interval, read_sweep, read_table, series, with_unit
 from depthscope.report.sections import neurons, stages
 from depthscope.run.store import RunDirectory
 from depthscope.schema import lens
+from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.neurons import NEURON_COUNTS_TABLE
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, verdict_shown
 from depthscope.schema.sweep import AGREEMENT, KL
 
 MIDDLE_AGREEMENT = "robust_middle"
@@ -19,7 +19,7 @@ MIDDLE_AGREEMENT = "robust_middle"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyNumber:
-    """A number of the strip: what it is, the number with its unit, its 95% interval (may be empty), and what it is of."""
+    """A key number: title, value with unit, 95% interval (may be empty) and a note on what it refers to."""
 
     title: str
     value: str
@@ -28,12 +28,12 @@ class KeyNumber:
 
 
 def key_numbers(run: RunDirectory) -> list[KeyNumber]:
-    """Those of the five that the run has."""
+    """The key numbers for which the run has data."""
     found = []
     for read in FIVE:
         try:
             one = read(run)
-        except RunError:  # the section of that experiment says what is wrong with it
+        except RunError:  # the section of that experiment reports the problem
             continue
         found += [one] if one else []
     return found
@@ -45,16 +45,16 @@ def first_layer(run: RunDirectory) -> KeyNumber | None:
     if value is None:
         return None
     return KeyNumber(
-        title="KL of losing the first layer",
+        title="KL of dropping the first layer",
         value=with_unit(value, KL),
         interval=interval(value, KL),
-        note="from the model’s own predictions",
+        note="relative to the unmodified model",
     )
 
 
 def middle_layers(run: RunDirectory) -> KeyNumber | None:
-    """Mean over middle layers of the agreement that dropping one keeps. The stage finder resamples it; without it, no
-    interval: layers of the same documents are not independent, and the table has no covariances."""
+    """Mean over middle layers of the agreement kept when one is dropped. The interval is the stage finder's, from resampling;
+    without it there is none: layers share documents, so are not independent, and the table has no covariances."""
     measured = read_sweep(run)
     dropped = measured.series("drop", AGREEMENT)
     kept = [dropped[layer].mean for layer in range(1, measured.depth - 1) if layer in dropped]
@@ -62,8 +62,8 @@ def middle_layers(run: RunDirectory) -> KeyNumber | None:
         return None
     value = Value(sum(kept) / len(kept))
     effect = _signature(run, MIDDLE_AGREEMENT)
-    if effect and effect["effect"] is not None and abs(effect["effect"] - value.mean) < 1e-9:
-        value = Value(value.mean, effect["ci_low"], effect["ci_high"])
+    if effect and effect.effect is not None and abs(effect.effect - value.mean) < 1e-9:
+        value = Value(value.mean, effect.ci_low, effect.ci_high)
     return KeyNumber(
         title="Agreement kept without a middle layer",
         value=with_unit(value, AGREEMENT),
@@ -73,9 +73,9 @@ def middle_layers(run: RunDirectory) -> KeyNumber | None:
 
 
 def lens_halved(run: RunDirectory) -> KeyNumber | None:
-    """The first depth from which on the lens's KL is at most half of what it is after the first layer.
+    """The first depth from which the lens's KL stays at most half of its value after the first layer.
 
-    Not of what it is at x_0: that is the embedding, which a lens reads by accident of tying.
+    The reference is not x_0: that is the embedding, which a lens can read only because of weight tying.
     """
     kl = series(read_table(run, "lens", lens.LENS_TABLE), lens.KL)
     depth = halved_at(kl)
@@ -91,7 +91,7 @@ def lens_halved(run: RunDirectory) -> KeyNumber | None:
 
 
 def halved_at(kl: Series) -> int | None:
-    """The first depth from which on KL stays at most half of that at x_1; None below three layers or where x_1 lacks."""
+    """The first depth from which KL stays at most half of that at x_1; None below three layers or without x_1."""
     last = max(kl, default=0)
     if last < 3 or 1 not in kl:
         return None
@@ -112,20 +112,20 @@ def neuron_shares(run: RunDirectory) -> KeyNumber | None:
     return KeyNumber(
         title="Prediction and suppression neurons",
         value=first if first == second == "0%" else f"{first} and {second}",
-        note=f"{counts[0]:,} and {counts[1]:,} of {whole:,}; counted in the weights, no interval",
+        note=f"{counts[0]:,} and {counts[1]:,} of {whole:,}; from the weights alone, no interval",
     )
 
 
 def signatures(run: RunDirectory) -> KeyNumber | None:
-    """How many of the stages' signatures are supported."""
-    verdicts = [one["verdict"] for one in stages.read_stages(run)["signatures"]]
+    """The number of supported signatures of the stages."""
+    verdicts = [one.verdict for one in stages.read_stages(run).signatures]
     if not verdicts:
         return None
     others = [(verdicts.count(verdict), verdict) for verdict in (NOT_SUPPORTED, CANNOT_TELL)]
     return KeyNumber(
-        title="Signatures of the stages supported",
+        title="Supported stage signatures",
         value=f"{verdicts.count(SUPPORTED)} of {len(verdicts)}",
-        note=", ".join(f"{count} {verdict}" for count, verdict in others if count),
+        note=", ".join(f"{count} {verdict_shown(verdict)}" for count, verdict in others if count),
     )
 
 
@@ -142,8 +142,8 @@ def _bracket(value: Value) -> str:
     return f" ({interval(value, lens.KL)})" if value.has_interval else ""
 
 
-def _signature(run: RunDirectory, name: str) -> dict[str, Any] | None:
+def _signature(run: RunDirectory, name: str) -> SignatureVerdict | None:
     try:
-        return next((one for one in stages.read_stages(run)["signatures"] if one["name"] == name), None)
+        return next((one for one in stages.read_stages(run).signatures if one.name == name), None)
     except RunError:
         return None

@@ -1,13 +1,15 @@
-"""Several runs in one figure per quantity, each a curve over relative depth (the paper's figures 3 to 8)."""
+"""Several runs in one figure per quantity, as curves over relative depth (the paper's figures 3 to 8)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from depthscope.edit_registry import title_of
 from depthscope.errors import RunError
+from depthscope.report.charts import Curve, XAxis, line, relative_axis, y_axis
 from depthscope.report.measured import Series, Value, depth_of, read_sweep, read_table, series
 from depthscope.report.palette import Look
-from depthscope.report.panels import RELATIVE_DEPTH, Curve, Panel, XAxis, line, y_axis
+from depthscope.report.panels import RELATIVE_DEPTH, Axis, Level, Panel
 from depthscope.report.section import Section
 from depthscope.report.sections.overview import DENSITY, density, density_axis
 from depthscope.report.wording import joined
@@ -15,40 +17,40 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms
 from depthscope.schema.metric import Metric
 from depthscope.schema.neurons import KINDS
-from depthscope.schema.sweep import AGREEMENT, EDIT_KINDS, ENTROPY_CHANGE, KL
+from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A run among others: how it is called and drawn."""
+    """A run among others, with its title and look."""
 
     run: RunDirectory
     look: Look
 
     @property
     def depth(self) -> int:
-        """Layers of the model; 1 where the manifest is silent."""
+        """Layers of the model; 1 if the manifest does not record it."""
         return depth_of(self.run.manifest, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
-    """What one figure shows of every run."""
+    """The quantity that one figure shows for every run."""
 
     name: str
     title: str
     metric: Metric
     read: Callable[[RunDirectory], Series]
-    """Values by layer. Raises RunError where the run has none."""
+    """Values by layer. Raises RunError if the run has none."""
     call: str
-    """How a point is called, with `{}` for the layer."""
+    """Label of a point, with `{}` for the layer."""
     log: bool = False
     after_last: bool = False
-    """Whether there is a value after the last layer too, as of the lens."""
-    ends_at_nought: bool = False
-    """Whether that value is 0 by definition, and is not drawn."""
+    """Whether there is also a value after the last layer, as for the lens."""
+    ends_at_zero: bool = False
+    """Whether that value is 0 by definition, and so not drawn."""
     level: float | None = None
-    """Where a dotted line is drawn."""
+    """The y value of a dotted line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +65,12 @@ class Overlay:
 
 
 def overlay(kind: Overlay, compared: Sequence[Compared]) -> Section:
-    """A section's figures, each with the runs that have the quantity; who lacks what is said."""
+    """A section's figures, each with the runs that have the quantity; missing quantities are reported."""
     panels, missing, definitions = [], [], []
     for quantity in kind.quantities:
         curves, without = _curves(quantity, compared)
         if without:
-            missing.append(f"Without {quantity.title[0].lower()}{quantity.title[1:]}: {joined(without)}.")
+            missing.append(f"Missing {quantity.title[0].lower()}{quantity.title[1:]}: {joined(without)}.")
         if curves:
             panels.append(_panel(kind, quantity, curves))
             definitions.append(quantity.metric)
@@ -77,17 +79,17 @@ def overlay(kind: Overlay, compared: Sequence[Compared]) -> Section:
         missing=missing,
         legend=[one.look for one in compared],
         definitions=[*dict.fromkeys(definitions)],
-        notes=["After the last layer the lens’s KL is 0 by definition, so its curves end before it."]
-        if any(quantity.ends_at_nought for quantity in kind.quantities) and panels
+        notes=["After the last layer the lens’s KL is 0 by definition, so its curves end one layer earlier."]
+        if any(quantity.ends_at_zero for quantity in kind.quantities) and panels
         else [],
-        log_note="Values of 0 are not on a logarithmic axis." if any(map(_hides, panels)) else None,
+        log_note="Values of 0 are not shown on a logarithmic axis." if any(map(_hides, panels)) else None,
         across=3 if len(kind.quantities) % 3 == 0 else 2,
     )
 
 
 def _hides(panel: Panel) -> bool:
-    """Whether a logarithmic axis leaves points out."""
-    return panel.log and any(y <= 0 for trace in panel.traces for y in trace.y)
+    """Whether a logarithmic axis hides points."""
+    return panel.log and any(y is None for points in panel.points for y in panel.drawn_y(points))
 
 
 def _curves(quantity: Quantity, compared: Sequence[Compared]) -> tuple[list[tuple[Curve, XAxis]], list[str]]:
@@ -102,7 +104,7 @@ def _curves(quantity: Quantity, compared: Sequence[Compared]) -> tuple[list[tupl
             continue
         last = max(one.depth, max(values) + (0 if quantity.after_last else 1)) - (0 if quantity.after_last else 1)
         called = f"{one.look.title.replace('{', '(').replace('}', ')')}, {quantity.call}"
-        if quantity.ends_at_nought:
+        if quantity.ends_at_zero:
             values = {depth: value for depth, value in values.items() if depth < last}
         curves.append((Curve(look=one.look, values=values, call=called), XAxis(title=RELATIVE_DEPTH, last=last)))
     return curves, without
@@ -110,32 +112,24 @@ def _curves(quantity: Quantity, compared: Sequence[Compared]) -> tuple[list[tupl
 
 def _panel(kind: Overlay, quantity: Quantity, curves: Sequence[tuple[Curve, XAxis]]) -> Panel:
     metric = quantity.metric
-    traces = [line(curve, metric, x) for curve, x in curves]
-    for trace in traces:
-        trace.update(x=[row[1] for row in trace.customdata or ()])
-    dotted = [
-        {"type": "line", "xref": "x domain", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y}
-        | {"line": {"width": 1, "dash": "dot"}}
-        for y in (quantity.level,)
-        if y is not None
-    ]
+    points = [line(curve, metric, x) for curve, x in curves]
     room = 0.5 / max(min(x.last for _, x in curves), 1)
-    axis = XAxis(title=RELATIVE_DEPTH, last=1).relative_axis() or {}
     return Panel(
         name=f"{kind.name}-{quantity.name}",
         title=quantity.title,
         unit="%" if metric.unit == "share" else metric.unit,
-        traces=traces,
-        xaxis={**axis, "range": [-min(room, 0.05), 1 + min(room, 0.05)]},
-        yaxis=_y_axis(quantity, [value for curve, _ in curves for value in curve.values.values()]),
+        marks=tuple(replace(one, x=tuple(map(Value, one.shares)), layers=one.x) for one in points),
+        x=relative_axis(min(room, 0.05)),
+        y=(_y_axis(quantity, [value for curve, _ in curves for value in curve.values.values()]),),
+        levels=() if quantity.level is None else (Level(y=quantity.level),),
         log=quantity.log,
-        layout={"shapes": dotted, "hovermode": "closest"},
+        together=False,
     )
 
 
-def _y_axis(quantity: Quantity, values: Sequence[Value]) -> dict:
+def _y_axis(quantity: Quantity, values: Sequence[Value]) -> Axis:
     if quantity.metric is DENSITY:
-        return {**y_axis(DENSITY, False, False), **density_axis(values)}
+        return density_axis(values)
     return y_axis(quantity.metric, quantity.log, quantity.metric is AGREEMENT)
 
 
@@ -150,7 +144,7 @@ def _estimated(table: str, columns: dict, metric: Metric, run: RunDirectory) -> 
 def _edit(edit: str, metric: Metric, log: bool = False) -> Quantity:
     return Quantity(
         name=metric.name,
-        title=f"{EDIT_KINDS[edit].title}: {metric.title if metric is not KL else 'KL divergence'}",
+        title=f"{title_of(edit)}: {metric.title if metric is not KL else 'KL divergence'}",
         metric=metric,
         read=partial(_swept, edit, metric),
         call=f"{edit}({{}})",
@@ -171,7 +165,7 @@ def _by_layer(table: str, columns: dict, metric: Metric, log: bool = False, leve
 
 
 def _lens(metric: Metric, log: bool = False) -> Quantity:
-    return replace(_by_layer("lens", lens.LENS_TABLE, metric, log), call="x_{}", after_last=True, ends_at_nought=log)
+    return replace(_by_layer("lens", lens.LENS_TABLE, metric, log), call="x_{}", after_last=True, ends_at_zero=log)
 
 
 def _density(kind: str) -> Quantity:
@@ -198,15 +192,15 @@ OVERLAYS = (
         name="swap",
         title="Layer swaps",
         source="Lad et al. 2024, figure 3 top",
-        look_for="deeper models whose swaps cost less: with more layers, neighbours do more alike.",
+        look_for="deeper models with cheaper swaps: with more layers, neighbouring layers are more similar.",
         quantities=[_edit("swap", metric, log) for metric, log in _EDITED],
     ),
     Overlay(
         name="reads",
-        title="Attention and what is written",
+        title="Attention and output norms",
         source="Lad et al. 2024, figures 4, 5 and 7",
         look_for="local attention that falls after the early layers in every model, a ratio that falls below 1 with depth, "
-        "and MLP norms that peak at the end; absolute norms depend on how a model was trained, shapes can be compared.",
+        "and MLP norms that peak at the end; absolute norms depend on how a model was trained, so compare shapes.",
         quantities=[
             _by_layer("attention", attention.ATTENTION_TABLE, attention.PREVIOUS[5]),
             _by_layer("norms", norms.NORMS_TABLE, norms.NORM_RATIO, log=True, level=1.0),
@@ -217,7 +211,7 @@ OVERLAYS = (
         name="predictions",
         title="How predictions form",
         source="Lad et al. 2024, figures 6 and 8",
-        look_for="KL that falls from about the same relative depth on, where prediction neurons appear, and suppression "
+        look_for="KL that starts to fall at about the same relative depth, where prediction neurons appear, and suppression "
         "neurons that overtake them at the end.",
         quantities=[
             _lens(lens.KL, log=True),
@@ -227,4 +221,4 @@ OVERLAYS = (
         ],
     ),
 )
-"""The sections of a comparison, after that of the stages."""
+"""The sections of a comparison, after the stages."""

@@ -1,16 +1,16 @@
 "use strict";
-// Draws the panels from the JSON beside this script, in the page's own colours, when they come near the screen, keeps all
-// sections' choices the same, and makes files of tables and figures.
+// Draws the panels from the JSON in the page, in the page's colours, as they come near the viewport; keeps the choices of all
+// sections in sync; saves tables and figures as files.
 (() => {
   const specifications = JSON.parse(document.getElementById("figures").textContent);
   const tables = JSON.parse(document.getElementById("tables").textContent);
   const plots = [...document.querySelectorAll(".plot")];
   const chosen = { x: "layer", y: "log" };
   const near = new Set();
-  // Within the style sheet's margins on the narrower of A4 and Letter, by panels in a row: print layout cannot be measured.
+  // Pixels within the style sheet's margins on the narrower of A4 and Letter, by panels per row: print layout cannot be measured.
   const paper = { 1: 690, 2: 338, 3: 220 };
   let printing = false;
-  // No logo, no mode bar, no place to send anything to.
+  // No logo, no mode bar, no server to send data to.
   const config = {
     responsive: true, displaylogo: false, displayModeBar: false, plotlyServerURL: "", topojsonURL: "about:blank",
     showTips: false, scrollZoom: false, doubleClick: false,
@@ -25,7 +25,7 @@
 
   function coloured(trace, relative) {
     const own = colour(trace.meta);
-    // The lowest value is a little darker than a cell without one.
+    // The lowest value is slightly darker than an empty cell.
     if (trace.type === "heatmap") {
       const low = mixed(colour("paper"), own, 0.05);
       const scale = trace.zmid === 0 ? [[0, colour("soft")], [0.5, low], [1, own]] : [[0, low], [1, own]];
@@ -52,7 +52,7 @@
     return drawn;
   }
 
-  // Without what lies below a logarithmic axis: a line to it would fall out of the panel as a stub (Panel.seen in Python).
+  // Drops points below a logarithmic axis: a line to them would leave the panel as a stub (Panel.drawn_y in Python).
   function onAxis(trace, drawn) {
     const axis = drawn[`yaxis${(trace.yaxis || "y").slice(1)}`];
     if (trace.type !== "scatter" || axis.type !== "log") return trace;
@@ -60,7 +60,7 @@
     return { ...trace, y: trace.y.map((y) => (y > low ? y : null)) };
   }
 
-  // The panel as plotly wants it, in the colours the page has at this moment.
+  // The panel as plotly data and layout, in the page's current colours.
   function drawing(panel) {
     const specification = specifications[panel];
     const { data, layout, relative } = specification;
@@ -88,7 +88,7 @@
     return Plotly.react(plot, data, { ...layout, ...room }, config);
   }
 
-  // As a picture a panel stands alone: on white, with its title and legend.
+  // A saved image is standalone: white background, with title and legend.
   function picture(panel, format) {
     const { called } = specifications[panel];
     const root = document.documentElement;
@@ -108,7 +108,7 @@
     return Plotly.downloadImage({ data, layout: standing, config }, { format, ...size, scale: format === "png" ? 2 : 1, filename: panel });
   }
 
-  // Tables are packed in the page: unpacked and saved without leaving it.
+  // Tables are packed in the page; they are unpacked and saved locally.
   async function saveTable(name) {
     const bytes = Uint8Array.from(atob(tables[name]), (character) => character.charCodeAt(0));
     const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));

@@ -1,6 +1,6 @@
-"""The page of a run: one HTML file that says what was found, shows it, and how it was measured; it opens offline.
+"""The page of a run: one HTML file with results, figures and methods; it works offline.
 
-First the answer, five numbers and the model at a glance; then a section per experiment; then how far to trust it.
+First the headline, five key numbers and the model at a glance; then a section per experiment; then how far to trust it.
 """
 
 import math
@@ -9,20 +9,21 @@ from typing import Any
 
 from depthscope.errors import RunError
 from depthscope.report import downloads, findings, method
-from depthscope.report.figures import FIGURES
+from depthscope.report.figures import figures
 from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
-from depthscope.report.measured import Measured, decimals_for, interval, number, read_sweep
-from depthscope.report.palette import LOOKS, SHOWN
+from depthscope.report.measured import SweepValues, decimals_for, interval, number, read_sweep
+from depthscope.report.palette import LOOKS, edit_looks
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import overview, stages
 from depthscope.report.trust import trust
 from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.schema.manifest import Settings
 from depthscope.schema.sweep import AGREEMENT, KL
 
 
 def write_page(run: RunDirectory, out: Path) -> Path:
-    """Write the page of a run, finished or not, to `out` and return it. Raises RunError where it cannot be written."""
+    """Write the page of a run, complete or not, to `out` and return `out`. Raises RunError if it cannot be written."""
     content = render(run).encode()
     with atomic_file(out) as stream:
         stream.write(content)
@@ -30,7 +31,7 @@ def write_page(run: RunDirectory, out: Path) -> Path:
 
 
 def render(run: RunDirectory) -> str:
-    """The page as HTML: what is there is shown, what is missing or damaged is said."""
+    """The page as HTML. Missing or damaged tables are reported in place of their figures."""
     measured = _measured(run)
     tables, sections = _with_downloads(run, _sections(run))
     names = [one["name"] for one in sections]
@@ -38,8 +39,8 @@ def render(run: RunDirectory) -> str:
     others = [("table", "Every layer in numbers")] if table else []
     return fill(
         "page.html",
-        title=str(run.settings.get("model", "a model")),
-        looks=LOOKS,
+        title=run.settings.model or "a model",
+        looks=LOOKS | {look.name: look for look in edit_looks(measured.edits if measured else ()).values()},
         panels=[panel for section in sections for panel in section["panels"]],
         tables=tables,
         has_intervals=measured is not None and any(value.has_interval for value in measured.values.values()),
@@ -51,26 +52,26 @@ def render(run: RunDirectory) -> str:
         numbers=key_numbers(run),
         overview=next((section for section in sections if section["name"] == overview.NAME), None),
         sections=[section for section in sections if section["name"] != overview.NAME],
-        not_asked=[kind.title for name, kind in FIGURES.items() if name not in names and kind.file],
+        not_asked=[kind.title for name, kind in figures(run).items() if name not in names and kind.file],
         table=table,
         contents=[*others, ("trust", "How far to trust this"), ("method", "How this was measured")],
     )
 
 
-def _measured(run: RunDirectory) -> Measured | None:
-    """The sweep's table; None where there is none that can be read, which its section says."""
+def _measured(run: RunDirectory) -> SweepValues | None:
+    """The sweep's table; None if it is missing or unreadable, which its section reports."""
     try:
         return read_sweep(run)
     except RunError:
         return None
 
 
-def _answer(run: RunDirectory, measured: Measured | None, sections: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The headline, from the sweep or else from the first section that says something."""
+def _answer(run: RunDirectory, measured: SweepValues | None, sections: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The headline, from the sweep or else from the first section that has a sentence."""
     said = [sentence for section in sections for sentence in section["sentences"]]
     if measured is None and not said:
         return None
-    documents = measured.documents if measured else run.manifest.get("text", {}).get("documents")
+    documents = measured.documents if measured else run.manifest.text.documents
     note = findings.intervals_note(documents) if documents else None
     return {
         "headline": findings.headline(measured) if measured else said[0],
@@ -80,38 +81,38 @@ def _answer(run: RunDirectory, measured: Measured | None, sections: list[dict[st
 
 
 def _incomplete(run: RunDirectory) -> list[str]:
-    """What is missing from a run that has not come to its end."""
+    """What is missing from an incomplete run."""
     if run.complete:
         return []
-    said = ["This run has not come to its end."]
+    said = ["This run is incomplete."]
     units = _units(run.settings)
     stored = [
         f"{name} {len(list((run.path / 'shards' / name).glob('*.parquet')))}"
-        for name in run.settings.get("experiments", {})
+        for name in run.settings.experiments
         if (run.path / "shards" / name).is_dir()
     ]
     if stored:
         of = f" (a pass over the text has {units})" if units else ""
         said.append(f"Work units stored{of}: {', '.join(stored)}.")
     said.append(
-        "The tables below are whole: they are only ever made from all work units."
+        "The tables below are complete: a table is only written once all its work units are stored."
         if run.tables()
-        else "There are no tables yet, so there is nothing to show of what was measured."
+        else "There are no tables yet, so no measurements can be shown."
     )
-    said.append("The same command on the same directory goes on where it stopped.")
+    said.append("Run the same command on the same directory to resume it.")
     return said
 
 
-def _units(settings: dict[str, Any]) -> int | None:
-    """How many work units a pass over the text has in all, None where the manifest does not say."""
-    tokens, window, per_unit = (settings.get(key) for key in ("tokens", "window", "windows_per_unit"))
+def _units(settings: Settings) -> int | None:
+    """The number of work units in a pass over the text; None if the manifest does not record it."""
+    tokens, window, per_unit = settings.tokens, settings.window, settings.windows_per_unit
     return math.ceil(tokens / window / per_unit) if tokens and window and per_unit else None
 
 
 def _sections(run: RunDirectory) -> list[tuple[Kind, Section]]:
-    """The sections of the page: those with something to show, and those that were asked for and have nothing."""
+    """The sections of the page: those with results, and those that were requested but have none."""
     sections = []
-    for kind in FIGURES.values():
+    for kind in figures(run).values():
         try:
             section = kind.build(run)
         except RunError as error:
@@ -125,7 +126,7 @@ def _sections(run: RunDirectory) -> list[tuple[Kind, Section]]:
 def _with_downloads(
     run: RunDirectory, sections: list[tuple[Kind, Section]]
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """The packed tables of all sections by name, and the sections as the template reads them, with their tables' names."""
+    """The packed tables of all sections by name, and the sections as template data with their tables' names."""
     tables: dict[str, str] = {}
     shown = []
     for kind, section in sections:
@@ -143,7 +144,7 @@ def _with_downloads(
 
 
 def _own_tables(kind: Kind, section: Section, run: RunDirectory) -> dict[str, str]:
-    """The packed tables of a section whose numbers are in no table of the run."""
+    """The packed tables of a section whose numbers are not in any table of the run."""
     if not section.panels and not section.tables:
         return {}
     frames = (
@@ -155,21 +156,21 @@ def _own_tables(kind: Kind, section: Section, run: RunDirectory) -> dict[str, st
 
 
 def _gap(kind: Kind, run: RunDirectory, error: RunError) -> str | None:
-    """Why an experiment that was asked for has nothing to show; None where it was not asked for."""
-    not_done = run.manifest.get("not_done", {})
+    """Why a requested experiment has no results; None if it was not requested."""
+    not_done = run.manifest.not_done
     if not kind.file:
         return None
     if kind.experiment in not_done:
         return f"This could not be done: {not_done[kind.experiment]}."
     if (run.path / kind.file).exists():
         return f"This cannot be shown: {str(error).replace(str(run.path), 'this run')}."
-    if kind.experiment in run.settings.get("experiments", {}) and kind.experiment != stages.NAME:
-        return "There is no table of this yet: the run has not come so far."
+    if kind.experiment in run.settings.experiments and kind.experiment != stages.NAME:
+        return "No table yet: the run is incomplete."
     return None
 
 
-def _table(measured: Measured | None) -> dict[str, Any] | None:
-    """Rows per layer; cells (mean, interval), None where the edit has no such layer. KL's decimals are one for all."""
+def _table(measured: SweepValues | None) -> dict[str, Any] | None:
+    """Rows per layer; cells are (mean, interval), or None if the edit has no such layer. KL cells share their decimals."""
     if measured is None or not measured.edits:
         return None
     columns = [(edit, metric, measured.series(edit, metric)) for edit in measured.edits for metric in (KL, AGREEMENT)]
@@ -182,4 +183,4 @@ def _table(measured: Measured | None) -> dict[str, Any] | None:
             value = series.get(layer)
             cells.append((number(value.mean, metric, digits), interval(value, metric, digits)) if value else None)
         rows.append((layer, cells))
-    return {"edits": [SHOWN[edit] for edit in measured.edits], "rows": rows}
+    return {"edits": list(edit_looks(measured.edits).values()), "rows": rows}

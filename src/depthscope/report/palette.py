@@ -1,14 +1,16 @@
 """How each quantity is drawn: one colour and one marker per quantity, everywhere on the page, light and dark.
 
-The colours are Okabe and Ito's (2008), which readers with any common colour vision tell apart; markers and dashes say the
-same once more, for print in grey. What is about attention is green, what is about the MLP purple. On a dark page swap takes
-the palette's sky blue, because its blue would sink there, and suppression its yellow.
+The colours are Okabe and Ito's (2008), which readers with any common colour vision can distinguish; markers and dashes encode
+the same, for greyscale print. Attention is green, the MLP purple. On a dark page swap uses the palette's sky blue, because
+its blue has too little contrast there, and suppression its yellow.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
+from depthscope.routes import COMPONENTS
 from depthscope.schema import neurons, probes
-from depthscope.schema import sweep as schema
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 
 
@@ -17,7 +19,7 @@ class Look:
     """How a quantity is drawn: colours (light, dark background), plotly marker, the marker as a character, dash."""
 
     name: str
-    """As in the tables, and the name of its colour in the page's style sheet."""
+    """As in the tables; also the name of its colour in the page's style sheet."""
     title: str
     definition: str
     light: str
@@ -31,22 +33,27 @@ GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"
 INK, SOFT = ("#1C2024", "#E5E6E3"), ("#586069", "#9BA3AB")
 
 
-def _edit(kind: schema.EditKind, light: str, dark: str, marker: str, glyph: str) -> Look:
-    return Look(kind.name, kind.title, kind.definition, light, dark, marker, glyph)
+def _edit(name: str, light: str, dark: str, marker: str, glyph: str) -> Look:
+    return Look(name, EDITS[name].title, EDITS[name].definition, light, dark, marker, glyph)
 
 
-SWAP = _edit(schema.SWAP, "#0072B2", "#56B4E9", "circle", "●")
-DROP = _edit(schema.DROP, "#D55E00", "#D55E00", "square", "■")
-DROP_ATTN = _edit(schema.DROP_ATTN, GREEN, GREEN, "triangle-up", "▲")
-DROP_MLP = _edit(schema.DROP_MLP, PURPLE, PURPLE, "diamond", "◆")
-DROP_SSM = _edit(schema.DROP_SSM, ORANGE, ORANGE, "triangle-down", "▼")
-DROP_PLE = _edit(schema.DROP_PLE, "#56B4E9", "#56B4E9", "cross", "✚")
-SHOWN = {edit.name: edit for edit in (SWAP, DROP, DROP_ATTN, DROP_SSM, DROP_MLP, DROP_PLE)}
-"""The edits of the sweep."""
+DROP = _edit("drop", "#D55E00", "#D55E00", "square", "■")
+_EDITS = {
+    look.name: look
+    for look in (
+        _edit("swap", "#0072B2", "#56B4E9", "circle", "●"),
+        DROP,
+        _edit("drop_attn", GREEN, GREEN, "triangle-up", "▲"),
+        _edit("drop_ssm", ORANGE, ORANGE, "triangle-down", "▼"),
+        _edit("drop_mlp", PURPLE, PURPLE, "diamond", "◆"),
+        _edit("drop_ple", "#56B4E9", "#56B4E9", "cross", "✚"),
+    )
+}
+"""The edits with a fixed look; `edit_looks` assigns looks to others."""
 
-OWN = Look("own", "The model", "the model as it is", *INK, "circle", "●")
+OWN = Look("own", "The model", "the unmodified model", *INK, "circle", "●")
 REFERENCE = Look("reference", "Reference", "what the others are compared with", *SOFT, "square-open", "□", "dash")
-CONTROL = Look("control", "Control", "what would be there anyway", *SOFT, "diamond-open", "◇", "dot")
+CONTROL = Look("control", "Control", "what would be expected anyway", *SOFT, "diamond-open", "◇", "dot")
 ATTENTION = Look(
     "attention", "Attention", "what attention adds to the residual stream", GREEN, GREEN, "triangle-up", "▲"
 )
@@ -66,7 +73,7 @@ NEURONS = {
         _kind(neurons.ENTROPY, *SOFT, "square", "■", "dashdot"),
     )
 }
-"""The kinds of neurons that are drawn by layer."""
+"""The kinds of neurons drawn by layer."""
 
 CHOSEN = {
     probes.PREDICTION: NEURONS["prediction"],
@@ -94,7 +101,7 @@ ON_ITSELF = Look("itself", ITSELF.title, ITSELF.definition, *INK, "circle", "●
 LOOKS = {
     look.name: look
     for look in (
-        *SHOWN.values(),
+        *_EDITS.values(),
         OWN,
         REFERENCE,
         CONTROL,
@@ -107,7 +114,7 @@ LOOKS = {
         ON_ITSELF,
     )
 }
-"""All looks by name: the page's colours."""
+"""All fixed looks by name: the page's colours."""
 
 _COLOURS = (
     ("#0072B2", "#56B4E9"),
@@ -119,28 +126,45 @@ _COLOURS = (
     INK,
 )
 _MARKERS = ("circle ●", "square ■", "triangle-up ▲", "diamond ◆", "triangle-down ▼", "star ★", "pentagon ⬟")
+_FREE = _MARKERS.index("star ★")
+"""The first marker not used by an edit with a fixed look."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MOST_RUNS = 2 * len(_COLOURS)
-"""Runs that can be told apart in one figure."""
+"""Number of runs that can be distinguished in one figure."""
 
 
 def run_look(place: int, title: str) -> Look:
-    """How a run is drawn among others: a colour, a marker and a dash; in the second round of colours other markers."""
+    """How a run is drawn among others: colour, marker and dash; when colours repeat, markers differ."""
     light, dark = _COLOURS[place % len(_COLOURS)]
     marker, glyph = _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)].split()
     return Look(f"run-{place}", title, "", light, dark, marker, glyph, _DASHES[place % len(_DASHES)])
 
 
+def shown_edits(measured: Iterable[str]) -> list[str]:
+    """The edits of a sweep's table in display order: whole blocks, then components.
+
+    Edits not registered here follow. Names that are not valid edit names are skipped.
+    """
+    there = list(dict.fromkeys(measured))
+    known = sorted(sweeps().items(), key=lambda one: (None, *COMPONENTS).index(one[1].component))
+    unknown = [name for name in there if name not in sweeps() and is_edit_name(name)]
+    return [*(name for name, _ in known if name in there), *unknown]
+
+
+def edit_looks(shown: Iterable[str]) -> dict[str, Look]:
+    """How the edits of one page are drawn: edits without a fixed look take the next of a cycle."""
+    looks: dict[str, Look] = {}
+    own = 0
+    for name in shown:
+        if name in _EDITS:
+            looks[name] = _EDITS[name]
+            continue
+        definition = EDITS[name].definition if name in EDITS else "an edit that is not registered here"
+        light, dark = _COLOURS[-1 - own % len(_COLOURS)]
+        marker, glyph = _MARKERS[(own + _FREE) % len(_MARKERS)].split()
+        looks[name] = Look(f"edit-{own}", title_of(name), definition, light, dark, marker, glyph, "dash")
+        own += 1
+    return looks
+
+
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
-
-
-def place_name(edit: str, layer: int) -> str:
-    """An edit at a layer in words, as in a sentence: `swapping layers 3 and 4`."""
-    return {
-        "swap": f"swapping layers {layer} and {layer + 1}",
-        "drop": f"dropping layer {layer}",
-        "drop_attn": f"silencing the attention of layer {layer}",
-        "drop_ssm": f"silencing the state-space mixer of layer {layer}",
-        "drop_mlp": f"silencing the MLP of layer {layer}",
-        "drop_ple": f"silencing the per-layer input of layer {layer}",
-    }[edit]

@@ -1,255 +1,315 @@
-"""Panels: a few lines of data describe one, and here it becomes plotly's traces and axes. Lines by layer; others: charts.py.
+"""The content of a plot as plain values: marks, bands, levels, notes and axes. Two renderers draw it.
 
-Every point shows the table's own numbers: y is the mean, `customdata` holds x as the layer, x as relative depth and the ends
-of the 95% interval (of heat maps: the ends alone). `meta` names a trace's look, by which the page gives it its colour.
+`traces.py` draws panels with plotly (page, notebooks, explorer), `canvas.py` with matplotlib (files for papers). Texts here are
+plain, with `\\n` between lines, and positions are in data units, on a logarithmic axis too: renderers handle markup, escaping
+and logarithms. `charts.py` builds panels from tables' values.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-import plotly.graph_objects as go
-
-from depthscope.report.measured import Series, Value, interval, is_share, with_unit
-from depthscope.report.palette import Look
-from depthscope.schema.metric import Metric
+from depthscope.report.measured import Value
+from depthscope.report.palette import SOFT, Look
 
 LAYER, RELATIVE_DEPTH = "layer", "relative depth"
 AXES = (LAYER, RELATIVE_DEPTH)
 CROWDED = 30
-"""Points beyond which those of full size would touch."""
+"""Number of points above which full-size markers would touch, and of cells above which gaps would hide them."""
+WHITE = "#FFFFFF"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """An x axis, or the y axis of one row of a panel."""
+
+    title: str = ""
+    scale: Literal["linear", "log", "category"] = "linear"
+    range: tuple[float, float] | None = None
+    """Limits in data units; None: the range of the data."""
+    from_zero: bool = False
+    """Whether an axis without `range` includes 0."""
+    step: float | Literal["1-2-5"] | None = None
+    """Distance between ticks, from 0; on a logarithmic axis in decades, or at 1, 2 and 5 of each. None: as many as fit."""
+    between: bool = True
+    """Whether a logarithmic axis also has labels between powers of ten, if there is room."""
+    form: str = ""
+    """Format specification of tick labels (`.0%`, `~g`); empty: as short as possible."""
+    grid: bool = True
+    zero_line: bool = False
+    labelled: bool = True
+    """Whether it has labelled ticks."""
+    reversed: bool = False
+    """Whether values increase downwards, or to the left."""
+    hover: str | None = None
+    """The format of x in the heading of the page's hover box, with a line at the pointer; None: neither."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """The part of the panel's height that a row takes, as shares from the bottom."""
+
+    @property
+    def lowest(self) -> float:
+        """The value that drawn values must exceed: the lower end of a logarithmic axis; minus infinity on others."""
+        if self.scale != "log":
+            return -math.inf
+        return self.range[0] if self.range else 0.0
+
+
+class Hover(NamedTuple):
+    """The hover text of a point: a bold head, directly followed by text."""
+
+    head: str
+    text: str = ""
+
+
+class Row(NamedTuple):
+    """A point's values in the table: layer (or other integer), relative depth, and the bounds of the 95% interval."""
+
+    layer: float
+    share: float
+    low: float | None
+    high: float | None
+
+
+Place = Value | str
+"""A place on an axis: a number with an optional interval, or the name of a category."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Points with 95% intervals, with or without a line. Sizes are in page pixels."""
+
+    name: str
+    look: Look
+    x: tuple[Place, ...]
+    y: tuple[Place, ...]
+    hover: tuple[Hover, ...]
+    layers: tuple[Value, ...] = ()
+    """The points' layers in the table, if they differ from x."""
+    shares: tuple[float, ...] = ()
+    """x as relative depth, where x is a layer."""
+    line: bool = True
+    size: float = 5.5
+    bar: float = 5.0
+    """Thickness of the error bars."""
+    caps: bool = False
+    """Whether error bars have caps and full colour, for panels whose main content is the intervals."""
+    hollow: tuple[bool, ...] = ()
+    """Which points are hollow; empty: none."""
+    legend: bool = True
+    row: int = 0
+
+    def rows(self) -> list[Row]:
+        """Each point's values in the table. The interval is y's or, if y has none, x's."""
+        own = self.layers or self.x
+        return [
+            Row(
+                _mean(layer, i),
+                self.shares[i] if self.shares else _mean(x, i),
+                *_ends(y if _ends(y) != NO_ENDS else layer),
+            )
+            for i, (layer, x, y) in enumerate(zip(own, self.x, self.y, strict=True))
+        ]
+
+    def reach(self, axis: Literal["x", "y"]) -> list[tuple[float, float]] | None:
+        """How far each interval extends below and above its mean; None if no point has an interval on that axis."""
+        values = self.x if axis == "x" else self.y
+        ends = [_ends(value) for value in values]
+        if all(end == NO_ENDS for end in ends):
+            return None
+        means = [_mean(value, i) for i, value in enumerate(values)]
+        return [
+            (0.0 if low is None else mean - low, 0.0 if high is None else high - mean)
+            for mean, (low, high) in zip(means, ends, strict=True)
+        ]
+
+
+NO_ENDS = (None, None)
+
+
+def _mean(place: Place, index: int) -> float:
+    return place.mean if isinstance(place, Value) else float(index)  # the index of the category
+
+
+def _ends(place: Place) -> tuple[float | None, float | None]:
+    return (place.low, place.high) if isinstance(place, Value) else NO_ENDS
+
+
+class Bar(NamedTuple):
+    """A horizontal bar from one x to another. `shade`: its opacity, from 0 to 1."""
+
+    start: float
+    end: float
+    shade: float
+    text: str
+    """Centred on the bar."""
+    hover: Hover
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """Bars side by side at one y."""
+
+    name: str
+    look: Look
+    bars: tuple[Bar, ...]
+    y: float = 0.0
+    thickness: float
+    """In units of y."""
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heat:
+    """A heat map with a colour bar, rows upwards from 0; None: an empty cell."""
+
+    look: Look
+    cells: tuple[tuple[Value | None, ...], ...]
+    names: tuple[str, str]
+    """The meaning of rows and of columns."""
+    share: bool
+    """Whether values are shares, displayed in per cent."""
+    signed: bool = False
+    """Whether values may be negative (grey); 0 is then the middle of the colour scale."""
+    row: int = 0
+
+    @property
+    def colours(self) -> list[tuple[float, str]]:
+        """The colour scale as (position, colour), from lowest to highest: white to the look's colour; grey below 0."""
+        return [(0.0, SOFT[0]), (0.5, WHITE), (1.0, self.look.light)] if self.signed else _from_white(self.look)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many cells that gaps would hide them."""
+        return max(len(self.cells), *map(len, self.cells), 0) > CROWDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strips:
+    """Rows of cells on one scale, with space for a note above each; None: an empty cell."""
+
+    look: Look
+    cells: tuple[tuple[float | None, ...], ...]
+    hover: tuple[tuple[Hover, ...], ...]
+    furthest: float
+    """The colour scale ranges from minus this to this."""
+    row: int = 0
+
+    @property
+    def colours(self) -> list[tuple[float, str]]:
+        """The colour scale as (position, colour), from the lowest value to the highest."""
+        return _from_white(self.look)
+
+
+def _from_white(look: Look) -> list[tuple[float, str]]:
+    return [(0.0, WHITE), (1.0, look.light)]
+
+
+Mark = Points | Bars | Heat | Strips
+
+
+class Band(NamedTuple):
+    """A grey band from one x to another over the full height, behind everything. `shade`: its opacity, from 0 to 1."""
+
+    start: float
+    end: float
+    shade: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A text without an arrow."""
+
+    text: str
+    x: float
+    y: float
+    x_of: Literal["data", "panel"] = "panel"
+    """Whether x is in data units, or a share of the panel's width."""
+    y_of: Literal["data", "panel"] = "data"
+    align: Literal["left", "center", "right"] = "left"
+    """Which end of the text is at x."""
+    above: bool = False
+    """Whether the text's bottom, rather than its middle, is at y."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Pixels to the right and upwards."""
+    bold: bool = False
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A dotted horizontal line, with a label at its right end."""
+
+    y: float
+    text: str = ""
+    row: int = 0
+
+    @property
+    def note(self) -> Note | None:
+        """The label as a note above the line."""
+        if not self.text:
+            return None
+        return Note(text=self.text, x=1.0, y=self.y, align="right", shift=(0.0, 8.0), row=self.row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One plot: traces and axes as plotly has them, and what the page may change about it."""
+    """One plot."""
 
     name: str
     title: str
     unit: str = ""
-    traces: list[Any]
-    xaxis: dict[str, Any]
-    yaxis: dict[str, Any]
-    relative: dict[str, Any] | None = None
-    """The x axis where x is relative depth; None where x is no layer."""
+    marks: tuple[Mark, ...]
+    """In drawing order."""
+    x: Axis
+    y: tuple[Axis, ...]
+    """One per row; marks, levels and notes refer to their row."""
+    relative: Axis | None = None
+    """The x axis as relative depth; None if x is not a layer."""
+    bands: tuple[Band, ...] = ()
+    levels: tuple[Level, ...] = ()
+    notes: tuple[Note, ...] = ()
     log: bool = False
-    """Whether y is on a logarithmic axis that may become a linear one."""
+    """Whether the first row has a logarithmic axis that can be switched to linear."""
+    together: bool = True
+    """Whether hovering shows all curves at that x; otherwise only the nearest mark."""
     height: int = 300
     left: int = 46
-    """Room for what stands beside the y axis, in pixels; the axis makes more where its labels need it."""
-    layout: dict[str, Any] = field(default_factory=dict)
+    """Space to the left of the y axis in pixels; the axis takes more if its labels need it."""
 
-    def x_axis(self, axis: str) -> dict[str, Any]:
-        """The x axis by layer or relative depth."""
-        return self.relative if axis == RELATIVE_DEPTH and self.relative is not None else self.xaxis
+    def __post_init__(self) -> None:
+        """Raises ValueError if something would be misplaced when x is relative depth."""
+        if self.relative is None:
+            return
+        by_layer = [*self.bands, *(note for note in self.notes if note.x_of == "data")]
+        by_layer += [mark for mark in self.marks if not isinstance(mark, Points) or len(mark.shares) != len(mark.x)]
+        if by_layer:
+            raise ValueError(f"panel {self.name!r} can use relative depth, but has {by_layer[0]!r} at layers")
 
-    def placed(self, axis: str) -> list[Any]:
-        """The traces by layer or relative depth, without the points that a logarithmic axis has no place for."""
-        if axis == LAYER or self.relative is None:
-            return self.seen()
-        return [go.Scatter(trace).update(x=[row[1] for row in trace.customdata]) for trace in self.seen()]
+    @property
+    def called(self) -> str:
+        """Title and unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def seen(self) -> list[Any]:
-        """The traces without what lies below a logarithmic axis: a line to it would fall out of the panel as a stub.
+    @property
+    def points(self) -> list[Points]:
+        """The curves and single points."""
+        return [mark for mark in self.marks if isinstance(mark, Points)]
 
-        The page does the same in `onAxis` of page.js, because a reader may choose a linear axis there.
+    @property
+    def texts(self) -> list[Note]:
+        """All notes, those of the levels first."""
+        return [*(level.note for level in self.levels if level.note), *self.notes]
+
+    @property
+    def lowest_row(self) -> int:
+        """The bottom row, which has the x axis."""
+        return min(range(len(self.y)), key=lambda row: self.y[row].part[0])
+
+    def drawn_y(self, points: Points) -> Sequence[float | str | None]:
+        """y of each point; None below the end of a logarithmic axis: a line to it would leave the panel as a stub.
+
+        The page does this in `onAxis` of page.js, because the axis can be switched to linear there.
         """
-        return [_above(trace, self.y_axis_of(trace)) for trace in self.traces]
-
-    def y_axis_of(self, trace: Any) -> dict[str, Any]:
-        """The y axis a trace is drawn on: the panel's own, or one of those in its layout."""
-        number = (trace.yaxis or "y")[1:]
-        return self.layout[f"yaxis{number}"] if number else self.yaxis
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A line of a panel: values by x, and how each point is called when pointed at."""
-
-    look: Look
-    values: Series
-    call: str
-    """With `{}` for x: `drop({})`."""
-    title: str | None = None
-    """In a notebook's legend, where it is not the look's own."""
-    points_only: bool = False
-    """No line through them; a thin bar each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XAxis:
-    """Whole numbers 0 … last on the x axis; `relative`: whether they are layers or depths, 0 the first and 1 the last."""
-
-    title: str
-    last: int
-    first: int = 0
-    relative: bool = True
-
-    def share(self, x: int) -> float:
-        """x / last: 0 for the first layer, 1 for the last; 0 in a model of one layer."""
-        return x / self.last if self.last else 0.0
-
-    def axis(self) -> dict[str, Any]:
-        """Half a step wider than the numbers, the same in all panels: swaps end a layer before drops do."""
-        ticks = {"tick0": 0, "dtick": layer_step(self.last + 1)}
-        return _x_axis(self.title, (self.first - 0.5, self.last + 0.5), "%{x}", ticks)
-
-    def relative_axis(self) -> dict[str, Any] | None:
-        """The same in shares of the depth."""
-        if not self.relative:
-            return None
-        margin = 0.5 / max(self.last, 1)
-        return _x_axis(RELATIVE_DEPTH, (-margin, 1 + margin), "%{x:.2f}", {"tick0": 0, "dtick": 0.25})
-
-
-def layers(depth: int) -> XAxis:
-    """The axis of the layers of a model."""
-    return XAxis(title=LAYER, last=depth - 1)
-
-
-def lines(
-    name: str,
-    title: str,
-    metric: Metric,
-    curves: Sequence[Curve],
-    x: XAxis,
-    *,
-    log: bool = False,
-    levels: Sequence[tuple[float, str]] = (),
-    share_of_all: bool = True,
-    unit: str | None = None,
-) -> Panel:
-    """Curves of one metric with 95% error bars. `levels` are horizontal lines with what is written at them.
-
-    `share_of_all`: whether the axis of a share runs from 0 to 1, whatever the values.
-    """
-    shapes = [
-        {
-            "type": "line",
-            "xref": "x domain",
-            "yref": "y",
-            "x0": 0,
-            "x1": 1,
-            "y0": y,
-            "y1": y,
-            "line": {"width": 1, "dash": "dot"},
-        }
-        for y, _ in levels
-    ]
-    notes = [
-        {
-            "xref": "x domain",
-            "yref": "y",
-            "x": 1,
-            "y": _at(y, log),
-            "text": text,
-            "showarrow": False,
-            "yshift": 8,
-            "xanchor": "right",
-        }
-        for y, text in levels
-        if text
-    ]
-    return Panel(
-        name=name,
-        title=title,
-        unit=("%" if is_share(metric) else metric.unit) if unit is None else unit,
-        traces=[line(curve, metric, x) for curve in curves],
-        xaxis=x.axis(),
-        relative=x.relative_axis(),
-        yaxis=y_axis(metric, log, share_of_all),
-        log=log,
-        layout={"shapes": shapes, "annotations": notes} if levels else {},
-    )
-
-
-def on_one_scale(panels: Sequence[Panel]) -> list[Panel]:
-    """Panels with the same y axis, from the lowest end of an interval to the highest."""
-    rows = [(trace.y[i], row) for panel in panels for trace in panel.traces for i, row in enumerate(trace.customdata)]
-    reached = [end for y, row in rows for end in (y, row[2], row[3]) if end is not None]
-    low, high = min(reached, default=0.0), max(reached, default=1.0)
-    room = 0.04 * (high - low or 1.0)
-    return [replace(panel, yaxis={**panel.yaxis, "range": [low - room, high + room]}) for panel in panels]
-
-
-def layer_step(depth: int) -> int:
-    """Layers between two ticks, so that at most about nine numbers stand side by side."""
-    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if depth <= 9 * step or step == 1000)
-
-
-def line(curve: Curve, metric: Metric, x: XAxis) -> go.Scatter:
-    """A curve with 95% error bars; no bars where the table has no intervals."""
-    look, places, values = curve.look, list(curve.values), list(curve.values.values())
-    crowded = x.last >= CROWDED
-    return go.Scatter(
-        x=places,
-        y=[value.mean for value in values],
-        error_y=error_bars(values, look.light, 2 if curve.points_only else 4 if crowded else 5),
-        customdata=[[n, x.share(n), v.low, v.high] for n, v in zip(places, values, strict=True)],
-        text=[hover(curve.call.format(n), v, metric) for n, v in zip(places, values, strict=True)],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers" if curve.points_only else "lines+markers",
-        name=curve.title or look.title,
-        meta=look.name,
-        line={"color": look.light, "width": 1.75, "dash": look.dash},
-        marker={"color": look.light, "symbol": look.marker, "size": 4 if crowded else 5.5},
-    )
-
-
-def error_bars(values: Sequence[Value], colour: str, thickness: int) -> dict[str, Any]:
-    """95% intervals around means as plotly has them; none where one of the values has none."""
-    if not values or not all(value.has_interval for value in values):
-        return {"visible": False}
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [(v.high or 0.0) - v.mean for v in values],
-        "arrayminus": [v.mean - (v.low or 0.0) for v in values],
-        "color": f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.4)",
-        "thickness": thickness,
-        "width": 0,
-    }
-
-
-def hover(called: str, value: Value, metric: Metric) -> str:
-    """The point as it is called elsewhere, so that the layer is said on the relative axis too."""
-    bounds = f" ({interval(value, metric)})" if value.has_interval else ""
-    return f"<b>{called}</b>  {with_unit(value, metric)}{bounds}"
-
-
-def _above(trace: Any, axis: dict[str, Any]) -> Any:
-    """A curve whose points below the end of a logarithmic axis are empty."""
-    if axis.get("type") != "log" or not isinstance(trace, go.Scatter):
-        return trace
-    low = 10 ** axis["range"][0] if "range" in axis else 0.0
-    values: Any = () if trace.y is None else trace.y
-    return go.Scatter(trace).update(y=[y if y is not None and y > low else None for y in values])
-
-
-def _x_axis(title: str, span: tuple[float, float], place: str, ticks: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "title": {"text": title, "standoff": 8},
-        "range": list(span),
-        "zeroline": False,
-        "spikethickness": 1,
-        "spikedash": "dot",
-        "unifiedhovertitle": {"text": f"{title} {place}, mean (95% interval)"},
-        **ticks,
-    }
-
-
-def y_axis(metric: Metric, log: bool, share_of_all: bool) -> dict[str, Any]:
-    """The y axis of a metric: shares in per cent, of the whole range where `share_of_all`."""
-    if is_share(metric) and share_of_all and (metric.lowest or 0) >= 0:
-        return {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25, "zeroline": False}
-    if log:
-        return {"type": "log", "exponentformat": "none", "minorloglabels": "complete", "nticks": 6, "zeroline": False}
-    # Trimmed decimals: of small shares whole per cents would repeat.
-    shown = {"tickformat": ".3~%"} if is_share(metric) else {"tickformat": "~g"}
-    return {"zeroline": True, "rangemode": "tozero" if metric.lowest == 0 else "normal", **shown}
-
-
-def _at(y: float, log: bool) -> float:
-    """Where plotly wants an annotation on a logarithmic axis."""
-    return math.log10(y) if log else y
+        lowest = self.y[points.row].lowest
+        return [y if isinstance(y, str) else y.mean if y.mean > lowest else None for y in points.y]

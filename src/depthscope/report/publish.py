@@ -1,7 +1,7 @@
-"""Every figure as SVG, PDF and PNG for a paper, drawn by matplotlib from the panels the page is made of.
+"""Every figure as SVG, PDF and PNG for a paper, drawn by matplotlib from the page's panels.
 
-matplotlib rather than plotly's own export, which needs a browser. It is an optional dependency: `depthscope[figures]`.
-The files are the same, byte for byte, whenever they are made from the same numbers by the same matplotlib.
+It uses matplotlib because plotly's export needs a browser. It is an optional dependency: `depthscope[figures]`.
+The same numbers and the same matplotlib version give the same files, byte for byte.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.comparison import comparison_sections, side_by_side
-from depthscope.report.figures import FIGURES
+from depthscope.report.figures import figures
 from depthscope.report.section import Section
 from depthscope.run.store import RunDirectory, atomic_file
 
@@ -36,35 +36,34 @@ STYLE: Any = {
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "text.parse_math": False,  # a model may be called anything, $ and all
-    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "text.parse_math": False,  # model names may contain $
+    "pdf.fonttype": 42,  # TrueType: journals reject Type 3 fonts
     "svg.fonttype": "path",
     "svg.hashsalt": "depthscope",
 }
 UNDATED: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-"""What keeps the time out of the files."""
+"""Metadata that keeps timestamps out of the files."""
 
 
 def publish_run(run: RunDirectory, folder: Path) -> list[Path]:
-    """Write each figure that a run has to `folder`/NAME.svg, .pdf and .png, and return the files.
+    """Write each figure of a run to `folder`/NAME.svg, .pdf and .png, and return the files.
 
-    Figures without numbers are left out. Raises DepthscopeError where matplotlib is missing, RunError where a file cannot be
-    written.
+    Figures without data are skipped. Raises DepthscopeError if matplotlib is missing, RunError if a file cannot be written.
     """
-    return _publish(_figures_of(run), str(run.settings.get("model", "")), folder)
+    return _publish(_figures_of(run), run.settings.model or "", folder)
 
 
 def publish_comparison(runs: Sequence[RunDirectory], folder: Path) -> list[Path]:
-    """Write each figure that compares some runs; files and errors as of `publish_run`."""
+    """Write each figure that compares runs; files and errors as for `publish_run`."""
     sections = comparison_sections(side_by_side(runs))
     return _publish(((kind.name, kind.title, section) for kind, section, _ in sections), "", folder)
 
 
 def _figures_of(run: RunDirectory) -> Iterable[tuple[str, str, Section]]:
-    for name, kind in FIGURES.items():
+    for name, kind in figures(run).items():
         try:
             yield name, kind.title, kind.build(run)
-        except RunError:  # the page says what is missing
+        except RunError:  # the page reports what is missing
             continue
 
 
@@ -75,7 +74,7 @@ def _publish(sections: Iterable[tuple[str, str, Section]], model: str, folder: P
         from depthscope.report.canvas import drawn
     except ImportError as error:
         raise DepthscopeError(
-            "figures as files need matplotlib, which is not installed: pip install 'depthscope[figures]'"
+            "writing figures to files needs matplotlib, which is not installed: pip install 'depthscope[figures]'"
         ) from error
     files = []
     with mpl.rc_context(STYLE):

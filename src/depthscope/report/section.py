@@ -1,4 +1,4 @@
-"""A section of the page: an experiment's sentences, figures, tables and definitions."""
+"""A section of the page: sentences, figures, tables and definitions of an experiment."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from depthscope.schema.metric import Metric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTable:
-    """A table of the page. A cell is text, or text and what stands small below it."""
+    """A table of the page. A cell is text, or text with small text below it."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str | tuple[str, str]]]
     words: bool = False
-    """Whether cells are texts, which stand on the left and wrap, rather than numbers."""
+    """Whether cells are text, left-aligned and wrapped, rather than numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """What one experiment shows. `across`: how many panels stand side by side where there is room."""
+    """What the page shows of one experiment. `across`: panels per row, where there is room."""
 
     panels: Sequence[Panel]
     sentences: Sequence[str] = ()
@@ -31,7 +31,7 @@ class Section:
     missing: Sequence[str] = ()
     """What the section lacks, and why."""
     log_note: str | None = None
-    """Said while the panels that can be are on a logarithmic axis."""
+    """Shown while panels use a logarithmic axis."""
     tables: Sequence[TextTable] = ()
     definitions: Sequence[Metric | Look] = field(default=())
     across: int = 3
@@ -39,18 +39,18 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A figure of the page and of notebooks by its name."""
+    """A named figure of the page and of notebooks."""
 
     name: str
     title: str
     source: str
-    """Which figure it is of which paper."""
+    """The paper and figure it reproduces."""
     experiment: str
     file: str
-    """Where the run keeps its numbers; empty where they are several other figures'."""
+    """The file of the run with its numbers; empty if it combines the numbers of other figures."""
     build: Callable[[RunDirectory], Section]
-    """Raises RunError where the run has nothing for it."""
+    """Raises RunError if the run has no data for it."""
     look_for: str = ""
-    """What to look for in the figure, as it goes on after "Look for "."""
+    """What to look for in the figure: the rest of a sentence that begins "Look for "."""
     more_tables: tuple[str, ...] = ()
-    """Tables it shows beside that of `file`."""
+    """Tables it shows in addition to `file`."""

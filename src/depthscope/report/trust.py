@@ -1,117 +1,116 @@
-"""How far a run is to be trusted: what it rests on, what rounding alone would give, and what could not be done.
+"""How far to trust a run: its data, its noise floor, and what could not be measured.
 
-From the manifest; an entry of it that is not there is said to be unknown, never guessed.
+Everything comes from the manifest; missing entries are reported as unknown, never guessed.
 """
 
-from typing import Any
-
-from depthscope.report.measured import Measured, Value, scientific, spoken
+from depthscope.edit_registry import title_of
+from depthscope.report.measured import SweepValues, Value, scientific, spoken
 from depthscope.report.method import BOS, Entries
-from depthscope.report.palette import SHOWN
 from depthscope.report.wording import counted_documents, listed
+from depthscope.schema.dtypes import FINER
+from depthscope.schema.manifest import Manifest, NoiseFloorEntry, PrecisionOutcome, Settings
 from depthscope.schema.sweep import KL
 
-FINER = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
-"""What a dtype is compared with to see what its rounding does."""
 INTERVALS = (
-    "95%, over documents, not tokens, for one number at a time: of twenty such intervals one is expected to miss. They speak "
-    "for more documents of the same kind, not for other kinds of text, and not for other seeds of training."
+    "95%, over documents, not tokens, for one number at a time: one in twenty such intervals is expected to miss. They apply "
+    "to more documents of the same kind, not to other kinds of text or other training seeds."
 )
 
 
-def trust(manifest: dict[str, Any], measured: Measured | None) -> Entries:
-    """(what, what is to be said of it), from the text to the versions."""
-    settings = manifest.get("settings", {})
+def trust(manifest: Manifest, measured: SweepValues | None) -> Entries:
+    """(topic, statement) pairs, from the text to the versions."""
+    settings = manifest.settings
     return [
         ("Text", _text(manifest, measured)),
         ("Intervals", INTERVALS),
         *([("Precision of the sweep", said)] if (said := precision_goal(manifest)) else []),
-        ("BOS", _bos(settings.get("bos"))),
+        ("BOS", _bos(settings.bos)),
         ("Precision", _precision(settings)),
         ("Noise floor", noise_floor(manifest, measured)),
-        *_not_done(manifest.get("not_done", {})),
+        *_not_done(manifest.not_done),
         ("Versions", _versions(manifest)),
     ]
 
 
-def noise_floor(manifest: dict[str, Any], measured: Measured | None) -> str:
-    """What the KL is between the model in the run's dtype and in a finer one; that it was not measured, where it was not."""
-    dtype = manifest.get("settings", {}).get("dtype")
-    floor, of = manifest.get("noise_floor"), manifest.get("noise_floor_of") or {}
+def noise_floor(manifest: Manifest, measured: SweepValues | None) -> str:
+    """The KL between the model in the run's dtype and in a finer one, or a statement that it was not measured."""
+    dtype, floor, of = manifest.settings.dtype, manifest.noise_floor, manifest.noise_floor_of
     if not isinstance(floor, int | float):
-        own = f" It is that of {dtype} rounding." if dtype == "float32" else ""
-        if "noise_floor" in manifest:
-            return f"It could not be measured: the model’s code fixes a dtype of its own, or none is finer.{own}"
+        own = f" It is the level of {dtype} rounding error." if dtype == "float32" else ""
+        if floor is None:
+            return f"It could not be measured: the model’s code fixes its own dtype, or no finer dtype exists.{own}"
         return f"Not measured in this run.{own}"
-    finer = of.get("finer") or FINER.get(str(dtype), "a finer dtype")
-    tokens = f", mean over {of['tokens']:,} tokens" if of.get("tokens") else ""
+    finer, tokens = FINER.get(str(dtype), "a finer dtype"), ""
+    if isinstance(of, NoiseFloorEntry):
+        dtype, finer = of.dtype, of.finer
+        tokens = f", mean over {of.tokens:,} tokens"
     said = (
-        f"KL {scientific(floor)} nats between the model’s predictions in {of.get('dtype') or dtype} and in {finer}{tokens}: "
-        "a KL of that size is rounding."
+        f"KL {scientific(floor)} nats between the model’s predictions in {dtype} and in {finer}{tokens}: "
+        "a KL of that size is rounding error."
     )
     return f"{said}{_beside(floor, measured)}"
 
 
-def precision_goal(manifest: dict[str, Any]) -> str | None:
-    """Whether a run with a precision as its goal reached it, and with how much text; None for other runs.
+def precision_goal(manifest: Manifest) -> str | None:
+    """Whether a run with a precision goal reached it, and with how much text; None for other runs.
 
-    What a million tokens would give is a projection: half-widths as the square root of the number of tokens.
+    The value at a million tokens is a projection: half-widths scale as 1 / sqrt(tokens).
     """
-    found = manifest.get("precision")
-    if not found:
+    found = manifest.precision
+    if found is None:
         return None
-    said = f"KL of every edit and layer within ±{_share(found['goal'])}: {_reached(found)}. {_widest(found)}"
+    said = f"KL of every edit and layer within ±{_share(found.goal)}: {_reached(found)}. {_widest(found)}"
     return (
-        f"{said} These intervals hold although one looked after every piece of text, and so are wider than those in tables "
-        "and figures."
+        f"{said} These intervals stay valid although precision was checked after every chunk of text, and so are wider than "
+        "those in tables and figures."
     )
 
 
-def _reached(found: dict[str, Any]) -> str:
-    tokens, paper = found["tokens"], found["paper_tokens"]
-    used = f"{tokens:,} tokens of {found['documents']:,} documents"
-    if found["reached"]:
+def _reached(found: PrecisionOutcome) -> str:
+    tokens, paper = found.tokens, found.paper_tokens
+    used = f"{tokens:,} tokens of {found.documents:,} documents"
+    if found.reached:
         fewer = f" instead of the paper’s {paper:,}, {scientific(paper / tokens)} times fewer" if tokens < paper else ""
         return f"reached with {used}{fewer}"
-    if found["documents"] < found["fewest_documents"]:
-        return f"not reached, since it takes {found['fewest_documents']} documents at least: the text has {found['documents']}"
-    ended = "the text ended" if found["text_ended"] else "no more was to be read"
-    count = f"{found['rows'] - found['rows_reached']} of {found['rows']}"
-    missed = [
-        f"{row['edit']}({row['layer']}) ±{_share(row['half_width_relative'], found['goal'])}" for row in found["missed"]
-    ]
-    return f"not reached after {used}, where {ended}, by {count}: {listed(missed)}"
+    if found.documents < found.fewest_documents:
+        return (
+            f"not reached, since it needs at least {found.fewest_documents} documents: the text has {found.documents}"
+        )
+    ended = "the text ended" if found.text_ended else "the token limit was reached"
+    count = f"{found.rows - found.rows_reached} of {found.rows}"
+    missed = [f"{row.edit}({row.layer}) ±{_share(row.half_width_relative, found.goal)}" for row in found.missed]
+    return f"not reached after {used}, when {ended}, for {count}: {listed(missed)}"
 
 
-def _widest(found: dict[str, Any]) -> str:
-    widest, paper = found["widest"], found["paper_tokens"]
-    if widest is None:
+def _widest(found: PrecisionOutcome) -> str:
+    widest, paper, projected = found.widest, found.paper_tokens, found.projected_at_paper_tokens
+    if widest is None or projected is None:
         return ""
-    own = _share(widest["half_width_relative"], found["goal"])
-    projected = _share(found["projected_at_paper_tokens"])
-    floor = found["rows_under_noise_floor"]
-    apart = f", {floor} under the noise floor apart" if floor else ""
-    if found["tokens"] >= paper:
-        return f"The widest{apart}, {widest['edit']}({widest['layer']}), is ±{own}."
+    own = _share(widest.half_width_relative, found.goal)
+    floor = found.rows_under_noise_floor
+    apart = f", excluding {floor} below the noise floor" if floor else ""
+    if found.tokens >= paper:
+        return f"The widest{apart}, {widest.edit}({widest.layer}), is ±{own}."
     return (
-        f"The widest{apart}, {widest['edit']}({widest['layer']}), is ±{own}; with {paper:,} tokens it would be about "
-        f"±{projected} (projected by the square root law, not measured)."
+        f"The widest{apart}, {widest.edit}({widest.layer}), is ±{own}; with {paper:,} tokens it would be about "
+        f"±{_share(projected)} (projected by the square root law, not measured)."
     )
 
 
 def _share(value: float, limit: float | None = None) -> str:
-    """A share in per cent, with so many digits that it is seen on which side of `limit` it lies."""
+    """A share in per cent, with enough digits to show on which side of `limit` it lies."""
     percent = 100 * value
     digits = next((n for n in (2, 3, 4) if limit is None or float(f"{percent:.{n}g}") != round(100 * limit, 9)), 5)
     return f"{float(f'{percent:.{digits}g}'):g}%"
 
 
-def _beside(floor: float, measured: Measured | None) -> str:
-    """The smallest KL of the sweep beside the floor."""
+def _beside(floor: float, measured: SweepValues | None) -> str:
+    """The smallest KL of the sweep compared with the noise floor."""
+    shown = measured.edits if measured else []
     found = [
         (value.mean, f"{edit}({layer})", value)
         for (edit, layer, metric), value in (measured.values if measured else {}).items()
-        if metric == KL.name and edit in SHOWN
+        if metric == KL.name and edit in shown
     ]
     if not found:
         return ""
@@ -119,18 +118,18 @@ def _beside(floor: float, measured: Measured | None) -> str:
     least = f" The smallest KL of the sweep, {where}, is {spoken(Value(value.mean, value.low, value.high), KL)}"
     if floor > 0 and mean > floor:
         return f"{least}, {scientific(mean / floor)} times the floor."
-    return f"{least}, above the floor." if mean > floor else f"{least}: no more than the floor."
+    return f"{least}, above the floor." if mean > floor else f"{least}: not above the floor."
 
 
-def _text(manifest: dict[str, Any], measured: Measured | None) -> str:
-    settings, text = manifest.get("settings", {}), manifest.get("text", {})
-    tokens, window = settings.get("tokens"), settings.get("window")
-    documents = counted_documents(text, measured.documents if measured else None)
+def _text(manifest: Manifest, measured: SweepValues | None) -> str:
+    settings = manifest.settings
+    tokens, window = settings.tokens, settings.window
+    documents = counted_documents(manifest.text, measured.documents if measured else None)
     said = f"{tokens:,} tokens" if tokens else "An unknown number of tokens"
     said += f" of {documents}" if documents else ""
     said += f", in windows of {window:,}" if window else ""
-    if settings.get("data") == "bookshelf":
-        said += ". Documents here are passages of nine novels, which are more alike than documents of a mixed corpus"
+    if settings.data == "bookshelf":
+        said += ". Documents here are passages of nine novels, which are more similar than documents of a mixed corpus"
     return f"{said}."
 
 
@@ -138,24 +137,24 @@ def _bos(policy: str | None) -> str:
     return "Unknown." if policy is None else f"Policy “{policy}”: {BOS.get(policy, 'as the run recorded it')}."
 
 
-def _precision(settings: dict[str, Any]) -> str:
-    dtype, device, backend = (settings.get(key) for key in ("dtype", "device", "attention_backend"))
+def _precision(settings: Settings) -> str:
+    dtype, device, backend = settings.dtype, settings.device, settings.attention_backend
     if dtype is None:
         return "Unknown."
-    said = f"{dtype} on {device}" if device else str(dtype)
+    said = f"{dtype} on {device}" if device else dtype
     return f"{said}, attention by {backend}; sums in float64." if backend else f"{said}; sums in float64."
 
 
 def _not_done(reasons: dict[str, str]) -> Entries:
     if not reasons:
-        return [("Not done", "Nothing that was asked for was left out.")]
-    return [(f"Not done: {SHOWN[what].title if what in SHOWN else what}", f"{why}.") for what, why in reasons.items()]
+        return [("Not done", "Everything requested was measured.")]
+    return [(f"Not done: {title_of(what)}", f"{why}.") for what, why in reasons.items()]
 
 
-def _versions(manifest: dict[str, Any]) -> str:
-    versions = _listed(manifest.get("versions", {})) or "Unknown"
-    begun = [_listed(earlier) for earlier in manifest.get("earlier_versions", [])]
-    return f"{versions}.{''.join(f' Begun with {one}.' for one in begun)}"
+def _versions(manifest: Manifest) -> str:
+    versions = _listed(manifest.versions) or "Unknown"
+    begun = [_listed(earlier) for earlier in manifest.earlier_versions]
+    return f"{versions}.{''.join(f' Started with {one}.' for one in begun)}"
 
 
 def _listed(versions: dict[str, str]) -> str:

@@ -1,16 +1,16 @@
-"""Words for comparisons and lists, from which the sentences of the page are made."""
+"""Comparisons and lists as text, the building blocks of the page's sentences."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from depthscope.report.measured import Value
+from depthscope.schema.manifest import TextEntry
 
 
 def compared(first: Mapping[int, Value], second: Mapping[int, Value]) -> tuple[list[int], list[int], list[int]]:
-    """Layers that both have, where the first is larger, where the second is, and where that is open.
+    """Layers that both series have: where the first is larger, where the second is, and where it is too close to call.
 
-    Open are those whose intervals overlap, which asks for more than a test of the difference would: what is said of the
-    others is on the safe side. Without intervals the means decide.
+    Too close to call means that the intervals overlap. This is stricter than a test of the difference, so the other two lists
+    are conservative. Without intervals, means are compared.
     """
     larger: list[int] = []
     smaller: list[int] = []
@@ -22,12 +22,12 @@ def compared(first: Mapping[int, Value], second: Mapping[int, Value]) -> tuple[l
 
 
 def ends(value: Value) -> tuple[float, float]:
-    """The ends of an interval; the mean twice where there is none."""
+    """The bounds of an interval; the mean twice if there is none."""
     return (value.mean, value.mean) if value.low is None or value.high is None else (value.low, value.high)
 
 
 def sentence(parts: Sequence[str]) -> str:
-    """Parts that are there, with semicolons between, as a sentence."""
+    """The non-empty parts, joined by semicolons, as one sentence."""
     text = "; ".join(part for part in parts if part)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -38,7 +38,7 @@ def layer_list(layers: Sequence[int]) -> str:
 
 
 def ranges(layers: Sequence[int]) -> str:
-    """Layer numbers with runs of three and more drawn together: `0, 2–5 and 9`."""
+    """Layer numbers, with runs of three or more as ranges: `0, 2–5 and 9`."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -52,7 +52,7 @@ def ranges(layers: Sequence[int]) -> str:
 
 
 def listed(things: Sequence[object], most: int = 6) -> str:
-    """`a, b and c`; beyond `most` only how many more."""
+    """`a, b and c`; beyond `most` names, `a, b and 5 more`."""
     names = [str(thing) for thing in things]
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
@@ -64,12 +64,11 @@ def joined(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def counted_documents(text: Mapping[str, Any], otherwise: int | None = None) -> str:
-    """`64 documents`; of packed text `500 documents, in 120 independent units`; empty where it is not known."""
-    units = text.get("documents", otherwise)
-    packed = text.get("packed") or {}
-    documents = packed.get("documents", units)
+def counted_documents(text: TextEntry, otherwise: int | None = None) -> str:
+    """`64 documents`; for packed text `500 documents, in 120 independent units`; empty if unknown."""
+    units = otherwise if text.documents is None else text.documents
+    documents = text.packed.documents if text.packed else units
     if not documents:
         return ""
-    grouped = f", in {units:,} independent unit{'' if units == 1 else 's'}" if packed else ""
+    grouped = f", in {units:,} independent unit{'' if units == 1 else 's'}" if text.packed else ""
     return f"{documents:,} document{'' if documents == 1 else 's'}{grouped}"

@@ -1,1 +1,1 @@
-"""Runs: a directory per study, with a manifest, atomic shards, and tables made from the shards. Resumable."""
+"""Runs: one directory per study, with a manifest, atomic shards, and tables made from the shards. Resumable."""

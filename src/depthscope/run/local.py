@@ -1,4 +1,4 @@
-"""Work units, done one after the other on this machine, each stored as soon as it is done."""
+"""Work units, processed one after the other on this machine, each stored as soon as it is done."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from depthscope.run.store import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A work unit of the shared pass: windows `start … stop-1` of the text. It ends in one shard per experiment."""
+    """A work unit of the shared pass: windows `start … stop-1` of the text. It produces one shard per experiment."""
 
     index: int
     start: int
@@ -25,9 +25,9 @@ def work_units(windows: int, per_unit: int) -> list[Unit]:
 
 
 def document_units(windows: Sequence[int], per_unit: int) -> list[Unit]:
-    """Units of whole documents, of which the i-th has `windows[i]` windows, as many as fit into `per_unit` windows.
+    """Units of whole documents, as many as fit into `per_unit` windows; the i-th document has `windows[i]` windows.
 
-    A document that is longer is divided into units of its own, as equal as can be, so that some unit ends wherever one does.
+    A longer document is divided into separate units of nearly equal size, so that every document ends with a unit.
     """
     sizes: list[int] = []
     room = 0
@@ -52,9 +52,9 @@ def run_units(
     units: int,
     work: Callable[[int, Sequence[str]], Mapping[str, pl.DataFrame]],
 ) -> Iterator[int]:
-    """Do units `0 … units-1` as far as experiments have no shard of them yet, and yield each when it is done.
+    """Process units `0 … units-1` where experiments still lack a shard, and yield each when it is done.
 
-    `work(unit, missing)` gives the shards of the experiments that miss theirs.
+    `work(unit, missing)` returns the shards of the experiments that lack theirs.
     """
     for unit in range(units):
         missing = [name for name in experiments if not run.shard_path(name, unit).exists()]

@@ -1,19 +1,20 @@
-"""The run directory: manifest, shards and tables, each file whole or absent. Imports no torch.
+"""The run directory: manifest, shards and tables, each file complete or absent. Imports no torch.
 
     RUN/run.json                         settings, facts about model and text, versions, status
     RUN/shards/<experiment>/00017.parquet  one per work unit
     RUN/tables/<experiment>.parquet      made from the shards
     RUN/stages.json                      the stages found, and each signature's verdict
 
-Every file is written beside its place, flushed to disk and renamed, so a reader or a resumed run sees it whole or not at
-all, whenever the process is killed. What is not promised: that several files change together (a table may be older than
-the shards beside it until the run ends), or anything on file systems whose rename is not atomic.
+Every file is written under a temporary name, flushed to disk and renamed, so a reader or a resumed run sees a complete file
+or none, whenever the process is killed. Not guaranteed: that several files change together (until the run ends, a table may
+be older than its shards), or anything on file systems whose rename is not atomic.
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,40 +22,31 @@ import filelock
 import polars as pl
 
 from depthscope.errors import RunError, RunMismatchError
+from depthscope.schema.found_stages import Stages
+from depthscope.schema.manifest import COMPLETE, RUNNING, Manifest, Settings
 
-MANIFEST = "run.json"
-FORMAT = 1
-"""Version of the directory's layout."""
-RUNNING, COMPLETE = "running", "complete"
+MANIFEST, STAGES = "run.json", "stages.json"
 
 
 class RunDirectory:
-    """One run on disk. Make it with `RunDirectory.writing` (locked, creates or resumes) or `RunDirectory.reading`."""
+    """One run on disk. Open it with `RunDirectory.writing` (locked, creates or resumes) or `RunDirectory.reading`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
 
     @classmethod
     def reading(cls, path: str | Path) -> "RunDirectory":
-        """Open an existing run. Raises RunError when `path` holds none that can be read."""
+        """Open an existing run. Raises RunError if `path` has no readable run."""
         path = Path(path)
         file = path / MANIFEST
         if not file.exists():
             raise RunError(f"{path} holds no run: expected a directory with {MANIFEST}")
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
-            raise RunError(f"{file} is not a run's manifest: expected an object with settings")
-        if manifest.get("format") != FORMAT:
-            raise RunError(f"{file} has layout {manifest.get('format')!r}: this depthscope reads layout {FORMAT}")
-        return cls(path, manifest)
+        return cls(path, Manifest.read(file))
 
     @classmethod
     def check_place(cls, path: str | Path) -> None:
-        """Raise RunError where `path` is a file, or a directory with other things in it or a run that cannot be read."""
+        """Raise RunError if `path` is a file, or a directory with other files or an unreadable run."""
         path = Path(path)
         if (path / MANIFEST).exists():
             cls.reading(path)
@@ -69,69 +61,68 @@ class RunDirectory:
 
     @classmethod
     @contextmanager
-    def writing(cls, path: str | Path, settings: dict[str, Any], facts: dict[str, Any]) -> Iterator["RunDirectory"]:
+    def writing(cls, path: str | Path, settings: Settings, facts: dict[str, Any]) -> Iterator["RunDirectory"]:
         """Create a run or resume the one at `path`, as its only writer.
 
-        `settings` decide what is computed: resuming with others raises RunMismatchError. Experiments of a resumed run
-        (`settings["experiments"]`, by name) join those it has. `facts` (versions and the like) are recorded. Raises
-        RunError when the directory cannot be written, holds other things, or has a writer.
+        `settings` determine what is computed: resuming with others raises RunMismatchError. When a run is resumed, new
+        experiments (`settings.experiments`, by name) are added to those it has. `facts` are fields of the manifest (versions
+        and the like). Raises RunError if the directory cannot be written, holds other files, or has a writer.
         """
         path = Path(path)
+        settings = Settings.from_json(settings.to_json())  # as read from a file: lists instead of tuples
         with _locked(path):
             if (path / MANIFEST).exists():
                 run = cls.reading(path)
-                _require_same(path, run.settings, _plain(settings))
-                run.settings.setdefault("experiments", {}).update(_plain(settings).get("experiments", {}))
-                _keep_versions(run.manifest, _plain(facts))
+                _require_same(path, run.settings.to_json(), settings.to_json())
+                experiments = {**run.settings.experiments, **settings.experiments}
+                run.manifest = replace(
+                    run.manifest,
+                    settings=replace(run.settings, experiments=experiments),
+                    earlier_versions=_earlier_versions(run.manifest, facts),
+                )
             else:
                 cls.check_place(path)
-                run = cls(path, {"format": FORMAT, "settings": _plain(settings)})
+                run = cls(path, Manifest(settings=settings))
             for leftover in path.rglob(f"*{UNFINISHED}"):
                 leftover.unlink()
             run.update(status=RUNNING, **facts)
             yield run
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the numbers of this run."""
-        return self.manifest["settings"]
+    def settings(self) -> Settings:
+        """What determines the numbers of this run."""
+        return self.manifest.settings
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Store a result that is no table, as RUN/name.json."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        with atomic_file(self.path / f"{name}.json") as stream:
-            stream.write(text.encode())
+    @property
+    def stages(self) -> Stages | None:
+        """The stages that were found; None if they were not searched for. Raises RunError if the file is damaged."""
+        file = self.path / STAGES
+        return Stages.read(file) if file.exists() else None
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Such a result, None where there is none. Raises RunError for one that is damaged."""
-        file = self.path / f"{name}.json"
-        if not file.exists():
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
+    def write_stages(self, found: Stages) -> None:
+        """Store the stages that were found."""
+        _write_json(self.path / STAGES, found.to_json())
 
     def finish(self, experiments: Sequence[str]) -> None:
-        """Note that these experiments have all their tables; the run is complete when all of its experiments have."""
-        finished = sorted({*self.manifest.get("finished", []), *experiments})
-        complete = set(finished) >= set(self.settings.get("experiments", {}))
+        """Record that these experiments have all their tables; the run is complete when all its experiments do."""
+        finished = sorted({*self.manifest.finished, *experiments})
+        complete = set(finished) >= set(self.settings.experiments)
         self.update(finished=finished, status=COMPLETE if complete else RUNNING)
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end."""
-        return self.manifest.get("status") == COMPLETE
+        """Whether the run is complete."""
+        return self.manifest.complete
 
     def update(self, **entries: Any) -> None:
-        """Set entries of the manifest."""
-        self.manifest.update(_plain(entries))
-        text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
-        with atomic_file(self.path / MANIFEST) as stream:
-            stream.write(text.encode())
+        """Set fields of the manifest. Keys already in the file keep their order."""
+        self.manifest = replace(self.manifest, **entries)
+        file = self.path / MANIFEST
+        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        _write_json(file, _in_order_of(there, self.manifest.to_json()))
 
     def shard_path(self, experiment: str, unit: int) -> Path:
-        """Where the shard of a work unit is or will be."""
+        """The path of a work unit's shard, whether or not it exists."""
         return self.path / "shards" / experiment / f"{unit:05d}.parquet"
 
     def write_shard(self, experiment: str, unit: int, frame: pl.DataFrame) -> None:
@@ -139,7 +130,7 @@ class RunDirectory:
         _write_parquet(self.shard_path(experiment, unit), frame)
 
     def shards(self, experiment: str, units: int) -> Iterator[pl.DataFrame]:
-        """The shards of units `0 … units-1`, in order. Raises RunError for one that is missing or damaged."""
+        """The shards of units `0 … units-1`, in order. Raises RunError for a missing or damaged shard."""
         for unit in range(units):
             yield _read_parquet(self.shard_path(experiment, unit))
 
@@ -148,14 +139,14 @@ class RunDirectory:
         _write_parquet(self.path / "tables" / f"{name}.parquet", frame)
 
     def table(self, name: str) -> pl.DataFrame:
-        """A table by its name. Raises RunError naming the tables there are."""
+        """A table by its name. Raises RunError, listing the available tables, if there is none of that name."""
         file = self.path / "tables" / f"{name}.parquet"
         if not file.exists():
             raise RunError(f"{self.path} has no table {name!r}: it has {', '.join(self.tables()) or 'none yet'}")
         return _read_parquet(file)
 
     def tables(self) -> list[str]:
-        """Names of the tables there are."""
+        """Names of the available tables."""
         return sorted(file.stem for file in (self.path / "tables").glob("*.parquet"))
 
 
@@ -165,7 +156,7 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole, when the context ends without an exception, or not at all."""
+    """A file that appears at `path` complete, when the context ends without an exception, or not at all."""
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,13 +168,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # it may be gone, or never have been
+        with suppress(OSError):  # it may be gone, or never have existed
             unfinished.unlink()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The directory, made if needed, held against a second writer. The system lets go when the process dies."""
+    """Hold the directory, created if needed, against a second writer. The system releases the lock if the process dies."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path / LOCK, timeout=0)
@@ -208,16 +199,24 @@ def _require_same(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> N
 
 
 def _only(settings: dict[str, Any], experiments: Set[str]) -> dict[str, Any]:
-    """Settings with those of some experiments alone."""
+    """Settings with only some of the experiments."""
     kept = {name: own for name, own in settings.get("experiments", {}).items() if name in experiments}
     return {**settings, "experiments": kept}
 
 
-def _keep_versions(manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Note that shards may have been made with other versions than the ones that finish the run."""
-    before = manifest.get("versions")
-    if before and before != facts.get("versions", before) and manifest.get("status") != COMPLETE:
-        manifest.setdefault("earlier_versions", []).append(before)
+def _earlier_versions(manifest: Manifest, facts: dict[str, Any]) -> list[dict[str, str]]:
+    """The manifest's earlier versions, with those it has now if shards may have been made with them."""
+    before = manifest.versions
+    changed = before and before != facts.get("versions", before) and not manifest.complete
+    return [*manifest.earlier_versions, before] if changed else manifest.earlier_versions
+
+
+def _in_order_of(there: Any, content: Any) -> Any:
+    """JSON content with the keys of `there` first, in their order."""
+    if not (isinstance(there, dict) and isinstance(content, dict)):
+        return content
+    keys = dict.fromkeys([*(key for key in there if key in content), *content])
+    return {key: _in_order_of(there.get(key), content[key]) for key in keys}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -228,9 +227,9 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples as lists, keys as text."""
-    return json.loads(json.dumps(value))
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as stream:
+        stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _write_parquet(path: Path, frame: pl.DataFrame) -> None:
@@ -242,6 +241,6 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path.read_bytes())
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: run the study again to finish it") from error
+        raise RunError(f"{path} is missing: run the study again to complete it") from error
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{path} is damaged ({error}): delete it and run the study again") from error

@@ -1,4 +1,4 @@
-"""What stands in the files of a run: metrics with their units, table and shard columns. Imports no torch.
+"""The contents of a run's files: metrics with their units, table and shard columns. Imports no torch.
 
-One module per experiment. Tests freeze these names: other people's notebooks read them.
+One module per experiment. Tests freeze these names, because users' notebooks read them.
 """

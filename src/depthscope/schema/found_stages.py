@@ -1,18 +1,16 @@
 """What RUN/stages.json holds, as objects: the stages found, their boundaries, the signals, and the signatures' verdicts."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, written
-
-Entry = TypeVar("Entry")
+from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, verdict_shown, written
+from depthscope.schema.stored import Entry, StoredFile
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A run of layers, `first` to `last`. Where a transition was not found several stages are one entry, joined by +."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Entry):
+    """Contiguous layers, `first` to `last`. Where a transition was not found, several stages share an entry, joined by +."""
 
     name: str
     title: str
@@ -26,13 +24,13 @@ class Stage:
         return f"{layers}: {self.title} ({self.supported} of {self.signatures} signatures supported)"
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary(Entry):
     """A change of the signals at `layer`, the first of the later stage, with its 95% interval over documents.
 
-    `before` and `after` are the stages it divides, None where it is none of the hypothesis's transitions. `support` is the
-    share of resamples that put it at this very layer; `without_one` the lowest and highest layer when any one signal is left
-    out; `votes` where each signal that would speak for it changes by itself, None where it does not.
+    `before` and `after` are the stages it separates, None where it is not one of the hypothesis's transitions. `support` is
+    the share of resamples that place it at exactly this layer; `without_one` the lowest and highest layer when any one signal
+    is left out; `votes` the layer at which each signal that is evidence for it changes on its own, None where it does not.
     """
 
     layer: int
@@ -40,19 +38,19 @@ class Boundary:
     high: int | None
     support: float | None
     without_one: list[int] | None
+    votes: dict[str, int | None]
     before: str | None
     after: str | None
-    votes: dict[str, int | None]
 
     def __str__(self) -> str:
-        what = f"{self.before} → {self.after}" if self.before else "a change that is no transition of the hypothesis"
+        what = f"{self.before} → {self.after}" if self.before else "a change that is not a transition of the hypothesis"
         interval = "no interval" if self.low is None else f"95% interval {self.low} to {self.high}"
         return f"before layer {self.layer}: {what} ({interval})"
 
 
-@dataclass(frozen=True, slots=True)
-class StageSignal:
-    """A signal over layers as measured, and as compared: `standardised`, None where stages were not looked for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSignal(Entry):
+    """A signal over layers as measured (`values`) and as compared (`standardised`, None where stages were not searched for)."""
 
     name: str
     title: str
@@ -63,9 +61,9 @@ class StageSignal:
     standardised: list[float] | None
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureVerdict:
-    """A signature of the paper's table 1 as it was tested: effect with its 95% interval, threshold, verdict, and its reason."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignatureVerdict(Entry):
+    """The test of a signature of the paper's table 1: effect with its 95% interval, threshold, verdict, and its reason."""
 
     name: str
     title: str
@@ -81,16 +79,25 @@ class SignatureVerdict:
 
     def __str__(self) -> str:
         effect = self.reason if self.effect is None else f"{written(self.effect, self.unit)}"
-        return f"{self.title}: {self.verdict} ({effect}; at least {written(self.threshold, self.unit)} is needed)"
+        return f"{self.title}: {verdict_shown(self.verdict)} ({effect}; threshold {written(self.threshold, self.unit)})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Stages:
-    """The stages of a model of `layers` layers, and how surely. `found` says whether there is at least one boundary.
+def _with_all_lists(content: dict[str, Any]) -> dict[str, Any]:
+    """Files without a format may lack the unnamed changes and the method."""
+    return {"unnamed_changes": [], "method": {}, **content}
 
-    `unnamed_changes` are changes of the signals that are none of the hypothesis's transitions; `method` how many changes
-    stood clear of chance.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Stages(StoredFile):
+    """The stages of a model of `layers` layers, and how certain they are. `found`: whether there is at least one boundary.
+
+    `unnamed_changes` are changes of the signals that are not transitions of the hypothesis; `method` states how many changes
+    exceed chance.
     """
+
+    format: ClassVar[int] = 1
+    migrations: ClassVar = {0: _with_all_lists}
+    remedy: ClassVar[str] = "Run the study again: it finds stages from what is already measured"
 
     found: bool
     summary: str
@@ -104,26 +111,8 @@ class Stages:
 
     def __repr__(self) -> str:
         counts = Counter(one.verdict for one in self.signatures)
-        said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL))
-        lines = [self.summary, *self.stages, *self.boundaries, *self.unnamed_changes, f"signatures: {said}"]
+        total = ", ".join(
+            f"{counts[verdict]} {verdict_shown(verdict)}" for verdict in (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL)
+        )
+        lines = [self.summary, *self.stages, *self.boundaries, *self.unnamed_changes, f"signatures: {total}"]
         return "\n  ".join(f"{line}" for line in lines)
-
-
-def read_stages(content: Mapping[str, Any]) -> Stages:
-    """The content of stages.json as objects."""
-    return Stages(
-        found=content["found"],
-        summary=content["summary"],
-        layers=content["layers"],
-        stages=[_read(Stage, one) for one in content["stages"]],
-        boundaries=[_read(Boundary, one) for one in content["boundaries"]],
-        unnamed_changes=[_read(Boundary, one) for one in content.get("unnamed_changes", [])],
-        signals=[_read(StageSignal, one) for one in content["signals"]],
-        signatures=[_read(SignatureVerdict, one) for one in content["signatures"]],
-        method=content.get("method", {}),
-    )
-
-
-def _read(kind: type[Entry], entry: Mapping[str, Any]) -> Entry:
-    """An entry of a list. A run of an earlier version may lack some fields, and a later one's others are left out."""
-    return kind(**{field.name: entry.get(field.name) for field in fields(kind)})  # type: ignore[arg-type]

@@ -2,13 +2,15 @@
 
 import polars as pl
 
-from depthscope.schema.metric import ESTIMATE, Metric
+from depthscope.schema.declaration import Experiment, Table
+from depthscope.schema.estimates import ESTIMATE, MOMENTS
+from depthscope.schema.metric import Metric
 
 MERGE = Metric(
     "merge",
     "share",
     "Sub-word merging",
-    "attention of a word’s last token to the word’s other tokens, less attention of a one-token word to the same "
+    "attention of a word’s last token to the word’s other tokens, minus attention of a one-token word to the same "
     "positions before it; both words from the same document",
     -1.0,
     1.0,
@@ -17,7 +19,7 @@ MERGE_FIRST = Metric(
     "merge_first",
     "share",
     "Sub-word merging, first token",
-    "as merge, of the word’s first token alone: the subjoiner heads of the paper",
+    "as merge, for the word’s first token alone: the subjoiner heads of the paper",
     -1.0,
     1.0,
 )
@@ -25,7 +27,7 @@ PREVIOUS_TOKEN = Metric(
     "previous_token",
     "share",
     "Previous token",
-    "attention to the token before, in random tokens said twice; mean over positions that have one",
+    "attention to the previous token, in a repeated sequence of random tokens; mean over positions that have one",
     0.0,
     1.0,
 )
@@ -33,7 +35,8 @@ DUPLICATE_TOKEN = Metric(
     "duplicate_token",
     "share",
     "Duplicate token",
-    "attention to earlier places of the same token, in random tokens said twice; mean over positions whose token came before",
+    "attention to earlier occurrences of the same token, in a repeated sequence of random tokens; mean over positions whose "
+    "token occurred before",
     0.0,
     1.0,
 )
@@ -41,8 +44,8 @@ INDUCTION = Metric(
     "induction",
     "share",
     "Induction",
-    "attention to the tokens that followed earlier places of the same token, in random tokens said twice; mean over "
-    "positions whose token came before",
+    "attention to the tokens that followed earlier occurrences of the same token, in a repeated sequence of random tokens; "
+    "mean over positions whose token occurred before",
     0.0,
     1.0,
 )
@@ -70,14 +73,14 @@ NATURAL = (PREVIOUS_TOKEN_NATURAL, DUPLICATE_TOKEN_NATURAL, INDUCTION_NATURAL)
 HEAD_METRICS = {metric.name: metric for metric in (*MERGING, *REPEATED, *NATURAL)}
 
 TEXT_OF = dict(zip(NATURAL, REPEATED, strict=True))
-"""The test on random tokens that says whether the kind is there, for each metric on text."""
+"""For each metric on text, the metric on random tokens that decides whether a head is of the kind."""
 OF_A_KIND = 0.25
-"""A head is a previous-token, duplicate-token or induction head from this share of its attention on, in random tokens said
-twice. The papers judge by eye; the threshold is ours. A score far above chance but below it says that the head leans that way,
-not that it does this."""
+"""A head is a previous-token, duplicate-token or induction head from this share of its attention on, in a repeated sequence of
+random tokens. The papers judge by eye; the threshold is ours. A score far above chance but below it shows that the head leans
+that way, not that this is what it does."""
 
 WORD, PLAIN = "word", "plain"
-"""The prompts whose last word is `word_tokens` tokens long, and those whose last word is one."""
+"""The prompts whose last word is `word_tokens` tokens long, and those whose last word is one token."""
 
 HEADS_TABLE = {
     "layer": pl.Int32,
@@ -88,12 +91,12 @@ HEADS_TABLE = {
     "p_adjusted": pl.Float64,
     **ESTIMATE,
 }
-"""tables/heads.parquet: a row per metric and query head. `rank` is 1 for the head with the largest mean of the metric.
-`word_tokens` is how many tokens the words of merge and merge_first have, null otherwise. `chance` is the mean that a head
-with even attention to all up to itself would have; 0 for the two differences. `p_adjusted`: one-sided t test over documents
+"""tables/heads.parquet: one row per metric and query head. `rank` is 1 for the head with the largest mean of the metric.
+`word_tokens` is the number of tokens of the words in merge and merge_first, null otherwise. `chance` is the mean of a head
+with uniform attention to all positions up to itself; 0 for the two differences. `p_adjusted`: one-sided t test over documents
 of mean > chance (by more than rounding), adjusted over the metric's heads after Benjamini and Hochberg, so that of the heads
 with p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. `tokens` counts the
-queries the mean is over (pairs of prompts for merge and merge_first). For random tokens `documents` counts sequences."""
+queries in the mean (pairs of prompts for merge and merge_first). For random tokens `documents` counts sequences."""
 
 HEAD_POSITIONS_TABLE = {
     "layer": pl.Int32,
@@ -104,7 +107,7 @@ HEAD_POSITIONS_TABLE = {
     **ESTIMATE,
 }
 """tables/head_positions.parquet: attention of the final token to the token `offset` positions before it (0: itself), for
-each class of prompts. `word_tokens` is how many tokens the words of the class `word` have, for both classes."""
+each class of prompts. `word_tokens` is the number of tokens of the words of the class `word`, for both classes."""
 
 HEAD_SHARD = {
     "sample": pl.String,
@@ -112,13 +115,20 @@ HEAD_SHARD = {
     "offset": pl.Int32,
     "layer": pl.Int32,
     "head": pl.Int32,
-    "documents": pl.Int64,
-    "tokens": pl.Int64,
-    "tokens_squared": pl.Float64,
-    "sum": pl.Float64,
-    "square": pl.Float64,
-    "product": pl.Float64,
+    **MOMENTS,
 }
-"""shards/heads: moments over the documents of a unit, from which means and intervals follow, a row per quantity and head.
-`sample` says over which queries (`prompts`, or a metric's name), `quantity` what of them: `merge`, `merge_first`; `word` or
-`plain` attention at an `offset`; `attention`, and `excess` of it over chance."""
+"""shards/heads: moments over the documents of a unit, from which means and intervals are computed, one row per quantity and
+head. `sample` names the queries (`prompts`, or a metric), `quantity` what is measured: `merge`, `merge_first`; `word` or
+`plain` attention at an `offset`; `attention`, and its `excess` over chance."""
+
+EXPERIMENT = Experiment(
+    name="heads",
+    title="Heads that merge sub-words; previous-token, duplicate-token, induction heads.",
+    question="Which heads merge the parts of words, and which are previous-token, duplicate-token or induction heads?",
+    make="depthscope.experiments.heads:make",
+    tables={
+        "heads": Table(columns=HEADS_TABLE, metrics=tuple(HEAD_METRICS.values())),
+        "head_positions": Table(columns=HEAD_POSITIONS_TABLE, metrics=(ATTENTION,)),
+    },
+    source="Lad et al. 2024, figure 9",
+)

@@ -1,8 +1,6 @@
-"""Quantities and the columns every table of estimates ends with."""
+"""A measured quantity. Imports nothing, so that what measures can run with torch alone."""
 
 from dataclasses import dataclass
-
-import polars as pl
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +13,3 @@ class Metric:
     definition: str
     lowest: float | None = None
     highest: float | None = None
-
-
-ESTIMATE = {
-    "metric": pl.String,
-    "unit": pl.String,
-    "mean": pl.Float64,
-    "ci_low": pl.Float64,
-    "ci_high": pl.Float64,
-    "tokens": pl.Int64,
-    "documents": pl.Int64,
-}
-"""A row of a table of estimates, after the columns that say what it is about. The interval is the 95 % one over
-documents; null where one document gives none. `tokens` are those the mean is over."""

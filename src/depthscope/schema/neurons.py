@@ -1,12 +1,13 @@
-"""Neurons: what is said of each MLP neuron by its output weight, kinds of neurons, tables and shards.
+"""Neurons: statistics of each MLP neuron's output weight, kinds of neurons, tables and shards.
 
-Nothing here is an estimate from text: the numbers are about weights, exact up to rounding, and have no intervals.
+Nothing here is an estimate from text: the numbers describe weights, are exact up to rounding, and have no intervals.
 """
 
 from dataclasses import dataclass
 
 import polars as pl
 
+from depthscope.schema.declaration import Experiment, Table
 from depthscope.schema.metric import Metric
 
 NORM = Metric("norm", "residual stream", "Norm", "length of the output weight w_out", 0.0)
@@ -54,54 +55,61 @@ CLASS_DIFFERENCE = Metric(
     "class_difference",
     "standard deviations",
     "Class difference",
-    "mean of W_U·w_out over the tokens of token_class less its mean over the rest, in standard deviations over the vocabulary",
+    "mean of W_U·w_out over the tokens of token_class minus its mean over the rest, in standard deviations over the vocabulary",
 )
 
 FROM_A_BLOCK = (NORM, MEAN, VARIANCE, SKEW, KURTOSIS, EFFECT_VARIANCE, CLASS_SHARE, CLASS_DIFFERENCE)
-"""What follows from a neuron and the unembedding alone."""
+"""Metrics that depend on the neuron and the unembedding alone."""
 FROM_THE_MODEL = (VARIANCE_Z, NORM_Z, EFFECT_Z)
-"""What needs all of the model's neurons."""
+"""Metrics that depend on all of the model's neurons."""
 METRICS = {m.name: m for m in (*FROM_A_BLOCK, *FROM_THE_MODEL)}
 
 
 @dataclass(frozen=True, slots=True)
 class NeuronKind:
-    """A kind of neuron as it stands in the column `kind`, in words, and the sentence that defines it."""
+    """A kind of neuron: its value in the column `kind`, its title, and the sentence that defines it."""
 
     name: str
     title: str
     definition: str
     strength: str | None
-    """The column by which the strongest neurons of the kind are chosen, largest first; None: none are shown."""
+    """The column by which the strongest neurons of the kind are ranked, largest first; None: none are shown."""
 
+
+PEAKED = 10.0
+"""Raw kurtosis above which a neuron is a prediction or suppression neuron (Gurnee et al. 2024); 3 for a normal distribution."""
+LONG_NORM_Z, BLIND_EFFECT_Z = 2.0, -2.0
+"""An entropy neuron's norm_z is above the first and its effect_z below the second."""
+WIDE_VARIANCE_Z = 3.5
+"""A partition neuron's variance_z is above this."""
 
 DEAD = NeuronKind(
     "dead", "Dead", "w_out is zero, or its cosines with all tokens are equal: no skew or kurtosis exists", None
 )
 PREDICTION = NeuronKind(
-    "prediction", "Prediction", "kurtosis above 10 and skew above 0 (Gurnee et al. 2024)", KURTOSIS.name
+    "prediction", "Prediction", f"kurtosis above {PEAKED:g} and skew above 0 (Gurnee et al. 2024)", KURTOSIS.name
 )
 SUPPRESSION = NeuronKind(
-    "suppression", "Suppression", "kurtosis above 10 and skew below 0 (Gurnee et al. 2024)", KURTOSIS.name
+    "suppression", "Suppression", f"kurtosis above {PEAKED:g} and skew below 0 (Gurnee et al. 2024)", KURTOSIS.name
 )
 ENTROPY = NeuronKind(
     "entropy",
     "Entropy",
-    "none of the above; norm_z above 2 and effect_z below −2: a long weight that hardly tells tokens apart (after Gurnee et "
-    "al. 2024 and Stolfo et al. 2024, who judge by eye; these thresholds are ours)",
+    f"none of the above; norm_z above {LONG_NORM_Z:g} and effect_z below −{-BLIND_EFFECT_Z:g}: a long weight that hardly "
+    "distinguishes tokens (after Gurnee et al. 2024 and Stolfo et al. 2024, who judge by eye; these thresholds are ours)",
     NORM.name,
 )
 PARTITION = NeuronKind(
     "partition",
     "Partition",
-    "none of the above; variance_z above 3.5: cosines spread far wider than other neurons’ (after Gurnee et al. 2024, who "
-    "judge by eye; the threshold is ours)",
+    f"none of the above; variance_z above {WIDE_VARIANCE_Z:g}: cosines spread far wider than other neurons’ (after Gurnee et "
+    "al. 2024, who judge by eye; the threshold is ours)",
     VARIANCE.name,
 )
 OTHER = NeuronKind("other", "Other", "none of the above", KURTOSIS.name)
 
 KINDS = {kind.name: kind for kind in (DEAD, PREDICTION, SUPPRESSION, ENTROPY, PARTITION, OTHER)}
-"""In the order of precedence: a neuron is of the first kind whose definition it meets. Thresholds as they are by default."""
+"""In order of precedence: a neuron is of the first kind whose definition it meets. Thresholds are the defaults."""
 
 NEURON_SHARD = {
     "layer": pl.Int32,
@@ -109,7 +117,7 @@ NEURON_SHARD = {
     "token_class": pl.String,
     **{m.name: pl.Float64 for m in FROM_A_BLOCK},
 }
-"""shards/neurons: a row per neuron of a block. Null where a number does not exist: skew and kurtosis of dead neurons; the
+"""shards/neurons: one row per neuron of a block. Null where a number does not exist: skew and kurtosis of dead neurons; the
 class columns also where there is no tokenizer."""
 
 NEURONS_TABLE = {
@@ -119,8 +127,8 @@ NEURONS_TABLE = {
     "token_class": pl.String,
     **{m.name: pl.Float64 for m in METRICS.values()},
 }
-"""tables/neurons.parquet: a row per neuron. Of experts the neurons are numbered through, one routed expert after the other,
-then the shared ones; `neurons` in run.json says how many there are of each.
+"""tables/neurons.parquet: one row per neuron. In a mixture of experts, neurons are numbered consecutively, one routed expert
+after the other, then the shared experts; `neurons` in run.json gives their numbers.
 `token_class` is the class of tokens that explains most of the variance of the neuron's logit effect."""
 
 NEURON_COUNTS_TABLE = {
@@ -131,8 +139,8 @@ NEURON_COUNTS_TABLE = {
     "neurons": pl.Int64,
     "largest_kurtosis": pl.Float64,
 }
-"""tables/neuron_counts.parquet: a row per layer and kind, also where the count is 0. `share` is of the layer's `neurons`;
-`largest_kurtosis` that of the layer's neurons of any kind."""
+"""tables/neuron_counts.parquet: one row per layer and kind, including counts of 0. `share` is the share of the layer's
+`neurons`; `largest_kurtosis` is the largest among the layer's neurons of any kind."""
 
 NEURON_TOKENS_TABLE = {
     "layer": pl.Int32,
@@ -150,5 +158,19 @@ NEURON_TOKENS_TABLE = {
     CLASS_DIFFERENCE.name: pl.Float64,
 }
 """tables/neuron_tokens.parquet: the strongest neurons of each kind, strongest first (`strength` is the kind's column of the
-neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣, bytes that are
-only part of a character as <0xE2 0x80>."""
+neurons table), each with the tokens whose cosines with it are largest and smallest. A space is shown as ␣, an incomplete
+character as its bytes, <0xE2 0x80>."""
+
+EXPERIMENT = Experiment(
+    name="neurons",
+    title="Prediction, suppression, entropy and partition neurons.",
+    question="How many prediction, suppression, entropy and partition neurons does each layer have, classified by the effect "
+    "of their output weights on the vocabulary?",
+    make="depthscope.experiments.neurons:make",
+    tables={
+        "neuron_counts": Table(columns=NEURON_COUNTS_TABLE),
+        "neurons": Table(columns=NEURONS_TABLE),
+        "neuron_tokens": Table(columns=NEURON_TOKENS_TABLE),
+    },
+    source="Lad et al. 2024, figures 1, 6 and 16",
+)

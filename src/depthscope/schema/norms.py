@@ -1,8 +1,10 @@
-"""How large attention's and MLP's contributions to the residual stream are."""
+"""How much attention and MLP contribute to the residual stream."""
 
 import polars as pl
 
-from depthscope.schema.metric import ESTIMATE, Metric
+from depthscope.schema.declaration import Experiment, Table
+from depthscope.schema.estimates import ESTIMATE
+from depthscope.schema.metric import Metric
 
 ATTENTION_NORM = Metric(
     "attention_norm",
@@ -23,4 +25,13 @@ RESIDUAL_NORM = Metric(
 METRICS = (ATTENTION_NORM, MLP_NORM, NORM_RATIO, RESIDUAL_NORM)
 
 NORMS_TABLE = {"layer": pl.Int32, **ESTIMATE}
-"""tables/norms.parquet. In LayerNorm models all vectors are centred first: nothing reads what they have in common."""
+"""tables/norms.parquet. In LayerNorm models all vectors are centred first: no component reads their mean."""
+
+EXPERIMENT = Experiment(
+    name="norms",
+    title="How much attention and MLP add to the residual stream.",
+    question="How much do the attention and MLP of every layer add to the residual stream?",
+    make="depthscope.experiments.norms:make",
+    tables={"norms": Table(columns=NORMS_TABLE, metrics=METRICS)},
+    source="Lad et al. 2024, figures 5 and 7",
+)

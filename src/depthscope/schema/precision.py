@@ -13,7 +13,7 @@ PRECISION_TABLE = {
     "documents": pl.Int64,
     "tokens": pl.Int64,
 }
-"""tables/precision.parquet, of runs with `--precision`: the mean KL in nats of each edit at each layer where the run stopped,
-with the interval that decided on stopping. That interval holds however often one looked, and is wider than the sweep's own
-(docs/concepts/precision.md); it and the relative half-width, which is over the mean, are null before there are enough
-documents. `under_noise_floor`: whether the whole interval lies under what the rounding of the run's dtype gives."""
+"""tables/precision.parquet, for runs with `--precision`: the mean KL in nats of each edit at each layer when the run stopped,
+with the interval that decided when to stop. That interval is valid however often it is checked, and is wider than the sweep's
+(docs/concepts/precision.md). The interval and its half-width relative to the mean are null until there are enough documents.
+`under_noise_floor`: whether the whole interval lies below the KL that rounding in the run's dtype produces."""

@@ -1,16 +1,18 @@
-"""Probes (E11): which neurons tell that the next token ends in a suffix, and how well."""
+"""Probes (E11): which neurons predict that the next token ends in a suffix, and how well."""
 
 from typing import Any
 
 import polars as pl
 
-from depthscope.schema.metric import ESTIMATE, Metric
+from depthscope.schema.declaration import Experiment, Option, Table
+from depthscope.schema.estimates import ESTIMATE
+from depthscope.schema.metric import Metric
 
 ACCURACY = Metric(
     "accuracy",
     "share",
     "Accuracy",
-    "share of test examples, half of which have a next token that ends in the suffix, told right",
+    "share of test examples, half of which have a next token that ends in the suffix, that are classified correctly",
     0.0,
     1.0,
 )
@@ -18,7 +20,7 @@ OVER_SINGLE = Metric(
     "accuracy_over_single",
     "share",
     "Accuracy over the best neuron",
-    "accuracy of the best k together − accuracy of the best one of the same group, on the same examples",
+    "accuracy of the best k neurons together − accuracy of the best neuron of the same group, on the same examples",
     -1.0,
     1.0,
 )
@@ -26,7 +28,8 @@ OVER_RANDOM = Metric(
     "accuracy_over_random",
     "share",
     "Accuracy over random neurons",
-    "accuracy − mean accuracy over draws of as many random neurons of the same layers, treated alike, on the same examples",
+    "accuracy − mean accuracy over draws of as many random neurons of the same layers, processed identically, on the same "
+    "examples",
     -1.0,
     1.0,
 )
@@ -57,21 +60,21 @@ LAYER, MODEL_TOP1, MODEL_THRESHOLD, MAJORITY = "layer", "model_top1", "model_thr
 GROUPS = {
     PREDICTION: "the neurons that write most towards the suffix",
     SUPPRESSION: "the neurons that write most away from it",
-    BOTH: "the two together",
+    BOTH: "both groups together",
     **{RANDOM[g]: f"random neurons, as many in each layer as “{g}” has" for g in CHOSEN_GROUPS},
-    LAYER: "all MLP neurons of the layer that has most of the chosen ones",
-    MODEL_TOP1: "the model itself: whether its most likely token ends in the suffix",
-    MODEL_THRESHOLD: "the model itself: whether its probability of all tokens with the suffix is above a threshold found on "
-    "the training examples",
+    LAYER: "all MLP neurons of the layer with most of the selected neurons",
+    MODEL_TOP1: "the unmodified model: whether its most likely token ends in the suffix",
+    MODEL_THRESHOLD: "the unmodified model: whether its total probability of tokens with the suffix is above a threshold "
+    "fitted on the training examples",
     MAJORITY: "always the class that is more frequent among the training examples",
 }
-"""Who decides, as in the column `group`, in words."""
+"""What makes the prediction: the values of the column `group`, explained."""
 
 BY_CLASS, BY_DIFFERENCE = "class", "difference"
 SELECTED_BY = {
     BY_CLASS: "prediction or suppression neurons by kurtosis and skew, those that write most towards or away from the suffix",
-    BY_DIFFERENCE: "of all neurons those that write most towards or away from the suffix, the model having too few prediction "
-    "or suppression neurons that do",
+    BY_DIFFERENCE: "of all neurons, those that write most towards or away from the suffix, because too few prediction or "
+    "suppression neurons do",
 }
 
 PROBES_TABLE = {
@@ -82,8 +85,8 @@ PROBES_TABLE = {
     "draw": pl.Int32,
     **ESTIMATE,
 }
-"""tables/probes.parquet. `k` neurons together, 0 where none are used; `layer` only where all are of one by definition;
-`draw` numbers the draws of random neurons and is null in the mean over them and in all other groups. `tokens` counts test
+"""tables/probes.parquet. `k` neurons together, 0 where none are used; `layer` only where all are in one layer by definition;
+`draw` numbers the draws of random neurons and is null for the mean over them and in all other groups. `tokens` counts test
 examples."""
 
 PROBE_NEURONS_TABLE = {
@@ -99,14 +102,14 @@ PROBE_NEURONS_TABLE = {
     "training_accuracy": pl.Float64,
     **ESTIMATE,
 }
-"""tables/probe_neurons.parquet: the chosen neurons, each with the accuracy of its own probe. `rank` counts from 1, by
-training accuracy: the best k of a group are its ranks 1 … k. `difference`: mean of W_U · w_out over tokens with the suffix
-− mean over the others. `kurtosis` (raw) and `skew` of the cosines of w_out with the rows of W_U."""
+"""tables/probe_neurons.parquet: the selected neurons, each with the accuracy of a probe on that neuron alone. `rank` counts
+from 1, by training accuracy: the best k of a group are its ranks 1 … k. `difference`: mean of W_U · w_out over tokens with the
+suffix − mean over the others. `kurtosis` (raw) and `skew` of the cosines of w_out with the rows of W_U."""
 
 
 def probe_shard(neurons: int) -> dict[str, Any]:
-    """shards/probes: a row per context. `log_probability` is the log of the model's probability, in nats, that the next
-    token ends in the suffix; `activations` are of the neurons in the experiment's order, at the context's last token.
+    """shards/probes: one row per context. `log_probability` is the log of the model's probability, in nats, that the next
+    token ends in the suffix; `activations` are those of the neurons, in the experiment's order, at the context's last token.
     """
     return {
         "document": pl.Int64,
@@ -116,3 +119,18 @@ def probe_shard(neurons: int) -> dict[str, Any]:
         "log_probability": pl.Float64,
         "activations": pl.Array(pl.Float32, neurons),
     }
+
+
+SUFFIX = Option(name="suffix", type=str, default="ing", help="Suffix of the next token that probes predict.")
+EXPERIMENT = Experiment(
+    name="probes",
+    title="Which neurons predict that the next token ends in a suffix.",
+    question="Which neurons predict, alone and together, that the next token ends in a suffix, compared with random neurons?",
+    make="depthscope.experiments.probes:make",
+    tables={
+        "probes": Table(columns=PROBES_TABLE, metrics=tuple(METRICS.values())),
+        "probe_neurons": Table(columns=PROBE_NEURONS_TABLE),
+    },
+    options=(SUFFIX,),
+    source="Lad et al. 2024, figures 10 and 16",
+)

@@ -1,4 +1,4 @@
-"""Stages of inference: their names, the signals they are found by, and how each signal speaks for them. Torch-free."""
+"""Stages of inference: their names, the signals used to find them, and what each signal is evidence for. Torch-free."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ TRANSITIONS = tuple(zip(list(STAGES)[:-1], list(STAGES)[1:], strict=True))
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A number per layer that stages are found by.
+    """A number per layer from which stages are found.
 
-    `smallest` is the spread over layers below which it counts as flat, in its own unit: what differs by less is not blown
-    up to look like a change. `directions` say for which transition it speaks by rising (+1) or falling (−1).
+    `smallest` is the spread over layers below which it counts as flat, in its unit: smaller differences are not inflated
+    until they look like a change. `directions` states for which transition a rise (+1) or a fall (−1) is evidence.
     """
 
     name: str
@@ -37,8 +37,10 @@ class Signal:
     """Transition (0, 1, 2) to direction."""
 
 
+FURTHEST = 3.0
+"""Standardised signals are clipped at this many robust spreads from the median."""
 FLOOR = 0.01
-"""KL divergences below this many nats count as this: a change of the predictions too small to matter."""
+"""KL divergences below this many nats are set to it: a change of the predictions too small to matter."""
 
 SIGNALS = {
     signal.name: signal
@@ -55,7 +57,7 @@ SIGNALS = {
             "swap",
             "Cost of swapping it with the next",
             "log10 nats",
-            "log10 of the KL divergence when the layer and the next change places; the last layer takes its only swap's",
+            "log10 of the KL divergence when the layer and the next are swapped; the last layer has the value of its only swap",
             0.25,
             {0: -1, 2: 1},
         ),
@@ -63,7 +65,7 @@ SIGNALS = {
             "local_attention",
             "Local attention",
             "share",
-            "share of attention on the five tokens before, mean over heads",
+            "share of attention on the five previous tokens, mean over heads",
             0.05,
             {0: -1},
         ),
@@ -87,7 +89,7 @@ SIGNALS = {
             "progress",
             "Progress of the lens",
             "nats",
-            "fall of the logit lens's KL divergence to the final distribution across the layer",
+            "decrease of the logit lens's KL divergence to the final distribution across the layer",
             0.1,
             {1: 1},
         ),
@@ -96,16 +98,16 @@ SIGNALS = {
             "suppression",
             "Suppression over prediction",
             "share",
-            "share of suppression neurons less that of prediction neurons",
+            "share of suppression neurons minus share of prediction neurons",
             0.005,
             {2: 1},
         ),
         Signal("mlp_norm", "MLP norm", "log2", "log2 of the mean norm of the MLP's output", 0.5, {2: 1}),
         Signal(
             "entropy_move",
-            "Entropy's move",
+            "Change in entropy",
             "nats",
-            "size of the change of the logit lens's entropy across the layer",
+            "absolute change of the logit lens's entropy across the layer",
             0.1,
             {2: 1},
         ),
@@ -114,7 +116,7 @@ SIGNALS = {
 
 
 def written(value: float, unit: str) -> str:
-    """A number as it is read: shares in per cent, differences of shares (`points`) in percentage points, `62.5×`."""
+    """A number for display: shares in per cent, differences of shares (`points`) in percentage points, `62.5×`."""
     hundredfold = {"share": "%", "points": " points"}
     if unit in hundredfold:
         return f"{100 * value:.3g}{hundredfold[unit]}".replace("-", "−")
@@ -123,6 +125,12 @@ def written(value: float, unit: str) -> str:
 
 
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot be told"
+"""Verdicts as files hold them."""
+
+
+def verdict_shown(verdict: str) -> str:
+    """A verdict for display."""
+    return "inconclusive" if verdict == CANNOT_TELL else verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +163,7 @@ SIGNATURES = {
             "local_attention_early",
             DETOKENIZATION,
             "Attention is local early",
-            "share of attention on the five tokens before, first quarter of layers less the rest, at least 5 points",
+            "share of attention on the five previous tokens, first quarter of layers minus the rest, at least 5 points",
             "points",
             0.05,
         ),
@@ -163,7 +171,7 @@ SIGNATURES = {
             "robust_middle",
             FEATURE_ENGINEERING,
             "The middle is robust",
-            "top-1 agreement kept by dropping one middle layer, mean over middle layers, at least 72 % (the paper's 72–95 %)",
+            "top-1 agreement after dropping one middle layer, mean over middle layers, at least 72 % (the paper's 72–95 %)",
             "share",
             0.72,
         ),
@@ -171,7 +179,7 @@ SIGNATURES = {
             "little_early_progress",
             FEATURE_ENGINEERING,
             "The lens makes little progress early",
-            "share of the fall of lens KL between x_1 and x_L that is made in the second half, at least two thirds",
+            "share of the decrease of lens KL from x_1 to x_L that falls in the second half, at least two thirds",
             "share",
             2 / 3,
         ),
@@ -179,8 +187,8 @@ SIGNATURES = {
             "onset_of_prediction",
             PREDICTION_ENSEMBLING,
             "The fall of lens KL sets in",
-            "slope of lens KL after the best breakpoint less before it, as a share of the whole fall per tenth of depth, at "
-            "least 5 points steeper",
+            "slope of lens KL after the best breakpoint minus the slope before it, as a share of the total decrease per tenth "
+            "of depth, at least 5 points steeper",
             "points",
             0.05,
         ),
@@ -188,7 +196,7 @@ SIGNATURES = {
             "prediction_neurons_emerge",
             PREDICTION_ENSEMBLING,
             "Prediction neurons emerge late",
-            "share of prediction neurons, second half of layers less the first, at least half a point",
+            "share of prediction neurons, second half of layers minus the first, at least half a point",
             "points",
             0.005,
         ),
@@ -212,8 +220,8 @@ SIGNATURES = {
             "prediction_neurons_subside",
             PREDICTION_ENSEMBLING,
             "Prediction neurons peak, then subside",
-            "share of prediction neurons at its peak, in the second half but before the last layer, less the last layer's, at "
-            "least half a point",
+            "share of prediction neurons at its peak, in the second half but before the last layer, minus that of the last "
+            "layer, at least half a point",
             "points",
             0.005,
         ),
@@ -221,7 +229,7 @@ SIGNATURES = {
             "suppression_outnumbers",
             RESIDUAL_CALIBRATION,
             "Suppression outnumbers prediction",
-            "share of suppression neurons less prediction neurons in the last layer, at least half a point",
+            "share of suppression neurons minus prediction neurons in the last layer, at least half a point",
             "points",
             0.005,
         ),
@@ -245,7 +253,7 @@ SIGNATURES = {
             "entropy_moves_last",
             RESIDUAL_CALIBRATION,
             "Entropy's last move",
-            "size of the change of lens entropy across the last layer less the median over middle layers, at least 0.1 nats",
+            "absolute change of lens entropy across the last layer minus the median over middle layers, at least 0.1 nats",
             "nats",
             0.1,
         ),
@@ -254,5 +262,5 @@ SIGNATURES = {
 
 
 def votes_near(layer: int, votes: Mapping[str, int | None]) -> int:
-    """How many of the signals that would speak for a boundary change within a layer of it when each is taken alone."""
+    """How many of the signals that are evidence for a boundary change, each taken alone, within one layer of it."""
     return sum(vote is not None and abs(vote - layer) <= 1 for vote in votes.values())

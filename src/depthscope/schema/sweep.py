@@ -1,82 +1,44 @@
-"""The sweep: edits, what is measured of each, its table and shards."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+"""The sweep: what is measured for each edit, its table and shards. The edits are those of `edit_registry.sweeps`."""
 
 import polars as pl
 
-from depthscope.errors import RouteError
-from depthscope.schema.metric import ESTIMATE, Metric
+from depthscope import edits  # noqa: F401  registers the built-in edits
+from depthscope.edit_registry import check_edits, sweeps
+from depthscope.schema import precision
+from depthscope.schema.declaration import Experiment, Option, Table
+from depthscope.schema.estimates import ESTIMATE
+from depthscope.schema.measures import AGREEMENT as AGREEMENT
+from depthscope.schema.measures import BUILT_IN, metrics_of
+from depthscope.schema.measures import ENTROPY as ENTROPY
+from depthscope.schema.measures import KL as KL
+from depthscope.schema.measures import LOSS as LOSS
 
-KL = Metric(
-    "kl", "nats", "KL divergence", "KL(p‖q) of the edited model's next-token distribution q from the model's own p", 0.0
-)
-AGREEMENT = Metric(
-    "agreement",
-    "share",
-    "Top-1 agreement",
-    "share of positions where p and q have the same most likely token",
-    0.0,
-    1.0,
-)
-ENTROPY = Metric("entropy", "nats", "Entropy", "H(q)", 0.0)
-ENTROPY_CHANGE = Metric("entropy_change", "nats", "Change in entropy", "H(q) − H(p)")
-LOSS = Metric("loss", "nats", "Loss", "−log q(next token)", 0.0)
-LOSS_CHANGE = Metric("loss_change", "nats", "Change in loss", "−log q(next token) + log p(next token)")
+MEASURED = tuple(BUILT_IN.values())
+"""What a sweep measures per token if no other measure is registered."""
 
-MEASURED = (KL, AGREEMENT, ENTROPY, LOSS)
-"""What the engine measures per token; the changes follow from these and the baseline."""
-
-METRICS = {m.name: m for m in (KL, AGREEMENT, ENTROPY, ENTROPY_CHANGE, LOSS, LOSS_CHANGE)}
-
-
-@dataclass(frozen=True, slots=True)
-class EditKind:
-    """A kind of edit as it stands in the column `edit`, in words, and the sentence that defines it."""
-
-    name: str
-    title: str
-    definition: str
-
-
-SWAP = EditKind("swap", "Swap", "a layer and the next take each other’s places; shown at the first of the two")
-DROP = EditKind("drop", "Drop", "a layer is skipped whole: the residual stream passes unchanged")
-DROP_ATTN = EditKind("drop_attn", "Drop attention", "a layer runs without its attention output, bias included")
-DROP_MLP = EditKind("drop_mlp", "Drop MLP", "a layer runs without its MLP output, bias included")
-DROP_SSM = EditKind(
-    "drop_ssm", "Drop SSM", "a layer runs without the output of its state-space mixer, its attention in place"
-)
-DROP_PLE = EditKind("drop_ple", "Drop per-layer input", "a layer runs without its own embedding of the token")
-EDIT_KINDS = {kind.name: kind for kind in (SWAP, DROP, DROP_ATTN, DROP_MLP, DROP_SSM, DROP_PLE)}
-
-
-def check_edits(kinds: Sequence[str]) -> None:
-    """Raise RouteError for a kind of edit that a sweep does not do, or none."""
-    unknown = [kind for kind in kinds if kind not in EDIT_KINDS]
-    if unknown or not kinds:
-        raise RouteError(
-            f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(EDIT_KINDS)}"
-        )
+METRICS = metrics_of(MEASURED)
+"""The metrics in its table: the measures, and the changes computed from a measure and the baseline."""
+ENTROPY_CHANGE, LOSS_CHANGE = METRICS["entropy_change"], METRICS["loss_change"]
 
 
 BASELINE_EDIT, BASELINE_LAYER = "none", -1
-"""How the unedited model stands in `edit` and `layer`."""
+"""The values of `edit` and `layer` for the unmodified model."""
 
 SWEEP_TABLE = {"edit": pl.String, "layer": pl.Int32, **ESTIMATE}
 """tables/sweep.parquet."""
 
-TOKEN_SHARD = {
+TOKEN_KEYS = {
     "document": pl.Int64,
     "position": pl.Int64,
     "token": pl.Int32,
     "next_token": pl.Int32,
     "edit": pl.String,
     "layer": pl.Int32,
-    **{m.name: pl.Float32 for m in MEASURED},
 }
-"""shards/sweep with --per-token: a row per edit, layer and position. `position` counts within the document, so that
-`document` and `position` name a token; everything on a row is about the same next-token distribution. Information in
-nats, agreement 0 or 1."""
+TOKEN_SHARD = {**TOKEN_KEYS, **{m.name: pl.Float32 for m in MEASURED}}
+"""shards/sweep with --per-token: one row per edit, layer and position. `position` counts within the document, so that
+`document` and `position` identify a token; everything in a row is about the same next-token distribution. Information is in
+nats, agreement is 0 or 1."""
 
 DOCUMENT_SHARD = {
     "document": pl.Int64,
@@ -85,4 +47,32 @@ DOCUMENT_SHARD = {
     "tokens": pl.Int64,
     **{m.name: pl.Float64 for m in MEASURED},
 }
-"""shards/sweep otherwise: a row per document, edit and layer, the metrics summed over that document's tokens there."""
+"""shards/sweep otherwise: one row per document, edit and layer, metrics summed over that document's tokens in the shard."""
+
+EDITS = Option(
+    name="edits",
+    type=tuple,
+    default=None,
+    help=lambda: (
+        f"Which edits, separated by commas: {', '.join(name.replace('_', '-') for name in sweeps())}. Edits of a component "
+        "are applied in the layers that have it."
+    ),
+    shown_default="all that apply to the model",
+    check=check_edits,
+)
+PER_TOKEN = Option(
+    name="per_token", type=bool, default=False, help="Keep the sweep's values for every token in its shards."
+)
+EXPERIMENT = Experiment(
+    name="sweep",
+    title="Swap, drop and ablate every layer and measure the effect.",
+    question="How does each edit at each layer, one at a time, change the predictions: KL divergence, agreement, entropy, "
+    "loss?",
+    make="depthscope.experiments.sweep:make",
+    tables={
+        "sweep": Table(columns=SWEEP_TABLE, metrics=tuple(METRICS.values()), in_terminal=(KL, AGREEMENT)),
+        "precision": Table(columns=precision.PRECISION_TABLE),
+    },
+    options=(EDITS, PER_TOKEN),
+    source="Lad et al. 2024, figures 2, 3 and 13 to 15",
+)

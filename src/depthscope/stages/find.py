@@ -1,13 +1,13 @@
-"""Stages of inference (E12): found from the measured signals, named only where the signals say so.
+"""Stages of inference (E12): found from the measured signals, and named only where the signals support it.
 
-In four steps, told in docs/stages.md: the signals, each standardised over layers; where they change together, and how many
-such changes stand clear of chance; which of the hypothesis's transitions each change is, by the direction its signals move
-in; and each signature of the paper's table 1 as a test. A change that is no transition gets no name, and transitions that are
-not found leave stages that are not told apart.
+Four steps, described in docs/stages.md: the signals, each standardised over layers; where they change together, and how many
+such changes exceed chance; which of the hypothesis's transitions each change is, by the direction in which its signals move;
+and each signature of the paper's table 1 as a test. A change that is not a transition gets no name, and where a transition is
+not found the stages on both sides are not distinguished.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -15,23 +15,22 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from depthscope.measure.change_points import choose, segment
-from depthscope.schema.found_stages import SignatureVerdict
-from depthscope.schema.stages import SIGNALS, STAGES, SUPPORTED, TRANSITIONS
-from depthscope.stages.signals import Layers, Measured, signals
+from depthscope.schema.found_stages import Boundary, SignatureVerdict, Stage, Stages, StageSignal
+from depthscope.schema.stages import FURTHEST, SIGNALS, STAGES, SUPPORTED, TRANSITIONS
+from depthscope.stages.signals import Layers, ResampledLayers, signals
 from depthscope.stages.signatures import FEWEST_DOCUMENTS, verdicts
+from depthscope.statistics.change_points import choose, segment
 
 NAME = "stages"
 FEWEST_LAYERS = 6
 FEWEST_SIGNALS = 3
-FURTHEST = 3.0
 
 Matrix = Float64[np.ndarray, "rows layers signals"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Signals change between layers `layer − 1` and `layer`; `transition` says which of TRANSITIONS it is, if one."""
+    """Signals change between layers `layer − 1` and `layer`; `transition` is its place in TRANSITIONS, if it is one."""
 
     layer: int
     low: int | None
@@ -42,8 +41,8 @@ class Change:
     votes: dict[str, int | None]
 
 
-def find_stages(measured: Measured) -> dict[str, Any]:
-    """What RUN/stages.json holds: stages, boundaries with intervals and votes, signals, signatures, method."""
+def find_stages(measured: ResampledLayers) -> Stages:
+    """Stages, boundaries with intervals and votes, signals, signatures, method: the content of RUN/stages.json."""
     rows = signals(measured)
     tested = verdicts(measured)
     reason = _too_little(measured, rows)
@@ -56,28 +55,28 @@ def find_stages(measured: Measured) -> dict[str, Any]:
         matrix, changes, gaps, deviations = None, [], (), ()
     named = [change for change in changes if change.transition is not None]
     stages = _stages(named, measured.depth, tested)
-    return {
-        "found": bool(named),
-        "summary": _summary(named, changes, stages, reason),
-        "layers": measured.depth,
-        "stages": stages,
-        "boundaries": [_boundary(change) for change in named],
-        "unnamed_changes": [_boundary(change) for change in changes if change.transition is None],
-        "signals": [_signal(name, rows, matrix, place) for place, name in enumerate(rows)],
-        "signatures": [asdict(verdict) for verdict in tested],
-        "method": {"gaps": gaps, "gap_deviations": deviations, "documents": measured.documents},
-    }
+    return Stages(
+        found=bool(named),
+        summary=_summary(named, changes, stages, reason),
+        layers=measured.depth,
+        stages=stages,
+        boundaries=[_boundary(change) for change in named],
+        unnamed_changes=[_boundary(change) for change in changes if change.transition is None],
+        signals=[_signal(name, rows, matrix, place) for place, name in enumerate(rows)],
+        signatures=tested,
+        method={"gaps": list(gaps), "gap_deviations": list(deviations), "documents": measured.documents},
+    )
 
 
-def _too_little(measured: Measured, rows: dict[str, Layers]) -> str | None:
+def _too_little(measured: ResampledLayers, rows: dict[str, Layers]) -> str | None:
     if measured.depth < FEWEST_LAYERS:
-        return f"{measured.depth} layers are too few to tell four stages apart: expected at least {FEWEST_LAYERS}"
+        return f"{measured.depth} layers are too few to distinguish four stages: expected at least {FEWEST_LAYERS}"
     if len(rows) < FEWEST_SIGNALS:
         return (
             f"only {len(rows)} signals were measured ({', '.join(rows) or 'none'}): expected at least {FEWEST_SIGNALS}"
         )
     if "lens.loss" not in measured.values:
-        return "the lens was not measured, so it is not known whether the model predicts at all"
+        return "the lens was not measured, so it is unknown whether the model predicts anything"
     loss = float(measured.values["lens.loss"][0, -1])
     if loss >= measured.token_entropy:
         return (
@@ -88,10 +87,10 @@ def _too_little(measured: Measured, rows: dict[str, Layers]) -> str | None:
 
 
 def _standardised(rows: dict[str, Layers]) -> Matrix:
-    """Each signal less its median over layers, in robust spreads, cut at ±FURTHEST.
+    """Each signal minus its median over layers, in robust spreads, clipped at ±FURTHEST.
 
-    The spread is the median distance from the median, made comparable to a standard deviation; where that is less than what
-    counts as flat for the signal, it is that. Cut, because one catastrophic layer is one change: it must not drown the rest.
+    The spread is the median absolute deviation, scaled to a standard deviation, or the signal's `smallest` if that is larger.
+    Clipped because one catastrophic layer is one change: it must not drown out the others.
     """
     columns = []
     count = max(len(values) for values in rows.values())
@@ -103,11 +102,11 @@ def _standardised(rows: dict[str, Layers]) -> Matrix:
 
 
 def _spread(values: Float64[np.ndarray, " layers"]) -> float:
-    """Median distance from the median over that of a standard normal distribution."""
+    """Median absolute deviation divided by that of a standard normal distribution."""
     return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
-def _changes(measured: Measured, rows: dict[str, Layers], matrix: Matrix, count: int) -> list[Change]:
+def _changes(measured: ResampledLayers, rows: dict[str, Layers], matrix: Matrix, count: int) -> list[Change]:
     bounds = segment(matrix[0], count)
     kept = [np.delete(matrix[0], i, axis=1) for i in range(matrix.shape[2])]
     without_one = np.array([segment(less, count) for less in kept])
@@ -130,7 +129,7 @@ def _changes(measured: Measured, rows: dict[str, Layers], matrix: Matrix, count:
 
 
 def _transitions(own: dict[str, Any], bounds: Sequence[int]) -> list[int | None]:
-    """Which transition each change is: of all ways to name changes in order, the one with most evidence in all."""
+    """Which transition each change is: of all ways to name changes in order, the one with the most evidence in total."""
     best: tuple[float, list[int | None]] = (0.0, [None] * len(bounds))
     for count in range(1, min(len(bounds), len(TRANSITIONS)) + 1):
         for places in combinations(range(len(bounds)), count):
@@ -145,9 +144,9 @@ def _transitions(own: dict[str, Any], bounds: Sequence[int]) -> list[int | None]
 
 
 def _evidence(own: dict[str, Any], bounds: Sequence[int], place: int, transition: int) -> float:
-    """How far the transition's signals step its way at a change, mean in spreads; 0 unless more than half of them do.
+    """Mean step of the transition's signals in its direction at a change, in spreads; 0 unless more than half of them step.
 
-    A step is the difference of means of the segments on both sides. It counts as one from the signal's `smallest` on.
+    A step is the difference between the means of the segments on both sides. It counts if it is at least `smallest`.
     """
     start, layer, stop = (0, *bounds)[place], bounds[place], (*bounds, len(next(iter(own.values()))))[place + 1]
     steps, counted = [], 0
@@ -161,7 +160,7 @@ def _evidence(own: dict[str, Any], bounds: Sequence[int], place: int, transition
 
 
 def _votes(own: dict[str, Any], around: tuple[int, int], transition: int | None) -> dict[str, int | None]:
-    """Where each of the transition's signals changes by itself between the neighbouring changes; None if not its way."""
+    """Where each of the transition's signals, alone, changes between the neighbouring changes; None if not in its direction."""
     start, stop = around
     votes: dict[str, int | None] = {}
     for name, values in own.items():
@@ -174,59 +173,64 @@ def _votes(own: dict[str, Any], around: tuple[int, int], transition: int | None)
     return votes
 
 
-def _stages(named: Sequence[Change], depth: int, tested: Sequence[SignatureVerdict]) -> list[dict[str, Any]]:
-    """Runs of layers between named changes; where a transition was not found, several stages are one entry."""
+def _stages(named: Sequence[Change], depth: int, tested: Sequence[SignatureVerdict]) -> list[Stage]:
+    """Contiguous layers between named changes; where a transition was not found, several stages share an entry."""
     if not named:
         return []
     ends = [(change.layer, change.transition) for change in named] + [(depth, len(TRANSITIONS))]
     names = list(STAGES)
     found, first, stage = [], 0, 0
     for stop, transition in ends:
-        assert transition is not None
+        assert transition is not None, "a named change is a transition"
         members = names[stage : transition + 1]
         signatures = [verdict for verdict in tested if verdict.stage in members]
         found.append(
-            {
-                "name": "+".join(members),
-                "title": " + ".join(STAGES[name].lower() if i else STAGES[name] for i, name in enumerate(members)),
-                "first": first,
-                "last": stop - 1,
-                "signatures": len(signatures),
-                "supported": sum(verdict.verdict == SUPPORTED for verdict in signatures),
-            }
+            Stage(
+                name="+".join(members),
+                title=" + ".join(STAGES[name].lower() if i else STAGES[name] for i, name in enumerate(members)),
+                first=first,
+                last=stop - 1,
+                signatures=len(signatures),
+                supported=sum(verdict.verdict == SUPPORTED for verdict in signatures),
+            )
         )
         first, stage = stop, transition + 1
     return found
 
 
-def _boundary(change: Change) -> dict[str, Any]:
+def _boundary(change: Change) -> Boundary:
     before, after = TRANSITIONS[change.transition] if change.transition is not None else (None, None)
-    described = asdict(change)
-    described.pop("transition")
-    return {**described, "before": before, "after": after}
+    return Boundary(
+        layer=change.layer,
+        low=change.low,
+        high=change.high,
+        support=change.support,
+        without_one=list(change.without_one),
+        votes=change.votes,
+        before=before,
+        after=after,
+    )
 
 
-def _signal(name: str, rows: dict[str, Layers], matrix: Matrix | None, place: int) -> dict[str, Any]:
+def _signal(name: str, rows: dict[str, Layers], matrix: Matrix | None, place: int) -> StageSignal:
     signal = SIGNALS[name]
-    return {
-        "name": name,
-        "title": signal.title,
-        "unit": signal.unit,
-        "sentence": signal.sentence,
-        "flat": bool(rows[name][0].std() < signal.smallest),
-        "values": rows[name][0].tolist(),
-        "standardised": None if matrix is None else matrix[0, :, place].tolist(),
-    }
+    return StageSignal(
+        name=name,
+        title=signal.title,
+        unit=signal.unit,
+        sentence=signal.sentence,
+        flat=bool(rows[name][0].std() < signal.smallest),
+        values=rows[name][0].tolist(),
+        standardised=None if matrix is None else matrix[0, :, place].tolist(),
+    )
 
 
-def _summary(
-    named: Sequence[Change], changes: Sequence[Change], stages: Sequence[dict[str, Any]], reason: str | None
-) -> str:
+def _summary(named: Sequence[Change], changes: Sequence[Change], stages: Sequence[Stage], reason: str | None) -> str:
     if reason is not None:
-        return f"No stages are told: {reason}."
+        return f"No stages found: {reason}."
     if not named:
-        what = f"{len(changes)} changes that are none of the hypothesis's transitions" if changes else "no change"
-        return f"No stages: the signals over layers show {what} beyond what chance would give."
+        what = f"{len(changes)} changes that are not transitions of the hypothesis" if changes else "no change"
+        return f"No stages found: the signals over layers show {what} beyond what chance would give."
     missing = [
         f"{STAGES[a]} to {STAGES[b].lower()}"
         for i, (a, b) in enumerate(TRANSITIONS)
@@ -237,9 +241,9 @@ def _summary(
     return found + (f" Not found: {'; '.join(missing)}." if missing else "")
 
 
-def _listed(stages: Sequence[dict[str, Any]]) -> str:
+def _listed(stages: Sequence[Stage]) -> str:
     return ", ".join(
-        f"{stage['title'].lower()} in layer{'' if stage['first'] == stage['last'] else 's'} "
-        + (str(stage["first"]) if stage["first"] == stage["last"] else f"{stage['first']} to {stage['last']}")
+        f"{stage.title.lower()} in layer"
+        + (f" {stage.first}" if stage.first == stage.last else f"s {stage.first} to {stage.last}")
         for stage in stages
     )

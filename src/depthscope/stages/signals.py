@@ -1,7 +1,7 @@
-"""The per-layer numbers that stages are found by, with their resampled versions, from a run's shards and tables.
+"""The per-layer numbers from which stages are found, with their bootstrap replicates, from a run's shards and tables.
 
-Every array has a row 0 from the documents as they are and a row per bootstrap replicate; replicates of different
-experiments resample the same documents. Neurons are counted, not sampled, so their rows are all the same.
+Row 0 of every array is from the original documents, and each further row from a bootstrap replicate; replicates of different
+experiments resample the same documents. Neurons are counted, not sampled, so they have a single row.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,62 +12,64 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from depthscope.measure.bootstrap import PoissonBootstrap
+from depthscope.edit_registry import sweeps
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms, sweep
 from depthscope.schema.stages import FLOOR
+from depthscope.statistics.bootstrap import PoissonBootstrap
 
 Layers = Float64[np.ndarray, "rows layers"]
 
 
 @dataclass(slots=True)
-class Measured:
+class ResampledLayers:
     """What a run measured, per layer: `values["drop.kl"]` and so on, shaped [1 + replicates, layers]."""
 
     depth: int
     documents: int
     token_entropy: float
-    """Loss, in nats, of guessing the text's next tokens by their frequencies in it."""
+    """Loss, in nats, of predicting the text's next tokens by their frequencies in it."""
     values: dict[str, Layers] = field(default_factory=dict)
 
     def get(self, *names: str) -> list[Layers] | None:
-        """These values, None where one of them was not measured."""
+        """These values, or None if any of them was not measured."""
         return [self.values[name] for name in names] if all(name in self.values for name in names) else None
 
 
-def read_measured(run: RunDirectory, shards: Callable[[str], Iterable[pl.DataFrame]], depth: int) -> Measured:
-    """Everything stages look at that the run has. `shards(name)` reads an experiment's sums over documents."""
-    text = run.manifest["text"]
-    measured = Measured(depth, int(text["documents"]), float(text["token_entropy"]))
-    finished = run.manifest.get("finished", [])
+def read_measured(run: RunDirectory, shards: Callable[[str], Iterable[pl.DataFrame]], depth: int) -> ResampledLayers:
+    """All measurements of the run that stages are found from. `shards(name)` reads an experiment's sums over documents."""
+    text = run.manifest.text
+    assert text.documents is not None
+    assert text.token_entropy is not None
+    measured = ResampledLayers(depth, text.documents, text.token_entropy)
     for name, add in SOURCES.items():
-        if name in finished:
+        if name in run.manifest.finished:
             add(measured, shards(name))
     if "neuron_counts" in run.tables():
         _neurons(measured, run.table("neuron_counts"))
     return measured
 
 
-def _sweep(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
+def _sweep(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
     names, means = _resampled(shards, ["edit", "layer"], [sweep.KL.name, sweep.AGREEMENT.name])
-    for edit in sweep.EDIT_KINDS:
+    for edit, how in sweeps().items():
         columns = [i for i, (kind, _) in enumerate(names) if kind == edit]
-        if len(columns) == measured.depth - (edit == sweep.SWAP.name):  # a layer that cannot be edited leaves a gap
+        if len(columns) == len(how.layers(measured.depth)):  # a layer that cannot be edited leaves a gap
             for metric, values in means.items():
                 measured.values[f"{edit}.{metric}"] = values[:, columns]
 
 
-def _lens(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
+def _lens(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
     _, means = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name])
     measured.values |= {f"lens.{metric}": values for metric, values in means.items()}
 
 
-def _norms(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
+def _norms(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
     _, means = _resampled(shards, ["layer"], [norms.NORM_RATIO.name, norms.MLP_NORM.name])
     measured.values |= {f"norms.{metric}": values for metric, values in means.items()}
 
 
-def _attention(measured: Measured, shards: Iterable[pl.DataFrame]) -> None:
+def _attention(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
     """The share on five previous tokens; under lad2024 five times the mean entry of five sub-diagonals, nearly the same."""
     shares = ((attention.PREVIOUS[5].name, 1.0), (attention.BANDS[5].name, 5.0))
 
@@ -89,7 +91,7 @@ def _with_first(first: pl.DataFrame, others: Iterable[pl.DataFrame]) -> Iterable
     yield from others
 
 
-def _neurons(measured: Measured, counts: pl.DataFrame) -> None:
+def _neurons(measured: ResampledLayers, counts: pl.DataFrame) -> None:
     for kind in ("prediction", "suppression"):
         shares = counts.filter(pl.col("kind") == kind).sort("layer")["share"].to_numpy()
         if len(shares) == measured.depth:
@@ -102,7 +104,7 @@ SOURCES = {"sweep": _sweep, "lens": _lens, "norms": _norms, "attention": _attent
 def _resampled(
     shards: Iterable[pl.DataFrame], keys: Sequence[str], metrics: Sequence[str]
 ) -> tuple[list[tuple], dict[str, Layers]]:
-    """Keys of the rows, and per metric means [1 + replicates, rows] from shards of sums over documents."""
+    """Keys of the rows, and for each metric means [1 + replicates, rows] from shards of sums over documents."""
     names: list[tuple] = []
     bootstrap: PoissonBootstrap | None = None
     parts = (
@@ -123,8 +125,8 @@ def _resampled(
     return names, {metric: np.ascontiguousarray(means[:, i]) for i, metric in enumerate(metrics)}
 
 
-def signals(measured: Measured) -> dict[str, Layers]:
-    """The signals of schema.stages.SIGNALS that follow from what was measured."""
+def signals(measured: ResampledLayers) -> dict[str, Layers]:
+    """The signals of schema.stages.SIGNALS that can be computed from what was measured."""
     rows: dict[str, Layers] = {}
     if drop := measured.get("drop.kl"):
         rows["drop"] = _log10(drop[0])

@@ -1,8 +1,8 @@
 """The paper's table 1 as tests: each signature's effect with its interval from resampling documents, and a verdict.
 
-Supported: the whole 95 % interval reaches the threshold. Not supported: the whole interval stays below. Otherwise it cannot
-be told, nor where the model is too shallow, a measurement is missing or there are too few documents for an interval.
-Neuron counts have no interval: they are of all neurons, not of a sample.
+Supported: the whole 95 % interval reaches the threshold. Not supported: the whole interval is below it. Otherwise the test is
+inconclusive, as it is if the model is too shallow, a measurement is missing or there are too few documents for an interval.
+Neuron counts have no interval: they cover all neurons, not a sample.
 """
 
 from collections.abc import Callable
@@ -13,50 +13,50 @@ from jaxtyping import Float64
 
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import CANNOT_TELL, FLOOR, NOT_SUPPORTED, SIGNATURES, SUPPORTED
-from depthscope.stages.signals import Layers, Measured
+from depthscope.stages.signals import Layers, ResampledLayers
 
 FEWEST_LAYERS = 4
-"""Below this there is no middle to compare first and last with."""
+"""With fewer there is no middle to compare the first and last layer with."""
 FEWEST_DOCUMENTS = 8
 SMALLEST_FALL = 0.5
-"""Nats. A lens KL that falls by less over the whole depth makes no progress to speak of: shares are of this much then."""
+"""In nats. If lens KL falls by less over the whole depth, its progress is negligible, and shares are of this value instead."""
 
 Effects = Float64[np.ndarray, " rows"]
 
 
-def verdicts(measured: Measured) -> list[SignatureVerdict]:
+def verdicts(measured: ResampledLayers) -> list[SignatureVerdict]:
     """All signatures, in the order of depth."""
     return [_verdict(name, measured) for name in SIGNATURES]
 
 
-def _verdict(name: str, measured: Measured) -> SignatureVerdict:
+def _verdict(name: str, measured: ResampledLayers) -> SignatureVerdict:
     described = asdict(SIGNATURES[name])
     needs, effect = EFFECTS[name]
     missing = [need for need in needs if need not in measured.values]
 
-    def told(verdict: str, reason: str, value=None, low=None, high=None) -> SignatureVerdict:
+    def concluded(verdict: str, reason: str, value=None, low=None, high=None) -> SignatureVerdict:
         return SignatureVerdict(**described, effect=value, ci_low=low, ci_high=high, verdict=verdict, reason=reason)
 
     if missing:
-        return told(CANNOT_TELL, f"not measured: {', '.join(missing)}")
+        return concluded(CANNOT_TELL, f"not measured: {', '.join(missing)}")
     if measured.depth < FEWEST_LAYERS:
-        return told(CANNOT_TELL, f"{measured.depth} layers leave no middle: expected at least {FEWEST_LAYERS}")
+        return concluded(CANNOT_TELL, f"{measured.depth} layers leave no middle: expected at least {FEWEST_LAYERS}")
     effects = effect(*(measured.values[need] for need in needs))
     value = float(effects[0])
     if not np.isfinite(value):
-        return told(CANNOT_TELL, "the effect is not a number on this model")
+        return concluded(CANNOT_TELL, "the effect is not a number on this model")
     if len(effects) == 1:
         reached = value >= described["threshold"]
-        return told(SUPPORTED if reached else NOT_SUPPORTED, "counted, not sampled: no interval", value)
+        return concluded(SUPPORTED if reached else NOT_SUPPORTED, "counted, not sampled: no interval", value)
     if measured.documents < FEWEST_DOCUMENTS:
         few = f"{measured.documents} documents are too few for an interval: expected at least {FEWEST_DOCUMENTS}"
-        return told(CANNOT_TELL, few, value)
+        return concluded(CANNOT_TELL, few, value)
     low, high = (float(bound) for bound in np.nanquantile(effects[1:], (0.025, 0.975)))
     if low >= described["threshold"]:
-        return told(SUPPORTED, "the whole interval reaches the threshold", value, low, high)
+        return concluded(SUPPORTED, "the whole interval reaches the threshold", value, low, high)
     if high < described["threshold"]:
-        return told(NOT_SUPPORTED, "the whole interval stays below the threshold", value, low, high)
-    return told(CANNOT_TELL, "the interval holds the threshold", value, low, high)
+        return concluded(NOT_SUPPORTED, "the whole interval stays below the threshold", value, low, high)
+    return concluded(CANNOT_TELL, "the interval contains the threshold", value, low, high)
 
 
 def _floored(kl: Layers) -> Layers:
@@ -83,7 +83,7 @@ def _middle_agreement(agreement: Layers) -> Effects:
 
 
 def _whole_fall(lens_kl: Layers) -> Effects:
-    """From x_1 to x_L; x_0 is the embedding, which a lens reads by accident of tying. At least SMALLEST_FALL."""
+    """From x_1 to x_L, at least SMALLEST_FALL; x_0 is the embedding, which a lens can read only because of tied weights."""
     return np.maximum(lens_kl[:, 1] - lens_kl[:, -1], SMALLEST_FALL)
 
 
@@ -93,7 +93,7 @@ def _late_progress(lens_kl: Layers) -> Effects:
 
 
 def _onset(lens_kl: Layers) -> Effects:
-    """Slope after the breakpoint that two straight lines fit best, less the slope before, per tenth of depth of the fall."""
+    """Change of slope at the best breakpoint of two straight lines, as a share of the whole fall per tenth of depth."""
     fall = (lens_kl[:, 1:] - lens_kl[:, -1:]) / _whole_fall(lens_kl)[:, None]
     depth = np.linspace(0, 10, fall.shape[1])
     fits = [_hinge(depth, at) for at in depth[1:-1]]
@@ -103,7 +103,7 @@ def _onset(lens_kl: Layers) -> Effects:
 
 
 def _hinge(depth: Float64[np.ndarray, " depths"], at: float) -> tuple[np.ndarray, np.ndarray]:
-    """The projection onto two lines that meet at a depth, and what gives the change of slope there."""
+    """The projection onto two lines that meet at a depth, and the weights that give the change of slope there."""
     design = np.stack([np.ones_like(depth), depth, np.maximum(depth - at, 0)], 1)
     solve = np.linalg.pinv(design)
     return design @ solve, solve[2]
@@ -157,4 +157,4 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Callable[..., Effects]]] = {
     "mlp_norm_peaks_last": (("norms.mlp_norm",), _last_norm),
     "entropy_moves_last": (("lens.entropy",), _last_move),
 }
-"""What each signature needs, and its effect per row."""
+"""The measurements that each signature needs, and the function that computes its effect per row."""

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from importlib.metadata import version
 from operator import or_
@@ -17,17 +17,25 @@ from depthscope.engine.baseline import Baseline
 from depthscope.engine.reductions import Reductions, reductions_for
 from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError
-from depthscope.experiments import neurons, sweep
-from depthscope.experiments.experiment import Experiment, OwnUnits, Reading
+from depthscope.experiments import sweep
+from depthscope.experiments.experiment import Explained, Halving, OwnUnits, Partial, Reading, Running, Subject
 from depthscope.models.model import Model
-from depthscope.models.precision import noise_floor
+from depthscope.models.noise_floor import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
+from depthscope.schema.experiments import EXPERIMENTS, STAGES
+from depthscope.schema.manifest import (
+    AdapterEntry,
+    ModelEntry,
+    NoiseFloorEntry,
+    PackedEntry,
+    Settings,
+    TextEntry,
+)
 from depthscope.stages import find as stages
-from depthscope.stages.signals import Measured, read_measured
+from depthscope.stages.signals import ResampledLayers, read_measured
 from depthscope.studies import precision
-from depthscope.studies.registry import Subject, make_experiments
-from depthscope.studies.settings import StudySettings, experiment_names
+from depthscope.studies.settings import StudySettings
 
 VERSIONED = (
     "depthscope",
@@ -42,30 +50,38 @@ VERSIONED = (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Told (what is being done, units done, units in all). Of documents read the last is as many as will be needed at least."""
+"""Called with (what is being done, units done, total units). While documents are read, the total is a lower bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Studied(Subject):
+    """The subject of a study, with all its settings."""
+
+    settings: StudySettings
 
 
 def run_study(
     model: Model, corpus: Corpus, out: str | Path, settings: StudySettings, progress: Progress | None = None
 ) -> RunDirectory:
-    """Do what is not done yet of a study in directory `out`, then make its tables.
+    """Do the remaining work of a study in directory `out`, then write its tables.
 
-    Experiments that are asked for later join those that are there. Raises RunMismatchError when `out` was made with other
-    settings, what reading text or measuring raises, and why an experiment cannot be done if no other was asked for.
+    Experiments requested later are added to those already there. Raises RunMismatchError if `out` was made with other
+    settings, whatever reading text or measuring raises, and, if only one experiment was requested, the reason why it cannot
+    be done.
     """
     model.kernels.forget()
-    names = experiment_names(settings.experiments)
+    names = settings.experiments
     tell = progress or (lambda what, done, units: None)
-    subject = Subject(model, corpus, _windows(model, corpus, settings, tell), settings)
-    readings, others, not_done = make_experiments(subject)
-    made: list[Experiment] = [*readings, *others]
+    subject = Studied(model, corpus, _windows(model, corpus, settings, tell), settings.bos, settings.options, settings)
+    readings, others, not_done = _make_experiments(names, subject)
+    made: list[Running] = [*readings, *others]
     asked = _settings(subject, made)
     if settings.precision is not None:
         if sweep.NAME in not_done:
             raise DepthscopeError(f"--precision is a goal for the sweep, which cannot be done: {not_done[sweep.NAME]}")
         asked = precision.comparable(asked, out, names)
     with RunDirectory.writing(out, asked, _facts(subject)) as run:
-        earlier = {what: why for what, why in run.manifest.get("not_done", {}).items() if not _asked(what, made)}
+        earlier = {what: why for what, why in run.manifest.not_done.items() if not _asked(what, made)}
         run.update(not_done={**earlier, **not_done})
         units_done = _shared_pass(run, subject, readings, tell)
         for experiment in others:
@@ -77,26 +93,45 @@ def run_study(
             tables = experiment.tables(run.shards(experiment.name, units))
             for name, table in tables.items():
                 run.write_table(name, table)
-            if experiment.name == neurons.NAME:
-                run.update(neurons=neurons.counted(model.facts, tables["neuron_counts"]))
-        if halved := sum(reading.meter.halved for reading in readings if isinstance(reading, sweep.Sweep)):
-            run.update(kernels={**run.manifest["kernels"], "halved": f"{halved} pieces, for want of memory"})
+            if isinstance(experiment, Explained):
+                run.update(**experiment.facts(tables))
+        if halved := sum(reading.halved for reading in readings if isinstance(reading, Halving)):
+            run.update(kernels={**run.manifest.kernels, "halved": f"{halved} pieces, not enough memory"})
         run.finish([experiment.name for experiment in made])
-        if stages.NAME in names:
-            run.write_json(stages.NAME, stages.find_stages(_measured(run, subject, units_done)))
+        if STAGES in names:
+            run.write_stages(stages.find_stages(_measured(run, subject, units_done)))
     return run
 
 
+def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Reading], list[OwnUnits], dict[str, str]]:
+    """The experiments with these names, readings separate from those with own units, and why others cannot be done.
+
+    Raises the reason if it is the only experiment requested.
+    """
+    readings, others, not_done = [], [], {}
+    for name in (name for name in names if name in EXPERIMENTS):
+        try:
+            made = EXPERIMENTS[name].maker()(subject)
+        except DepthscopeError as error:
+            if len(names) == 1:
+                raise
+            not_done[name] = str(error)
+            continue
+        not_done |= made.not_done if isinstance(made, Partial) else {}
+        (readings if isinstance(made, Reading) else others).append(made)
+    return readings, others, not_done
+
+
 def _windows(model: Model, corpus: Corpus, settings: StudySettings, tell: Progress) -> Windows:
-    """The text in the order it is read; with a precision as the goal, the most of it that may be."""
+    """The text in reading order; with a precision goal, the largest amount that may be read."""
     if settings.precision is not None:
         corpus = precision.longest_text(corpus)
     windows = make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
     return windows if settings.precision is None else windows.in_random_order(precision.ORDER_SEED)
 
 
-def _measured(run: RunDirectory, subject: Subject, units: int) -> Measured:
-    """What the run has measured so far, in this and in earlier commands on it."""
+def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayers:
+    """What the run has measured so far, in this command and earlier ones."""
 
     def shards(experiment: str) -> Iterable[pl.DataFrame]:
         found = run.shards(experiment, units)
@@ -105,10 +140,10 @@ def _measured(run: RunDirectory, subject: Subject, units: int) -> Measured:
     return read_measured(run, shards, subject.model.depth)
 
 
-def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading], tell: Progress) -> int:
-    """One run of the model per unit, from which every reading that misses its shard takes what it needs.
+def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading], tell: Progress) -> int:
+    """Run the model once per unit; every reading whose shard is missing takes what it needs from that run.
 
-    Returns how many units make up the text: all of them, or those until the sweep was precise enough.
+    Returns how many units make up the text: all of them, or those read until the sweep was precise enough.
     """
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
@@ -138,21 +173,25 @@ def _shared_pass(run: RunDirectory, subject: Subject, readings: Sequence[Reading
     return done
 
 
-def _logits(subject: Subject, readings: Sequence[Reading]) -> float:
-    """How many logits the shared pass reduces in all."""
-    return float(subject.windows.tokens) * subject.model.head.vocabulary * sum(reading.readouts for reading in readings)
+def _logits(subject: Studied, readings: Sequence[Reading]) -> float:
+    """How many logits the shared pass reduces in total."""
+    return (
+        float(subject.windows.tokens)
+        * subject.model.unembedding.vocabulary
+        * sum(reading.readouts for reading in readings)
+    )
 
 
 def _note_kernels(run: RunDirectory, now: dict[str, str]) -> None:
-    """In the manifest; those of before too, where shards may have been made with others."""
-    before = run.manifest.get("kernels", now)
-    if before != now and not run.complete:
-        run.update(earlier_kernels=[*run.manifest.get("earlier_kernels", []), before])
+    """Record kernels in the manifest; keep earlier ones too if shards may have been made with them."""
+    before = run.manifest.kernels
+    if before and before != now and not run.complete:
+        run.update(earlier_kernels=[*run.manifest.earlier_kernels, before])
     run.update(kernels=now)
 
 
 def _kernels(model: Model, form: Reductions, because: str) -> dict[str, str]:
-    """How the model's products and the sums over the vocabulary are computed: they are the same up to rounding."""
+    """How matrix products and the sums over the vocabulary are computed: results are the same up to rounding."""
     products = "packed" if not model.kernels.note else f"plain: {model.kernels.note}"
     if model.device.type != "cpu":
         products = "torch's own"
@@ -164,14 +203,15 @@ def _kernels(model: Model, form: Reductions, because: str) -> dict[str, str]:
     }
 
 
-def _goal(run: RunDirectory, subject: Subject, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
-    """The precision the shared pass is to reach, None where there is no such goal."""
+def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
+    """The precision that the shared pass should reach; None if there is no such goal."""
     wanted = subject.settings.precision
     if wanted is None:
         return None
     precision.take_up(run, wanted)
     swept = next(reading for reading in readings if isinstance(reading, sweep.Sweep))
-    return precision.PrecisionGoal(wanted, swept, subject.windows, run.manifest["noise_floor"])
+    floor = run.manifest.noise_floor
+    return precision.PrecisionGoal(wanted, swept, subject.windows, floor if isinstance(floor, float) else None)
 
 
 def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
@@ -179,7 +219,7 @@ def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[
         return {experiment.name: experiment.work(unit)}
 
 
-def _units(subject: Subject) -> list[Unit]:
+def _units(subject: Studied) -> list[Unit]:
     per_unit = _per_unit(subject)
     if subject.settings.precision is None:
         return work_units(len(subject.windows), per_unit)
@@ -187,66 +227,72 @@ def _units(subject: Subject) -> list[Unit]:
 
 
 def _sizes(model: Model) -> Sizes:
-    return sizes_for(model.device, model.head.weight.shape[1])
+    return sizes_for(model.device, model.unembedding.weight.shape[1])
 
 
-def _per_unit(subject: Subject) -> int:
+def _per_unit(subject: Studied) -> int:
     tokens = subject.settings.unit_tokens or _sizes(subject.model).tokens
     return max(1, tokens // subject.windows.length)
 
 
-def _asked(what: str, made: Sequence[Experiment]) -> bool:
+def _asked(what: str, made: Sequence[Running]) -> bool:
     return what in {experiment.name for experiment in made}
 
 
-def _settings(subject: Subject, made: Sequence[Experiment]) -> dict[str, Any]:
+def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
     model, windows = subject.model, subject.windows
     aim = subject.settings.precision
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "weights": model.weight_hash(),
-        **({} if model.adapter is None else {"adapter": asdict(model.adapter)}),
-        "dtype": model.facts.dtype,
-        "device": model.device.type,
-        "attention_backend": model.facts.attention_backend,
-        "data": subject.corpus.source,
-        **({"tokens": windows.tokens} if aim is None else precision.aims(aim, windows)),
-        "window": windows.length,
-        "bos": windows.bos,
-        **({"chat": True} if subject.corpus.chat else {}),
-        **({} if windows.owner is None else {"pack": windows.separator}),
-        "token_hash": windows.token_hash(),
-        "windows_per_unit" if aim is None else "most_windows_per_unit": _per_unit(subject),
-        "experiments": {experiment.name: dict(experiment.settings) for experiment in made},
-    }
+    per_unit = _per_unit(subject)
+    settings = Settings(
+        model=model.name,
+        revision=model.revision,
+        weights=model.weight_hash(),
+        adapter=None if model.adapter is None else AdapterEntry(**asdict(model.adapter)),
+        dtype=model.facts.dtype,
+        device=model.device.type,
+        attention_backend=model.facts.attention_backend,
+        data=subject.corpus.source,
+        tokens=windows.tokens,
+        window=windows.length,
+        bos=windows.bos,
+        chat=subject.corpus.chat,
+        pack=None if windows.owner is None else windows.separator,
+        token_hash=windows.token_hash(),
+        windows_per_unit=per_unit,
+        experiments={experiment.name: dict(experiment.settings) for experiment in made},
+    )
+    if aim is None:
+        return settings
+    aimed = replace(settings, windows_per_unit=None, most_windows_per_unit=per_unit)
+    return precision.with_goal(aimed, aim)
 
 
-def _facts(subject: Subject) -> dict[str, Any]:
+def _facts(subject: Studied) -> dict[str, Any]:
     floor = noise_floor(subject.model, subject.windows.part(0, 1).batch()[0])
     return {
         "noise_floor": None if floor is None else floor.kl,
-        "noise_floor_of": None if floor is None else asdict(floor),
-        "model": asdict(subject.model.facts),
+        "noise_floor_of": None if floor is None else NoiseFloorEntry(**asdict(floor)),
+        "model": ModelEntry(**asdict(subject.model.facts)),
         "unused_tensors": list(subject.model.unused),
         "text": _text(subject.windows),
         "versions": versions(),
     }
 
 
-def _text(windows: Windows) -> dict[str, Any]:
-    return {
-        "documents": windows.documents,
-        "documents_read": windows.read,
-        "too_short": windows.too_short,
-        "skipped": windows.skipped,
-        "given_up": windows.given_up,
-        "token_entropy": windows.token_entropy,
-        "special_tokens": windows.special_tokens,
-        **({} if (packed := windows.packed) is None else {"packed": packed}),
-    }
+def _text(windows: Windows) -> TextEntry:
+    packed = windows.packed
+    return TextEntry(
+        documents=windows.documents,
+        documents_read=windows.read,
+        too_short=windows.too_short,
+        skipped=windows.skipped,
+        given_up=windows.given_up,
+        token_entropy=windows.token_entropy,
+        special_tokens=windows.special_tokens,
+        packed=None if packed is None else PackedEntry(**packed),
+    )
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides numbers."""
+    """Versions of the packages that affect numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}

@@ -1,85 +1,150 @@
-"""What is asked of a study besides model and text, checked before either is read. Imports no torch."""
+"""Settings of a study besides model and text, checked before either is read. Imports no torch.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Settings of individual experiments are in their declarations (`schema/`), those of the study are here; the commands,
+`ds.study` and the documentation take both from `study_options`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
 
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DataError, DepthscopeError
-from depthscope.experiments.protocol import TEXT, check_protocol
-from depthscope.schema.sweep import check_edits
-
-SWEEP, STAGES = "sweep", "stages"
-NAMES = (
-    SWEEP,
-    "lens",
-    "norms",
-    "attention",
-    "similarity",
-    "influence",
-    "geometry",
-    "neurons",
-    "heads",
-    "probes",
-    STAGES,
-)
-"""The experiments. Stages are found from what the others measured, in this run of the command or an earlier one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudySettings:
-    """What decides the numbers of a study besides model and text.
-
-    Raises a DepthscopeError that says what was expected for a value that no model could be studied with.
-    """
-
-    experiments: tuple[str, ...] = ()
-    """Some of NAMES; all of them by default."""
-    edits: tuple[str, ...] | None = None
-    """Some of EDIT_KINDS; all that the model has by default."""
-    per_token: bool = False
-    precision: float | None = None
-    """Read until each mean KL of the sweep is known to this share of itself, instead of a number of tokens."""
-    window: int | None = None
-    bos: str = AUTO
-    protocol: str = TEXT
-    suffix: str = "ing"
-    unit_tokens: int | None = None
-    """Tokens of a work unit, of what is computed at once and lost when a run is killed; what suits the device by default."""
-
-    def __post_init__(self) -> None:
-        names = experiment_names(self.experiments)
-        if SWEEP in names and self.edits is not None:
-            check_edits(self.edits)
-        check_protocol(self.protocol)
-        check_bos(self.bos)
-        if self.window is not None:
-            check_window(self.window)
-        check_precision(self.precision, names)
-
-
-def experiment_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once and in the order of NAMES, all for none. Raises DepthscopeError for one there is not."""
-    if unknown := [name for name in names if name not in NAMES]:
-        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(NAMES)}")
-    return tuple(name for name in NAMES if not names or name in names)
+from depthscope.schema import experiments as declared
+from depthscope.schema.declaration import Option
+from depthscope.schema.experiments import EXPERIMENTS, experiment_names
+from depthscope.schema.sweep import EXPERIMENT as SWEEP
 
 
 def check_window(length: int) -> None:
-    """Raise DataError for a window in which nothing is predicted from anything."""
+    """Raise DataError for a window too short to contain a prediction."""
     if length < 2:
         raise DataError(f"a window of {length} tokens is too short: expected at least 2")
 
 
-def check_precision(precision: float | None, experiments: Sequence[str]) -> None:
-    """Raise DepthscopeError for a goal that is no share, or one without a sweep among the experiments."""
-    if precision is None:
-        return
+def _check_precision(precision: float) -> None:
     if not 0 < precision < 1:
         raise DepthscopeError(
             f"expected a precision between 0 and 1, such as 0.05 for intervals of ±5 %, got {precision}"
         )
-    if SWEEP not in experiments:
+
+
+PRECISION = Option(
+    name="precision",
+    type=float,
+    default=None,
+    help="Instead of a number of tokens: read until every mean KL of the sweep has an interval within this share of it (0.05 "
+    "for ±5%), or lies below the dtype's noise floor. A finer precision on the same --out continues the run.",
+    check=_check_precision,
+)
+WINDOW = Option(
+    name="window",
+    type=int,
+    default=None,
+    help="Tokens in a window.",
+    shown_default="the model's context, at most 512",
+    check=check_window,
+)
+BOS = Option(
+    name="bos",
+    type=str,
+    default=AUTO,
+    help="BOS token before each window: auto (the tokenizer's default), none or window (always).",
+    check=check_bos,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySettings:
+    """What determines the numbers of a study besides model and text. Created by `study_settings`, which checks it."""
+
+    experiments: tuple[str, ...]
+    """Names, in running order."""
+    precision: float | None = None
+    window: int | None = None
+    bos: str = AUTO
+    unit_tokens: int | None = None
+    """Tokens per work unit: the work computed at once and lost if a run is killed. The default depends on the device."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of all experiments, by name."""
+
+
+def experiments_option() -> Option:
+    """Which experiments a study runs; the help lists all of them."""
+    return Option(
+        name="experiments",
+        type=tuple,
+        default=(),
+        help=f"Which experiments, separated by commas: {', '.join(experiment_names())}.",
+        shown_default="all",
+        check=experiment_names,
+    )
+
+
+def study_options() -> dict[str, Option]:
+    """All settings of a study by name: those of the study, then those of its experiments."""
+    own = (experiments_option(), PRECISION, WINDOW, BOS)
+    return {option.name: option for option in own} | declared.options()
+
+
+def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySettings:
+    """The settings from keywords, with defaults for the others.
+
+    Raises DepthscopeError for an unknown name, and whatever an option's check raises for an invalid value. Options of
+    experiments that are not requested are not checked.
+    """
+    there = study_options()
+    if unknown := next((name for name in given if name not in there), None):
+        near = get_close_matches(unknown, there, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise DepthscopeError(f"unknown setting {unknown}{hint}: expected some of {', '.join(there)}")
+    given = {name: _typed(there[name], value) for name, value in given.items()}
+    names = experiment_names(given.get("experiments") or ())
+    checked = {PRECISION.name, WINDOW.name, BOS.name, *declared.options(names)}
+    values = {name: given.get(name, option.default) for name, option in there.items()}
+    for name in checked:
+        if values[name] is not None:
+            there[name].check(values[name])
+    if values[PRECISION.name] is not None:
+        _require_sweep(names)
+    own = {option.name: values.pop(option.name) for option in (PRECISION, WINDOW, BOS)}
+    del values["experiments"]
+    return StudySettings(experiments=names, unit_tokens=unit_tokens, options=values, **own)
+
+
+def _typed(option: Option, value: Any) -> Any:
+    """A value of the option's type; names also from a text that separates them by commas, with hyphens or not.
+
+    Raises DepthscopeError for a value of another type. None is for options that have no default value.
+    """
+    if value is None and option.default is None:
+        return None
+    if option.type is tuple and isinstance(value, str):
+        return tuple(name.strip().replace("-", "_") for name in value.split(",") if name.strip())
+    if option.type is tuple and isinstance(value, Iterable):
+        value = tuple(value)
+    if option.type is float and isinstance(value, int):
+        value = float(value)
+    # A bool is an int to Python, but no number of anything.
+    fits = isinstance(value, option.type) and (option.type is bool or not isinstance(value, bool))
+    names = value if isinstance(value, tuple) else ()
+    if not fits or not all(isinstance(name, str) for name in names):
+        expected = "a list of names" if option.type is tuple else option.type.__name__
+        raise DepthscopeError(f"setting {option.name}: expected {expected}, got {value!r}")
+    return value
+
+
+def _require_sweep(names: Sequence[str]) -> None:
+    if SWEEP.name not in names:
         raise DepthscopeError(
-            f"--precision is a goal for the KL of the sweep, and only {', '.join(experiments)} would be done: "
-            "add sweep to --experiments, or say how much text with --tokens"
+            f"--precision is a goal for the KL of the sweep, but only {', '.join(names)} would run: "
+            "add sweep to --experiments, or set the amount of text with --tokens"
         )
+
+
+def command_options(name: str) -> dict[str, Option]:
+    """The settings of an experiment's command: those of the experiments it runs, and the precision if it runs the sweep."""
+    members = [one.name for one in EXPERIMENTS.values() if one.command == name]
+    own = (PRECISION,) if SWEEP.name in members else ()
+    return declared.options(members) | {option.name: option for option in (*own, WINDOW, BOS)}

@@ -1,7 +1,7 @@
-"""The tensors of a safetensors checkpoint where they lie on disk: read one at a time, into memory that is there already.
+"""The tensors of a safetensors checkpoint on disk: read one at a time, into memory that is allocated already.
 
-A file is opened for one read and closed again, and never mapped, so that what was read counts once against the memory of
-the process and the operating system is free to forget the pages.
+A file is opened for one read and closed again, and never memory-mapped, so that what was read counts once against the memory of
+the process and the operating system is free to drop the pages.
 """
 
 import json
@@ -56,6 +56,7 @@ class StoredTensor:
 
     def read_into(self, tensor: Tensor) -> None:
         """Fill a contiguous CPU tensor of the same dtype and shape. Raises ModelError where the file has become shorter."""
+        # Ours to keep, whatever the file holds: the tensor was made from this dtype and shape (Deferred.write_into).
         assert tensor.dtype == self.dtype
         assert tuple(tensor.shape) == self.shape
         left = tensor.view(-1).view(torch.uint8).numpy().data

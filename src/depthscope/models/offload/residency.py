@@ -1,17 +1,17 @@
-"""Which blocks of a streamed model are in memory: read when they are run, let go of in time, the next one read ahead.
+"""Which blocks of a streamed model are in memory: loaded when they are run, the next one read ahead, others evicted.
 
-A streamed model keeps everything but its blocks in memory. Each block runs behind a hook that makes its weights present
-first, so whatever calls a block (a sweep, a pattern, a check, the model's own forward) works as on any other model. While
-one block computes, a thread of its own reads the next. Which one is next follows from the plan of a sweep, told in advance;
-without one, from the order of the blocks. Room is made by letting go of the block that will be needed last.
+A streamed model keeps everything but its blocks in memory. A hook loads a block's weights before the block runs, so whatever
+calls a block (a sweep, a pattern, a check, the model's own forward) works as on any other model. While one block computes, a
+separate thread reads the next. Which one is next follows from the plan of a sweep, given in advance; without a plan, from the
+order of the blocks. The block that will be needed last is evicted first.
 
-On CUDA a block goes from pinned host memory to the card on a stream of its own, beside the computation. This has not been
+On CUDA a block is copied from pinned host memory to the card on a separate stream, during the computation. This has not been
 run yet: it was written where there is no GPU, and tests cover all of it but the calls to streams and events.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf
@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthscope.models.hooks import hook_for_good, replaced
 from depthscope.models.offload.deferred import Deferred
 
 ALIGNMENT = 64
-"""Bytes; what torch aligns its own memory to. How weights lie decides how products with them are computed."""
+"""Bytes; what torch aligns its own memory to. Alignment decides which kernel computes a product, and so its rounding."""
 CAPACITY = 3
 """Blocks in memory: the two of a swap, and the one being read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A parameter of a block: where it belongs, what it is made of, and where it lies among the block's bytes."""
+    """A parameter of a block: its module and name, its recipe, and its place among the block's bytes."""
 
     module: nn.Module
     name: str
@@ -50,10 +51,10 @@ class Weight:
 
 
 class BlockReader:
-    """The weights of each block as one run of bytes, read from the checkpoint in the dtype they are run in.
+    """The weights of each block as one contiguous buffer, read from the checkpoint in the dtype they are run in.
 
     `parameters` holds, for each block, (module, name, deferred) of the parameters to read. With `keep`, a block's bytes stay
-    in (pinned, if CUDA is there) host memory once they have been read.
+    in host memory (pinned, if there is CUDA) once they have been read.
     """
 
     def __init__(self, parameters: Sequence[Sequence[tuple[nn.Module, str, Deferred]]], keep: bool = False) -> None:
@@ -114,7 +115,7 @@ class Residency:
         capacity: int = CAPACITY,
         room: int = 0,
     ) -> None:
-        assert capacity >= 2
+        assert capacity >= 2, "the block that runs, and the one being read"
         self.reader, self.device, self.capacity, self.room = reader, device, capacity, room
         self._depth = len(blocks)
         self._absent = [[weight.module._parameters[weight.name] for weight in block] for block in reader.weights]
@@ -128,7 +129,7 @@ class Residency:
         self._thread = ThreadPoolExecutor(1, "depthscope-blocks")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._before(index), prepend=True)
+            hook_for_good(block, self._before(index))
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -140,14 +141,9 @@ class Residency:
         self._order = [block for block, _ in groupby(order)]
         self._place = 0
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """While open, running a block reads nothing: for when blocks are bypassed."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
+        return replaced([self], "_paused", [True])
 
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
@@ -161,23 +157,23 @@ class Residency:
 
     def require(self, block: int) -> None:
         """Make a block's weights present, and begin to read what comes after it. Raises what reading raises."""
-        if block == self._current:
+        if block == self._current:  # called again in the same visit: the plan does not move on
             return
         self._advance(block)
         if block not in self._present:
             self._make_room(block)
             loaded = (self._reading.pop(block, None) or self._read(block)).result()
             self._install(block, loaded)
-        self._read_ahead()
+        self._read_ahead()  # also when nothing was missing: the block that is to be read next may have changed
 
     def release(self) -> None:
-        """Let go of every block that is not pinned."""
+        """Evict every block that is not pinned."""
         for block in [block for block in (*self._present, *self._reading) if block not in self._pinned]:
             self._let_go(block)
         self._current = -1
 
     def _before(self, block: int) -> Any:
-        def present(_module: nn.Module, _args: Any) -> None:
+        def present(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             if not self._paused:
                 self.require(block)
 
@@ -191,7 +187,7 @@ class Residency:
             self._order, self._place = [], 0
 
     def _next_use(self, block: int) -> int | float:
-        """How many visits from now a block is needed; in their own order again and again where the plan says nothing."""
+        """How many visits from now a block is needed. Without a plan blocks are expected in their own order, repeatedly."""
         coming = self._order[self._place :]
         if coming:
             return coming.index(block) if block in coming else inf
@@ -213,8 +209,10 @@ class Residency:
         return max(held, key=self._next_use, default=None)
 
     def _read_ahead(self) -> None:
-        """Read the next block that is missing, if that drives out none that is needed sooner."""
-        if self._reading:  # one at a time, and used before the next: what is read when does not hang on speed
+        """Read the next block that is missing, if that evicts none that is needed sooner."""
+        if (
+            self._reading
+        ):  # one at a time, and used before the next is read: so the order of reads does not depend on speed
             return
         following = next((b for b in self._coming() if b not in self._present), None)
         if following is None:

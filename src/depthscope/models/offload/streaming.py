@@ -1,7 +1,7 @@
 """Loading a model larger than memory: everything but its blocks, which are read when they are run (`residency`).
 
-transformers loads the checkpoint as ever, from deferred tensors: names, conversions and tied weights are its own doing.
-What it made of the blocks' tensors is kept as the recipe to read a block by; all else gets its numbers at once.
+transformers loads the checkpoint as usual, from deferred tensors: names, conversions and tied weights stay its own business.
+What it recorded for the blocks' tensors is kept as the recipe for reading a block; all other tensors get their values at once.
 """
 
 from collections import Counter
@@ -21,9 +21,9 @@ from depthscope.models.stack import find_blocks
 
 CHOICES = ("auto", "yes", "no")
 SHARE = 0.7
-"""Of the memory available; weights that take more are streamed if streaming is `auto`."""
+"""Share of the memory available; weights that take more are streamed if streaming is `auto`."""
 ROOM = 0.5
-"""Of the memory that is left beside the blocks; what the residual streams of routes under way may take."""
+"""Share of the memory left by the blocks that the residual streams of routes in progress may take."""
 
 
 def checkpoint_to_stream(
@@ -55,13 +55,13 @@ def checkpoint_to_stream(
 
 
 def weight_bytes(stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> int:
-    """What the tensors take in memory, floating ones in `dtype`."""
+    """Bytes of the tensors in memory, floating ones in `dtype`."""
     sizes = ((t.bytes // t.dtype.itemsize, dtype if t.dtype.is_floating_point else t.dtype) for t in stored.values())
     return sum(count * kind.itemsize for count, kind in sizes)
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes available on a device; None where nothing says."""
+    """Bytes available on a device; None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory() if device.type == "cpu" else None
@@ -74,12 +74,13 @@ def load_deferred(model_class: Any, stored: Mapping[str, StoredTensor], **settin
 
 
 def keep_blocks_out(model: PreTrainedModel, device: torch.device) -> Residency:
-    """Give numbers to all that is deferred but the blocks' own parameters, and put a Residency in charge of those.
+    """Give every deferred tensor its values except the blocks' own parameters, and put a Residency in charge of those.
 
     Raises UnsupportedError when the model has no list of blocks.
     """
     blocks = find_blocks(model)[1]
     owners = [[(m, n, p) for m in block.modules() for n, p in m._parameters.items()] for block in blocks]
+    # Only what a single module uses is streamed: evicting a tied weight would take it from the other module too.
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     parameters = [[(m, n, p) for m, n, p in block if isinstance(p, Deferred) and uses[id(p)] == 1] for block in owners]
     streamed = {id(parameter) for block in parameters for _, _, parameter in block}
@@ -100,7 +101,7 @@ def keep_blocks_out(model: PreTrainedModel, device: torch.device) -> Residency:
 
 
 def _kept(parameter: nn.Parameter, device: torch.device, streamed: bool) -> tuple[nn.Parameter, nn.Parameter]:
-    """What stands in a parameter's place, and the parameter itself, so that no other gets its id."""
+    """What replaces a parameter, and the parameter itself: kept alive, so that no other object gets its id."""
     if streamed:
         absent = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         return nn.Parameter(absent, requires_grad=False), parameter

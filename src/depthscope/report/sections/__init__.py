@@ -1,1 +1,1 @@
-"""One module per section of the page: the sentences, panels and tables of an experiment, from its tables alone."""
+"""One module per section of the page: sentences, panels and tables of an experiment, generated from its tables alone."""

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import polars as pl
 
-from depthscope.report.charts import heat
+from depthscope.report.charts import Curve, heat, layers, lines
 from depthscope.report.measured import Value, depth_of, protocol_note, ranked, read_table, series, spoken
 from depthscope.report.palette import ATTENTION, ON_FIRST, ON_ITSELF, REACHES
-from depthscope.report.panels import Curve, Panel, layers, lines
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.run.store import RunDirectory
 from depthscope.schema.attention import ATTENTION_TABLE, BANDS, FIRST, HEADS_TABLE, ITSELF, PREVIOUS
@@ -15,7 +15,7 @@ from depthscope.schema.metric import Metric
 
 NAME, HEADS = "attention", "attention_heads"
 PAPER = 5
-"""The paper's reach."""
+"""The number of previous tokens k in the paper."""
 LAD2024 = (
     "Protocol lad2024: mean entry of the pattern’s first k sub-diagonals, as in the published script; about share / k."
 )
@@ -85,7 +85,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="a peak in the early layers, where neighbouring tokens are joined into words, and attention that moves to the "
+    look_for="a peak in the early layers, where neighbouring tokens are merged into words, and attention that shifts to the "
     "first token after them.",
     more_tables=(HEADS,),
 )

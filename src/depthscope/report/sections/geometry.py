@@ -1,4 +1,4 @@
-"""How alike the residual streams of two depths are (Gromov et al. 2024; Kornblith et al. 2019)."""
+"""How similar the residual streams at two depths are (Gromov et al. 2024; Kornblith et al. 2019)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Pairs = dict[tuple[int, int], Value]
 
 
 def build(run: RunDirectory) -> Section:
-    """Angular distance and CKA of every two depths as heat maps; a pair stands once, above the diagonal."""
+    """Angular distance and CKA of each pair of depths as heat maps; a pair appears once, above the diagonal."""
     table = read_table(run, NAME, GEOMETRY_TABLE)
     found = {metric: _pairs(table, metric) for metric in (ANGULAR_DISTANCE, CKA)}
     shown = {metric: pairs for metric, pairs in found.items() if pairs}
@@ -25,7 +25,7 @@ def build(run: RunDirectory) -> Section:
     return Section(
         panels=[_panel(metric, pairs) for metric, pairs in shown.items()],
         sentences=_sentences(found[ANGULAR_DISTANCE], found[CKA]),
-        notes=[f"From the last tokens of {windows} windows of {documents} documents. Depth l is what layer l reads."],
+        notes=[f"From the last tokens of {windows} windows of {documents} documents. Depth l is the input of layer l."],
         missing=[_missing(metric, windows) for metric, pairs in found.items() if not pairs],
         definitions=(ANGULAR_DISTANCE, CKA),
         across=2,
@@ -40,7 +40,7 @@ def _pairs(table: pl.DataFrame, metric: Metric) -> Pairs:
 
 def _panel(metric: Metric, pairs: Pairs) -> Panel:
     depths = max(other for _, other in pairs) + 1
-    # The later depth upwards: what stands in the table once is drawn once.
+    # The later depth is on the y axis: a pair is in the table once and is drawn once.
     turned = {(other, layer): value for (layer, other), value in pairs.items()}
     return heat(
         f"geometry-{metric.name}",
@@ -63,8 +63,8 @@ def _sentences(apart: Pairs, aligned: Pairs) -> list[str]:
     if len(neighbours) > 1:
         near, far = (best(neighbours, key=lambda pair: neighbours[pair].mean) for best in (min, max))
         said.append(
-            f"Layer {near[0]} turns the residual stream least, by {spoken(neighbours[near], ANGULAR_DISTANCE)} of π, and layer "
-            f"{far[0]} most, by {spoken(neighbours[far], ANGULAR_DISTANCE)} of π."
+            f"Layer {near[0]} rotates the residual stream least, by {spoken(neighbours[near], ANGULAR_DISTANCE)} of π, and "
+            f"layer {far[0]} most, by {spoken(neighbours[far], ANGULAR_DISTANCE)} of π."
         )
     ends = {pair: value for pair, value in aligned.items() if pair == (0, max(other for _, other in aligned))}
     said += [f"Between the first depth and the last CKA is {spoken(value, CKA)}." for value in ends.values()]
@@ -73,10 +73,10 @@ def _sentences(apart: Pairs, aligned: Pairs) -> list[str]:
 
 KIND = Kind(
     name=NAME,
-    title="How alike two depths are",
+    title="How similar two depths are",
     source="Gromov et al. 2024 (angular distance), Lad et al. 2025 (CKA)",
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="blocks along the diagonal: runs of depths that are alike, divided where the representation changes.",
+    look_for="blocks along the diagonal: ranges of similar depths, with edges where the representation changes.",
 )

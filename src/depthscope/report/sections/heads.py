@@ -1,13 +1,13 @@
-"""Heads that merge sub-words (the paper's figure 9), and previous-token, duplicate-token and induction heads."""
+"""Heads that merge sub-word tokens (the paper's figure 9), and previous-token, duplicate-token and induction heads."""
 
 from dataclasses import replace
 
 import polars as pl
 
-from depthscope.report.charts import heat, ranking
+from depthscope.report.charts import Curve, XAxis, heat, lines, ranking
 from depthscope.report.measured import Value, interval, read_table, series, spoken, with_unit
 from depthscope.report.palette import ATTENTION, CONTROL
-from depthscope.report.panels import Curve, Panel, XAxis, lines
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.run.store import RunDirectory
 from depthscope.schema.heads import (
@@ -29,7 +29,7 @@ from depthscope.schema.metric import Metric
 
 NAME, POSITIONS = "heads", "head_positions"
 RANKED, LISTED = 10, 3
-"""Heads in the ranking, and of each other kind in the table."""
+"""Number of heads in the ranking, and of each other kind in the table."""
 SURE = 0.05
 WORD_LOOK = replace(
     ATTENTION, title="Prompts that end with a word of several tokens", definition="the word’s last token attends"
@@ -38,7 +38,7 @@ PLAIN_LOOK = replace(CONTROL, title="Prompts that end with a word of one token",
 
 
 def build(run: RunDirectory) -> Section:
-    """The strongest merging heads with intervals, all heads as a map, what the best one attends to; the best of each kind."""
+    """The strongest merging heads with intervals, a map of all heads, the best head's attention, and the best of each kind."""
     table = read_table(run, NAME, HEADS_TABLE)
     merging = table.filter(metric=MERGE.name).sort("rank")
     panels, sentences = [], []
@@ -59,7 +59,7 @@ def build(run: RunDirectory) -> Section:
         legend=(WORD_LOOK, PLAIN_LOOK) if POSITIONS in run.tables() else (),
         sentences=sentences,
         tables=[_strongest(table)],
-        notes=[f"Words of several tokens have {words} here. L2H5 is head 5 of layer 2, both counted from 0."]
+        notes=[f"Multi-token words have {words} tokens here. L2H5 is head 5 of layer 2, both numbered from 0."]
         if words
         else [],
         definitions=list(HEAD_METRICS.values()),
@@ -67,7 +67,7 @@ def build(run: RunDirectory) -> Section:
 
 
 def _positions(run: RunDirectory, merging: pl.DataFrame) -> list[Panel]:
-    """Attention of the final token by position for the best head, where the table is there."""
+    """The best head's attention from the final token by position, if the table exists."""
     if POSITIONS not in run.tables():
         return []
     table = read_table(run, POSITIONS, HEAD_POSITIONS_TABLE)
@@ -111,19 +111,19 @@ def _sentences(merging: pl.DataFrame) -> list[str]:
 
 
 def of_a_kind(table: pl.DataFrame, metric: Metric) -> int:
-    """How many heads are of a metric's kind, by the test on random tokens; on text alone, by that."""
-    told_by = TEXT_OF.get(metric, metric)
-    scores = table.filter(metric=told_by.name)
+    """How many heads are of a metric's kind, by the test on random tokens, or on text if there is no such test."""
+    by_test = TEXT_OF.get(metric, metric)
+    scores = table.filter(metric=by_test.name)
     scores = table.filter(metric=metric.name) if scores.is_empty() else scores
     return int((scores["mean"] >= OF_A_KIND).sum())
 
 
 def kind_of_heads(table: pl.DataFrame, metric: Metric) -> str:
-    """Whether there are heads of a kind, in a sentence: how many and the strongest, or that there are none."""
+    """A sentence on heads of a kind: how many there are and the strongest, or that there are none."""
     place, value = next(iter(_values(table.filter(metric=metric.name).sort("rank").head(1)).items()))
     name, strongest = metric.title.lower().replace(" ", "-"), f"{_name(*place)}, {spoken(value, metric)}"
     count = of_a_kind(table, metric)
-    share = f"{100 * OF_A_KIND:.0f}% of its attention there, on random tokens said twice"
+    share = f"{100 * OF_A_KIND:.0f}% of its attention there, on a repeated sequence of random tokens"
     if not count:
         return f"No {name} heads were found: none puts {share}. The strongest is {strongest}."
     found = f"{count} {name} heads were found: each puts" if count > 1 else f"1 {name} head was found: it puts"
@@ -131,7 +131,7 @@ def kind_of_heads(table: pl.DataFrame, metric: Metric) -> str:
 
 
 def _strongest(table: pl.DataFrame) -> TextTable:
-    """The best heads of every kind, with what even attention would give."""
+    """The best heads of every kind, with the value under uniform attention."""
     rows = []
     for metric in (*REPEATED, *NATURAL):
         ranked = table.filter(metric=metric.name).sort("rank").head(LISTED)
@@ -144,7 +144,9 @@ def _strongest(table: pl.DataFrame) -> TextTable:
             cells += [""] * (LISTED - len(cells))
             rows.append((metric.title, *cells, "–" if chance is None else f"{100 * chance:.1f}%"))
     return TextTable(
-        title="The strongest heads of other kinds", head=("", "First", "Second", "Third", "Even attention"), rows=rows
+        title="The strongest heads of other kinds",
+        head=("", "First", "Second", "Third", "Uniform attention"),
+        rows=rows,
     )
 
 
@@ -159,7 +161,7 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="a few heads that stand apart from all others, and lie in the early layers; in the positions, weight on the "
+    look_for="a few heads that stand out from all others, in the early layers; by position, weight on the "
     "word’s own first tokens that other words do not get.",
     more_tables=(POSITIONS,),
 )

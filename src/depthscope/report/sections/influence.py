@@ -1,13 +1,13 @@
-"""Block influence beside what dropping the block really costs (Men et al. 2024)."""
+"""Block influence compared with the measured cost of dropping the block (Men et al. 2024)."""
 
 import math
 
 import polars as pl
 
-from depthscope.report.charts import scatter
+from depthscope.report.charts import Curve, layers, lines, scatter
 from depthscope.report.measured import SWEEP, Series, depth_of, ranked, read_sweep, read_table, series, spoken
 from depthscope.report.palette import DROP, OWN
-from depthscope.report.panels import Curve, Panel, layers, lines
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.wording import layer_list
 from depthscope.run.store import RunDirectory
@@ -18,7 +18,7 @@ NAME = "influence"
 
 
 def build(run: RunDirectory) -> Section:
-    """Influence by layer, the measured KL of dropping the layer, and the one over the other."""
+    """Influence by layer, the measured KL of dropping the layer, and a scatter plot of the two."""
     influence = series(read_table(run, NAME, INFLUENCE_TABLE), BLOCK_INFLUENCE)
     dropped = read_sweep(run).series("drop", KL) if SWEEP in run.tables() else {}
     x = layers(depth_of(run.manifest, max(influence, default=0) + 1))
@@ -42,7 +42,7 @@ def build(run: RunDirectory) -> Section:
         legend=(DROP,) if dropped else (),
         missing=()
         if dropped
-        else ("Layer drops were not part of this run, so influence stands beside no measured damage.",),
+        else ("Layer drops were not part of this run, so influence cannot be compared with measured damage.",),
         definitions=(BLOCK_INFLUENCE, KL),
     )
 
@@ -51,7 +51,7 @@ def _both(influence: Series, dropped: Series) -> Panel:
     places = sorted(influence.keys() & dropped.keys())
     return scatter(
         "influence-both",
-        "KL of the drop over influence",
+        "KL of the drop against influence",
         (BLOCK_INFLUENCE, KL),
         DROP,
         [(f"layer {layer}", influence[layer], dropped[layer]) for layer in places],
@@ -82,7 +82,7 @@ def _sentences(influence: Series, dropped: Series) -> list[str]:
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Spearman's rank correlation, equal values sharing their mean rank; NaN where one of the two is constant."""
+    """Spearman's rank correlation with mean ranks for ties; NaN if either input is constant."""
     ranks = pl.DataFrame({"a": first, "b": second}).select(pl.all().rank("average"))
     found = ranks.select(pl.corr("a", "b")).item()
     return math.nan if found is None else found
@@ -90,10 +90,10 @@ def rank_correlation(first: list[float], second: list[float]) -> float:
 
 KIND = Kind(
     name=NAME,
-    title="Block influence and the damage it is a guess at",
-    source="Men et al. 2024 (ShortGPT), beside our measured drops",
+    title="Block influence and the damage it estimates",
+    source="Men et al. 2024 (ShortGPT), with our measured drops",
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="whether the points rise together: only then does cheap influence say which layer can be spared.",
+    look_for="whether the two rise together: only then does influence, which is cheap, predict which layer can be dropped.",
 )

@@ -1,11 +1,11 @@
-"""The logit lens by depth (the paper's figures 6 and 8), with the neurons that raise or lower predictions beside it."""
+"""The logit lens by depth (the paper's figures 6 and 8), with counts of prediction and suppression neurons."""
 
 import math
-from dataclasses import replace
 
+from depthscope.report.charts import Curve, XAxis, lines, with_y
 from depthscope.report.measured import Series, protocol_note, read_table, series, spoken
 from depthscope.report.palette import NEURONS, OWN
-from depthscope.report.panels import Curve, Panel, XAxis, lines
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import neurons
 from depthscope.report.wording import ends
@@ -14,15 +14,15 @@ from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE
 
 NAME = "lens"
 WIDE = 2.5
-"""Decades from which on 2 and 5 between the powers of ten would crowd an axis."""
+"""Number of decades beyond which ticks at 2 and 5 would crowd an axis."""
 LAD2024 = (
     "Protocol lad2024: every residual stream is divided by the last one’s scale, as in the paper’s first script, which its "
-    "authors later withdrew as an error."
+    "authors later retracted as an error."
 )
 
 
 def build(run: RunDirectory) -> Section:
-    """KL to the final distribution and entropy of the lens at x_0 … x_L; counts of neurons where they were made."""
+    """KL to the final distribution and entropy of the lens at x_0 … x_L, with counts of neurons if available."""
     table = read_table(run, NAME, LENS_TABLE)
     by_metric = {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
     x = XAxis(title="depth l of x_l", last=max(by_metric[KL], default=1))
@@ -54,23 +54,23 @@ def build(run: RunDirectory) -> Section:
         ],
         definitions=(KL, ENTROPY, AGREEMENT),
         legend=legend,
-        log_note="At x_L the lens is the model’s own head: KL is 0 there but for rounding, so not on the logarithmic axis.",
+        log_note="At x_L the lens is the model’s own head: KL is 0 there up to rounding, so not shown on the logarithmic axis.",
     )
 
 
 def _without_the_end(panel: Panel, kl: Series) -> Panel:
-    """KL is 0 at x_L but for rounding, which would stretch a logarithmic axis over many empty decades."""
+    """Exclude x_L from the y range: its KL is 0 up to rounding, which would add many empty decades."""
     seen = [end for depth, value in kl.items() if depth < max(kl) for end in ends(value) if end > 0]
     if not seen:
         return panel
     low, high = math.log10(min(seen)), math.log10(max(seen))
     room = 0.06 * (high - low or 1.0)
-    ticks = {"dtick": "D2"} if high - low < WIDE else {"dtick": 1}
-    return replace(panel, yaxis={**panel.yaxis, **ticks, "range": [low - room, high + room]})
+    step = "1-2-5" if high - low < WIDE else 1.0
+    return with_y(panel, step=step, range=(10 ** (low - room), 10 ** (high + room)))
 
 
 def _neurons_beside(run: RunDirectory, x: XAxis) -> Panel | None:
-    """Prediction and suppression neurons of each layer on the lens's axis, as in the paper."""
+    """Prediction and suppression neurons by layer on the lens's x axis, as in the paper."""
     if neurons.COUNTS not in run.tables():
         return None
     return neurons.count_panel(run, f"{NAME}-neurons", ("prediction", "suppression"), x, "Neurons in layer l")
@@ -88,7 +88,7 @@ def _sentences(kl: Series, agreement: Series, entropy: Series) -> list[str]:
     kept = [depth for depth in agreement if all(ends(agreement[d])[0] > 0.5 for d in agreement if d >= depth)]
     if kept and kept[0] < last:
         said.append(
-            f"From x_{kept[0]} on the lens’s most likely token is the model’s own at more than half of positions: "
+            f"From x_{kept[0]} on, the lens’s most likely token is the model’s own at more than half of positions: "
             f"{spoken(agreement[kept[0]], AGREEMENT)} there."
         )
     high, low = (best(entropy, key=lambda depth: entropy[depth].mean) for best in (max, min))
@@ -106,6 +106,6 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="when KL begins to fall steadily, and whether entropy falls with it: a long shoulder and a late fall mean "
-    "that predictions are made late; entropy that rises at the very end, that the last layers soften them.",
+    look_for="when KL begins to fall steadily, and whether entropy falls with it: a long plateau and a late fall mean "
+    "that predictions form late; entropy that rises at the very end means that the last layers flatten them.",
 )

@@ -1,33 +1,32 @@
-"""Prediction, suppression, partition and entropy neurons by layer (the paper's figures 6 and 16), and the strongest ones."""
+"""Prediction, suppression, partition and entropy neurons by layer (the paper's figures 6 and 16), and the strongest."""
 
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
+from depthscope.report.charts import Curve, XAxis, layers, lines, with_y
 from depthscope.report.measured import Series, Value, depth_of, number, ranked, read_table
 from depthscope.report.palette import NEURONS, OWN
-from depthscope.report.panels import Curve, Panel, XAxis, layers, lines
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
-from depthscope.schema.neurons import CLASS_SHARE, KINDS, KURTOSIS, NEURON_COUNTS_TABLE, NEURON_TOKENS_TABLE
+from depthscope.schema.neurons import CLASS_SHARE, KINDS, KURTOSIS, NEURON_COUNTS_TABLE, NEURON_TOKENS_TABLE, PEAKED
 
 NAME, COUNTS, TOKENS = "neurons", "neuron_counts", "neuron_tokens"
 COUNT = Metric("count", "neurons", "Neurons", "neurons of the layer’s MLP that are of the kind", 0.0)
-THRESHOLD = 10.0
-"""Kurtosis above which a neuron is one of prediction or suppression, where the run does not say another."""
 FEW = 8
-"""Counts up to which every whole number has its tick."""
+"""Largest count for which every integer gets a tick."""
 LISTED, SHOWN_TOKENS = 5, 5
-"""Neurons of a kind, and tokens of each, on the page; the table holds more."""
+"""Neurons per kind, and tokens per neuron, shown on the page; the table holds more."""
 
 
 def build(run: RunDirectory) -> Section:
-    """Counts of the kinds by layer, the largest kurtosis of each layer, and the strongest neurons with their tokens."""
+    """Neuron counts by kind and layer, the largest kurtosis of each layer, and the strongest neurons with their tokens."""
     table = read_table(run, COUNTS, NEURON_COUNTS_TABLE)
     x = layers(depth_of(run.manifest, max(table["layer"]) + 1))
-    threshold = float(run.settings.get("experiments", {}).get(NAME, {}).get("kurtosis", THRESHOLD))
+    threshold = float(run.settings.of(NAME).get("kurtosis", PEAKED))
     return Section(
         panels=[
             count_panel(run, "neurons-tokens", ("prediction", "suppression"), x, "Prediction and suppression"),
@@ -37,22 +36,22 @@ def build(run: RunDirectory) -> Section:
         legend=list(NEURONS.values()),
         sentences=_sentences(table, x.last, threshold),
         tables=_strongest(run),
-        notes=["These numbers follow from the weights alone, so they have no intervals.", *_experts(run)],
+        notes=["These numbers are computed from the weights alone, so they have no intervals.", *_experts(run)],
         definitions=[KURTOSIS, CLASS_SHARE],
     )
 
 
 def _experts(run: RunDirectory) -> list[str]:
-    """How the neurons of experts are counted and numbered, where a model has experts."""
-    found = run.manifest.get("neurons", {})
-    if "experts" not in found:
+    """How neurons of experts are counted and numbered, for a mixture of experts."""
+    found = run.manifest.neurons
+    if found is None or found.experts is None or found.neurons_of_an_expert is None:
         return []
-    each, shared = found["neurons_of_an_expert"], found["neurons_of_shared_experts"]
-    then = f", then {shared:,} of shared experts, through which every token goes" if shared else ""
+    each, shared = found.neurons_of_an_expert, found.neurons_of_shared_experts
+    then = f", then {shared:,} of shared experts, which process every token" if shared else ""
     return [
-        f"Every neuron of every expert is counted: in a layer {found['experts']} routed experts of {each:,} neurons, one after "
-        f"the other{then}; neuron n of the routed ones is neuron n mod {each:,} of expert ⌊n / {each:,}⌋. A token goes through "
-        "a few of the routed experts only."
+        f"Every neuron of every expert is counted: a layer has {found.experts} routed experts of {each:,} neurons, in order"
+        f"{then}; neuron n of the routed ones is neuron n mod {each:,} of expert ⌊n / {each:,}⌋. Each token uses only "
+        "a few of the routed experts."
     ]
 
 
@@ -63,20 +62,20 @@ def counts(table: pl.DataFrame, kind: str) -> Series:
 
 
 def count_panel(run: RunDirectory, name: str, kinds: tuple[str, ...], x: XAxis, title: str) -> Panel:
-    """Counts of some kinds of neurons by layer. Raises RunError where they were not made."""
+    """Counts of neurons of some kinds by layer. Raises RunError if they were not counted."""
     table = read_table(run, COUNTS, NEURON_COUNTS_TABLE)
     curves = [
         Curve(look=NEURONS[kind], values=counts(table, kind), call=f"layer {{}}, {kind}", title=NEURONS[kind].title)
         for kind in kinds
     ]
     panel = lines(name, title, replace(COUNT, unit="count"), curves, x)
-    return replace(panel, yaxis={**panel.yaxis, **_room(curves)})
+    return with_y(panel, **_room(curves))
 
 
 def _room(curves: list[Curve]) -> dict[str, Any]:
-    """Whole numbers beside an axis of counts, which would stand in the middle of its panel where all are 0."""
+    """Integer ticks and a range for small counts; by default, an axis of zeros would be centred in its panel."""
     most = max((value.mean for curve in curves for value in curve.values.values()), default=0)
-    return {"range": [-0.2, max(most, 3) * 1.05], "dtick": 1} if most <= FEW else {}
+    return {"range": (-0.2, max(most, 3) * 1.05), "step": 1.0} if most <= FEW else {}
 
 
 def _kurtosis(table: pl.DataFrame, x: XAxis, threshold: float) -> Panel:
@@ -99,7 +98,7 @@ def _sentences(table: pl.DataFrame, last: int, threshold: float) -> list[str]:
             kurtosis = most["largest_kurtosis"]
             short = kurtosis is not None and kurtosis <= threshold
             largest = f"; the largest kurtosis is {kurtosis:.1f}, in layer {most['layer']}" if short else ""
-            said.append(f"No {kind} neurons, whose kurtosis is above {threshold:g}, among {neurons:,}{largest}.")
+            said.append(f"No {kind} neurons (kurtosis above {threshold:g}) among {neurons:,}{largest}.")
             continue
         peak = ranked(found)[0]
         share = f" ({100 * peak / last:.0f}% of the depth)" if last else ""
@@ -111,7 +110,7 @@ def _sentences(table: pl.DataFrame, last: int, threshold: float) -> list[str]:
 
 
 def _strongest(run: RunDirectory) -> list[TextTable]:
-    """The strongest neurons of each kind with the tokens they raise and lower most."""
+    """The strongest neurons of each kind with the tokens they promote and suppress most."""
     if TOKENS not in run.tables():
         return []
     table = read_table(run, TOKENS, NEURON_TOKENS_TABLE)
@@ -127,7 +126,7 @@ def _strongest(run: RunDirectory) -> list[TextTable]:
                     _class(row),
                 )
             )
-    head = ("Neuron", "Kind", "Raises most", "Lowers most", "Tokens it tells apart")
+    head = ("Neuron", "Kind", "Promotes most", "Suppresses most", "Tokens it separates")
     return [TextTable(title="The strongest neurons", head=head, rows=rows, words=True)] if rows else []
 
 

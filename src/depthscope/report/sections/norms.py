@@ -1,8 +1,8 @@
-"""How much attention and MLP write (the paper's figures 5 and 7)."""
+"""How much attention and the MLP write to the residual stream (the paper's figures 5 and 7)."""
 
+from depthscope.report.charts import Curve, layers, lines
 from depthscope.report.measured import Series, Value, depth_of, ranked, read_table, series, spoken
 from depthscope.report.palette import ATTENTION, MLP, OWN
-from depthscope.report.panels import Curve, layers, lines
 from depthscope.report.section import Kind, Section
 from depthscope.report.wording import compared, layer_list, sentence
 from depthscope.run.store import RunDirectory
@@ -43,7 +43,7 @@ def build(run: RunDirectory) -> Section:
         legend=(ATTENTION, MLP),
         sentences=_sentences(ratio, mlp, attention),
         definitions=METRICS,
-        notes=["The dotted line is where attention and MLP write equally much."],
+        notes=["At the dotted line, attention and the MLP write outputs of equal norm."],
     )
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import polars as pl
 
+from depthscope.report.charts import Curve, XAxis, lines, on_one_scale
 from depthscope.report.measured import Series, Value, read_table, series, spoken
 from depthscope.report.palette import CHOSEN, CONTROL, MLP, OWN, REFERENCE
-from depthscope.report.panels import Curve, Panel, XAxis, lines, on_one_scale
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.run.store import RunDirectory
 from depthscope.schema.probes import (
@@ -28,7 +29,9 @@ from depthscope.schema.probes import (
 )
 
 NAME, NEURONS = "probes", "probe_neurons"
-RANDOM_LOOK = replace(CONTROL, title="Random neurons", definition="as many, of the same layers; mean over draws")
+RANDOM_LOOK = replace(
+    CONTROL, title="Random neurons", definition="the same number from the same layers; mean over draws"
+)
 ALONE = "each neuron alone"
 LINES = {
     LAYER: replace(MLP, title="Whole layer", definition=GROUPS[LAYER], dash="dash"),
@@ -47,7 +50,7 @@ LINES = {
 
 
 def build(run: RunDirectory) -> Section:
-    """Accuracy over the number of neurons, a panel per group; the model's own accuracy and a whole layer as lines."""
+    """Accuracy by number of neurons, a panel per group; the model's own accuracy and a whole layer as lines."""
     table = read_table(run, NAME, PROBES_TABLE).filter(pl.col("draw").is_null())
     suffix = table["suffix"][0]
     panels = [panel for group in CHOSEN_GROUPS if (panel := _panel(run, table, group))]
@@ -60,8 +63,8 @@ def build(run: RunDirectory) -> Section:
         ],
         sentences=_sentences(table),
         notes=[
-            f"The suffix is “{suffix}”; half of the examples have it, so guessing is right at 50%. Single points are neurons "
-            "alone, at their rank.",
+            f"The suffix is “{suffix}”; half of the examples have it, so chance accuracy is 50%. Single points are individual "
+            "neurons, at their rank.",
             *_how_chosen(run),
         ],
         definitions=list(METRICS.values()),
@@ -90,7 +93,7 @@ def _panel(run: RunDirectory, table: pl.DataFrame, group: str) -> Panel | None:
 
 
 def _level(table: pl.DataFrame, group: str, last: int) -> Series:
-    """What does not depend on the number of neurons, at both ends."""
+    """A value that does not depend on the number of neurons, at both ends of the axis."""
     rows = table.filter(metric=ACCURACY.name, group=group).select("mean", "ci_low", "ci_high").rows()
     return {k: Value(*rows[0]) for k in (1, last)} if rows else {}
 
@@ -99,31 +102,29 @@ def _how_chosen(run: RunDirectory) -> list[str]:
     if NEURONS not in run.tables():
         return []
     ways = read_table(run, NEURONS, PROBE_NEURONS_TABLE)["selected_by"].unique(maintain_order=True)
-    return [f"Chosen are {SELECTED_BY[way]}." for way in ways if way in SELECTED_BY]
+    return [f"Selected neurons: {SELECTED_BY[way]}." for way in ways if way in SELECTED_BY]
 
 
 def _sentences(table: pl.DataFrame) -> list[str]:
-    """The largest ensemble of both groups beside one neuron, random ones and the model, each difference with its interval."""
+    """The largest ensemble of both groups compared with one neuron, random ones and the model, with intervals."""
     accuracy = series(table, ACCURACY, "k", group=BOTH)
     if not accuracy:
         return []
     k = max(accuracy)
-    said = [
-        f"The best {k} of both groups together tell the suffix right in {spoken(accuracy[k], ACCURACY)} of examples."
-    ]
+    said = [f"The best {k} of both groups together classify {spoken(accuracy[k], ACCURACY)} of examples correctly."]
     for metric, than in (
         (OVER_SINGLE, "the best one alone"),
-        (OVER_RANDOM, "as many random neurons"),
+        (OVER_RANDOM, "the same number of random neurons"),
         (OVER_MODEL, "the model’s own most likely token"),
     ):
         difference = series(table, metric, "k", group=BOTH).get(k)
         if difference:
-            said.append(f"Against {than} that is {_points(difference)}.")
+            said.append(f"Compared with {than}: {_points(difference)}.")
     return said
 
 
 def _points(value: Value) -> str:
-    """A difference of shares in percentage points, and whether it is one."""
+    """A difference of shares in percentage points, marked as too close to call if its interval includes 0."""
     mean, low, high = (
         None if end is None else f"{100 * end:+.1f}".replace("-", "−") for end in (value.mean, value.low, value.high)
     )
@@ -141,6 +142,6 @@ KIND = Kind(
     file=f"tables/{NAME}.parquet",
     build=build,
     look_for="how fast accuracy rises with more neurons: neurons that work as an ensemble do better together than the best "
-    "one alone, and better than as many random neurons.",
+    "one alone, and better than the same number of random neurons.",
     more_tables=(NEURONS,),
 )

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from depthscope.report.charts import Curve, XAxis, lines, on_one_scale
 from depthscope.report.measured import Series, read_table, series, spoken
 from depthscope.report.palette import ATTENTION, CONTROL, MLP, REFERENCE, Look
-from depthscope.report.panels import Curve, Panel, XAxis, lines, on_one_scale
+from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.wording import compared, layer_list, sentence
 from depthscope.run.store import RunDirectory
@@ -18,7 +19,7 @@ MOVES = {LATER: "its block runs one later", EARLIER: "its block runs one earlier
 
 
 def build(run: RunDirectory) -> Section:
-    """Self, index and adjacent similarity by swap, a panel for each component and way to move."""
+    """Self, index and adjacent similarity by swap, a panel for each component and direction of the move."""
     table = read_table(run, NAME, SIMILARITY_TABLE)
     last = max(table["layer"].to_list()) + 1
     panels, sentences = [], []
@@ -34,7 +35,7 @@ def build(run: RunDirectory) -> Section:
         legend=[*looks, INDEX_LOOK, ADJACENT_LOOK],
         sentences=sentences,
         definitions=SWAP_METRICS,
-        notes=["Shown at the first of the two layers that change places."],
+        notes=["Shown at the first of the two swapped layers."],
         across=2,
     )
 
@@ -54,16 +55,16 @@ def _panel(name: str, title: str, look: Look, values: dict[str, Series], last: i
 
 
 def _sentence(what: str, own: Series, displaced: Series) -> str:
-    """Where what moved stays more like itself than like what it displaces."""
+    """Where a moved layer stays more similar to itself in place than to the layer it displaces."""
     more, less, open_ = compared(own, displaced)
     lowest = min(own, key=lambda layer: own[layer].mean)
     said = [
-        f"{what}: more like itself in place than like the one it displaces in swaps at {layer_list(more)}"
+        f"{what}: more similar to itself in place than to the layer it displaces in swaps at {layer_list(more)}"
         if more
         else "",
-        f"{'' if more else what + ': '}more like the one it displaces at {layer_list(less)}" if less else "",
+        f"{'' if more else what + ': '}more similar to the layer it displaces at {layer_list(less)}" if less else "",
         f"{'' if more or less else what + ': '}too close to call at {layer_list(open_)}" if open_ else "",
-        f"least like itself at layer {lowest}, cosine {spoken(own[lowest], SELF)}",
+        f"least similar to itself at layer {lowest}, cosine {spoken(own[lowest], SELF)}",
     ]
     return sentence(said)
 
@@ -75,6 +76,6 @@ KIND = Kind(
     experiment=NAME,
     file=f"tables/{NAME}.parquet",
     build=build,
-    look_for="self near 1 where a layer writes the same wherever it stands, and self above index: it keeps its own work "
-    "rather than taking on that of its place.",
+    look_for="self near 1, where a layer writes the same output wherever it is placed, and self above index: the layer keeps "
+    "its own function rather than taking on that of its position.",
 )

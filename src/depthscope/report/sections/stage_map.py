@@ -1,200 +1,155 @@
-"""The map of the stages: the layers divided, the boundaries' intervals, the signals as strips; and a boundary in words."""
+"""The map of the stages: layers divided into stages, intervals of the boundaries, signals as strips; boundaries as text."""
 
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-import plotly.graph_objects as go
-
-from depthscope.report.measured import NBSP
+from depthscope.report.charts import layers
+from depthscope.report.measured import NBSP, Value
 from depthscope.report.palette import OWN
-from depthscope.report.panels import Panel, layers
+from depthscope.report.panels import Axis, Bar, Bars, Hover, Note, Panel, Points, Strips
 from depthscope.report.wording import joined
-from depthscope.schema.stages import SIGNALS, STAGES, votes_near, written
+from depthscope.schema.found_stages import Boundary, Stage, Stages, StageSignal
+from depthscope.schema.stages import FURTHEST, SIGNALS, STAGES, votes_near, written
 
-FURTHEST = 3.0
-"""Robust spreads at which the stage finder cuts standardised signals."""
 ROW = 36
-"""Pixels of a signal: its strip and its name above."""
+"""Height in pixels of a signal: its strip, with its name above."""
 
 
-def changes(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The changes of the signals, those with a name and those without."""
-    return sorted([*found["boundaries"], *found.get("unnamed_changes", [])], key=lambda one: one["layer"])
+def changes(found: Stages) -> list[Boundary]:
+    """All changes of the signals: stage boundaries and unnamed changes, by layer."""
+    return sorted([*found.boundaries, *found.unnamed_changes], key=lambda one: one.layer)
 
 
-def stage_map(found: dict[str, Any]) -> Panel:
-    """The layers divided into stages, the boundaries' intervals beneath, and a strip per signal."""
-    signals, depth = found["signals"], found["layers"]
+def stage_map(found: Stages) -> Panel:
+    """The layers divided into stages, with the boundaries' intervals below, and a strip per signal."""
+    signals, depth = found.signals, found.layers
     names = [
-        {
-            "xref": "x domain",
-            "yref": "y",
-            "x": 0,
-            "y": row + 0.5,
-            "text": signal["title"] + (" (flat)" if signal.get("flat") else ""),
-            "showarrow": False,
-            "xanchor": "left",
-        }
+        Note(text=signal.title + (" (flat)" if signal.flat else ""), x=0.0, y=row + 0.5)
         for row, signal in enumerate(reversed(signals))
     ]
     height = 96 + ROW * len(signals) + 44
     below = ROW * len(signals) / max(height - 52, 1)
+    bare = Axis(labelled=False, grid=False)
     return Panel(
         name="stages-map",
         title="Stages over the layers",
-        unit="",
-        traces=[*_strips(signals, depth), _bars(found["stages"]), _bounds(changes(found))],
-        xaxis=layers(depth).axis(),
-        yaxis={
-            "range": [-0.55, len(signals) - 0.25],
-            "domain": [0, below],
-            "showticklabels": False,
-            "ticks": "",
-            "showgrid": False,
-            "zeroline": False,
-        },
+        marks=(*_strips(signals, depth), _bars(found.stages), _bounds(changes(found))),
+        x=layers(depth).axis(),
+        y=(
+            replace(bare, range=(-0.55, len(signals) - 0.25), part=(0.0, below)),
+            replace(bare, range=(-0.95, 0.5), part=(min(below + 0.02, 0.99), 1.0)),
+        ),
+        notes=tuple(names if found.stages else [*names, _none(depth)]),
+        together=False,
         height=height,
         left=8,
-        layout={
-            "yaxis2": {
-                "range": [-0.95, 0.5],
-                "domain": [min(below + 0.02, 0.99), 1],
-                "showticklabels": False,
-                "ticks": "",
-                "showgrid": False,
-                "zeroline": False,
-                "anchor": "x",
-            },
-            "annotations": names if found["stages"] else [*names, _none(depth)],
-            "hovermode": "closest",
-            "barmode": "overlay",
-        },
     )
 
 
-def _none(depth: int) -> dict[str, Any]:
-    """What stands where the stages would."""
-    return {
-        "xref": "x",
-        "yref": "y2",
-        "x": (depth - 1) / 2,
-        "y": 0,
-        "text": "no stages found",
-        "showarrow": False,
-        "xanchor": "center",
-    }
+def _none(depth: int) -> Note:
+    """The note shown in place of the stages."""
+    return Note(text="no stages found", x=(depth - 1) / 2, y=0.0, x_of="data", align="center", row=1)
 
 
-def _strips(signals: list[dict[str, Any]], depth: int) -> list[go.Heatmap]:
+def _strips(signals: list[StageSignal], depth: int) -> list[Strips]:
     if not signals:
         return []
     rows = list(reversed(signals))
-    standardised = [signal["standardised"] for signal in rows]
-    values = np.array([[_number(v) for v in away or [None] * depth] for away in standardised])
-    texts = [[_point(signal, layer, value) for layer, value in enumerate(signal["values"])] for signal in rows]
     return [
-        go.Heatmap(
-            z=values,
-            text=texts,
-            meta=OWN.name,
-            colorscale=[[0, "#FFFFFF"], [1, OWN.light]],
-            zmin=-FURTHEST,
-            zmax=FURTHEST,
-            showscale=False,
-            hovertemplate="%{text}<extra></extra>",
-            hoverongaps=False,
-            ygap=18,
-            xgap=1,
+        Strips(
+            look=OWN,
+            cells=tuple(tuple(signal.standardised or [None] * depth) for signal in rows),
+            hover=tuple(
+                tuple(_point(signal, layer, value) for layer, value in enumerate(signal.values)) for signal in rows
+            ),
+            furthest=FURTHEST,
         )
     ]
 
 
-def _point(signal: dict[str, Any], layer: int, value: float | None) -> str:
-    standardised = signal.get("standardised")
-    away = f"; {said_number(standardised[layer], None)} spreads from its median" if standardised else ""
-    return f"<b>{signal['title']}</b><br>layer {layer}: {said_number(value, signal['unit'])}{away}"
+def _point(signal: StageSignal, layer: int, value: float | None) -> Hover:
+    standardised = signal.standardised
+    away = f"; {said_number(standardised[layer], None)} robust spreads from its median" if standardised else ""
+    return Hover(signal.title, f"\nlayer {layer}: {said_number(value, signal.unit)}{away}")
 
 
-def _bars(stages: list[dict[str, Any]]) -> go.Bar:
-    return go.Bar(
-        base=[stage["first"] - 0.5 for stage in stages],
-        x=[stage["last"] - stage["first"] + 1 for stage in stages],
-        y=[0.0] * len(stages),
-        width=0.9,
-        orientation="h",
-        yaxis="y2",
-        meta=OWN.name,
-        marker={"color": OWN.light, "opacity": [(0.2, 0.1)[i % 2] for i in range(len(stages))]},
-        text=[_broken(stage["title"]) for stage in stages],
-        textfont={"color": OWN.light},
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        hovertext=[f"<b>{stage['title']}</b><br>{span(stage)}" for stage in stages],
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
+def _bars(stages: list[Stage]) -> Bars:
+    return Bars(
         name="stages",
+        look=OWN,
+        bars=tuple(
+            Bar(
+                stage.first - 0.5,
+                stage.last + 0.5,
+                (0.2, 0.1)[place % 2],
+                _broken(stage.title),
+                Hover(stage.title, f"\n{span(stage)}"),
+            )
+            for place, stage in enumerate(stages)
+        ),
+        thickness=0.9,
+        row=1,
     )
 
 
-def _bounds(boundaries: list[dict[str, Any]]) -> go.Scatter:
-    """A boundary stands between its layer, the first of the later stage, and the one before."""
-    return go.Scatter(
-        x=[one["layer"] - 0.5 for one in boundaries],
-        y=[-0.7] * len(boundaries),
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [0 if one["high"] is None else one["high"] - one["layer"] for one in boundaries],
-            "arrayminus": [0 if one["low"] is None else one["layer"] - one["low"] for one in boundaries],
-            "thickness": 3,
-            "width": 4,
-            "color": OWN.light,
-        },
-        customdata=[[one["layer"], one["layer"], one["low"], one["high"]] for one in boundaries],
-        text=[boundary(one) for one in boundaries],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        yaxis="y2",
-        meta=OWN.name,
-        marker={
-            "color": OWN.light,
-            "symbol": ["circle" if one["after"] else "circle-open" for one in boundaries],
-            "size": 8,
-        },
-        showlegend=False,
+def _bounds(boundaries: list[Boundary]) -> Points:
+    """Points for boundaries, each between the first layer of the later stage and the layer before it."""
+    return Points(
         name="boundaries",
+        look=OWN,
+        x=tuple(before_layer(one) for one in boundaries),
+        y=(Value(-0.7),) * len(boundaries),
+        hover=tuple(Hover("", boundary(one)) for one in boundaries),
+        layers=tuple(map(own_layer, boundaries)),
+        line=False,
+        size=8.0,
+        bar=3.0,
+        caps=True,
+        hollow=tuple(not one.after for one in boundaries),
+        legend=False,
+        row=1,
     )
 
 
-def boundary(one: dict[str, Any]) -> str:
-    """Where a boundary is and how sure that is, in a sentence."""
-    said = f"{_change(one)} at layer {one['layer']}"
-    if one["low"] is not None and one["high"] is not None:
-        said += f" (95% interval {one['low']} to {one['high']}"
-        said += f"; at this layer in {100 * one['support']:.0f}% of resamples)" if one["support"] is not None else ")"
-    if one.get("without_one"):
-        low, high = one["without_one"]
+def before_layer(one: Boundary, last: int = 1) -> Value:
+    """The position of a boundary on an axis with layer l at l / last: half a layer before its layer."""
+    ends = (one.layer, one.low, one.high)
+    return Value(*(None if end is None else (end - 0.5) / last for end in ends))  # type: ignore[arg-type]
+
+
+def own_layer(one: Boundary) -> Value:
+    """A boundary's layer, the first of the later stage, with its interval."""
+    ends = (one.layer, one.low, one.high)
+    return Value(*(None if end is None else float(end) for end in ends))  # type: ignore[arg-type]
+
+
+def boundary(one: Boundary) -> str:
+    """A sentence on where a boundary is and how certain that is."""
+    said = f"{_change(one)} at layer {one.layer}"
+    if one.low is not None and one.high is not None:
+        said += f" (95% interval {one.low} to {one.high}"
+        said += f"; at this layer in {100 * one.support:.0f}% of resamples)" if one.support is not None else ")"
+    if one.without_one:
+        low, high = one.without_one
         said += f"; layer {low}" if low == high else f"; layers {low} to {high}"
         said += " when any one signal is left out"
     return f"{said}{_votes(one)}."
 
 
-def _change(one: dict[str, Any]) -> str:
-    """Which transition a change is; it has no name where the signals do not move as one of the hypothesis's would."""
-    if one["before"] is None or one["after"] is None:
-        return "A change that is none of the hypothesis’s transitions"
-    return f"{stage_title(one['after'])} begins"
+def _change(one: Boundary) -> str:
+    """The transition a change corresponds to; unnamed if the signals match none of the hypothesis's transitions."""
+    if one.before is None or one.after is None:
+        return "A change that matches none of the hypothesis’s transitions"
+    return f"{stage_title(one.after)} begins"
 
 
-def _votes(one: dict[str, Any]) -> str:
-    """Where single signals would put the change."""
-    votes = one.get("votes") or {}
+def _votes(one: Boundary) -> str:
+    """Where single signals place the change."""
+    votes = one.votes
     if not votes:
         return ""
     there = [f"{_named(name)} ({vote})" for name, vote in votes.items() if vote is not None]
-    near = votes_near(one["layer"], votes)
-    said = f"; {near} of the {len(votes)} signals that would speak for it change within a layer of it by themselves"
+    near = votes_near(one.layer, votes)
+    said = f"; {near} of the {len(votes)} signals relevant to it change within a layer of it on their own"
     return f"{said} (alone they change at: {joined(there)})" if there else said
 
 
@@ -203,32 +158,28 @@ def _named(signal: str) -> str:
 
 
 def in_sentence(title: str) -> str:
-    """A title as it stands within a sentence: a small letter first, but for abbreviations."""
+    """A title for use within a sentence: lower-case first letter, except for abbreviations."""
     return title if title[:2].isupper() else f"{title[0].lower()}{title[1:]}"
 
 
 def _broken(title: str) -> str:
-    """A stage's name in lines, several stages in one a line each."""
-    return title.replace(" + ", " +<br>") if " + " in title else title.replace(" ", "<br>")
+    """A stage's name split into lines; merged stages get one line each."""
+    return title.replace(" + ", " +\n") if " + " in title else title.replace(" ", "\n")
 
 
-def span(stage: dict[str, Any]) -> str:
+def span(stage: Stage) -> str:
     """`layer 0` or `layers 1–7`."""
-    first, last = stage["first"], stage["last"]
+    first, last = stage.first, stage.last
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
 def stage_title(stage: str) -> str:
-    """A stage in words."""
+    """A stage's title."""
     return STAGES.get(stage, stage)
 
 
 def said_number(value: float | None, unit: str | None) -> str:
-    """A number with its unit, shares in per cent; a dash where there is none."""
+    """A number with its unit, shares in per cent; a dash for None."""
     if value is None:
         return "–"
     return written(value, unit or "").replace(" ", NBSP)
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)

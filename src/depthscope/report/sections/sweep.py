@@ -2,56 +2,66 @@
 
 from functools import partial
 
+from depthscope.edit_registry import sweeps, title_of
 from depthscope.report import findings
-from depthscope.report.measured import SWEEP, Measured, read_sweep
-from depthscope.report.palette import SHOWN
-from depthscope.report.panels import Curve, layers, lines
+from depthscope.report.charts import Curve, layers, lines
+from depthscope.report.measured import SWEEP, SweepValues, read_sweep
+from depthscope.report.palette import edit_looks
 from depthscope.report.section import Kind, Section
 from depthscope.run.store import RunDirectory
+from depthscope.schema.measures import metrics_of
 from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL, METRICS
 
 PANELS = (KL, AGREEMENT, ENTROPY_CHANGE)
 WHOLE, PARTS = "sweep", "components"
-SHOWS = {WHOLE: ("swap", "drop"), PARTS: ("drop", "drop_attn", "drop_ssm", "drop_mlp", "drop_ple")}
-"""The edits laid over each other."""
-NEEDS = {WHOLE: ("swap", "drop"), PARTS: ("drop_attn", "drop_mlp")}
-"""Without one of these the figure says nothing of its own."""
+EXPECTED = {WHOLE: ("swap", "drop"), PARTS: ("drop_attn", "drop_mlp")}
+"""The edits expected in each figure: it reports why one is missing."""
 
 
 def build(name: str, run: RunDirectory) -> Section:
     """Three panels: KL in nats on a logarithmic axis (the first layer dwarfs the rest on a linear one), agreement as a
-    share, change in entropy in nats."""
+    share, change in entropy in nats. Each registered measure adds a panel."""
     measured = read_sweep(run)
-    there = [edit for edit in SHOWS[name] if edit in measured.edits]
-    there = there if set(there) & set(NEEDS[name]) else []
+    there, looks = _shown(name, measured), edit_looks(measured.edits)
     panels = [
         lines(
             f"{name}-{metric.name}",
             metric.title,
             metric,
-            [Curve(look=SHOWN[edit], values=measured.series(edit, metric), call=f"{edit}({{}})") for edit in there],
+            [Curve(look=looks[edit], values=measured.series(edit, metric), call=f"{edit}({{}})") for edit in there],
             layers(measured.depth),
             log=metric is KL,
         )
-        for metric in PANELS
+        for metric in (*PANELS, *measured.more)
         if there
     ]
     return Section(
         panels=panels,
         sentences=findings.components(measured) if name == PARTS and there else (),
-        legend=[SHOWN[edit] for edit in there],
-        missing=[_why_missing(edit, measured, run) for edit in NEEDS[name] if edit not in measured.edits],
-        definitions=[*(SHOWN[edit] for edit in there), *METRICS.values()] if there else (),
+        legend=[looks[edit] for edit in there],
+        missing=[_why_missing(edit, measured, run) for edit in EXPECTED[name] if edit not in measured.edits],
+        definitions=[*(looks[edit] for edit in there), *METRICS.values(), *metrics_of(measured.more).values()]
+        if there
+        else (),
         log_note=findings.zeros_note(measured, there),
     )
 
 
-def _why_missing(edit: str, measured: Measured, run: RunDirectory) -> str:
-    title, not_done = SHOWN[edit].title, run.manifest.get("not_done", {})
+def _shown(name: str, measured: SweepValues) -> list[str]:
+    """The edits overlaid in a figure: those of whole layers, or those of components with the drop of the layer."""
+    of_components = [edit for edit, how in sweeps().items() if how.component is not None]
+    parts = [edit for edit in measured.edits if edit in of_components]
+    if name == WHOLE:
+        return [edit for edit in measured.edits if edit not in parts]
+    return [edit for edit in measured.edits if edit == "drop" or edit in parts] if parts else []
+
+
+def _why_missing(edit: str, measured: SweepValues, run: RunDirectory) -> str:
+    title, not_done = title_of(edit), run.manifest.not_done
     if edit in not_done:
         return f"{title} could not be done: {not_done[edit]}."
     if edit == "swap" and measured.depth == 1:
-        return f"{title}: a model of one layer has no neighbours that could change places."
+        return f"{title}: a one-layer model has no neighbouring layers to swap."
     return f"{title} was not part of this run."
 
 
@@ -63,7 +73,7 @@ KINDS = (
         experiment=SWEEP,
         file=f"tables/{SWEEP}.parquet",
         build=partial(build, WHOLE),
-        look_for="a first layer that stands far above all others, a flat middle where most predictions survive, swaps that "
+        look_for="a first layer far above all others, a flat middle where most predictions survive, swaps that "
         "cost less than drops, and a rise at the end.",
     ),
     Kind(
@@ -73,7 +83,7 @@ KINDS = (
         experiment=SWEEP,
         file=f"tables/{SWEEP}.parquet",
         build=partial(build, PARTS),
-        look_for="which half of a layer carries its cost: layers where attention’s curve lies above the MLP’s, and where "
-        "the drop of both costs more than the two drops together.",
+        look_for="which component accounts for a layer’s cost: layers where attention’s curve is above the MLP’s, and where "
+        "dropping both costs more than the sum of the two drops.",
     ),
 )

@@ -1,0 +1,71 @@
+"""Lenses: what the unembedding reads from the residual stream at a depth. The logit lens is computed here, for studies,
+prompts and the explorer.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from depthscope.errors import UnsupportedError
+from depthscope.models.model import Model
+from depthscope.models.weights import norm_affine
+from depthscope.schema.lens import LENSES
+from depthscope.shapes import Hidden, Residual
+
+LOGIT, FROZEN_SCALE = "logit", "frozen_scale"
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """A map from the residual stream at each depth to what the model's unembedding reads."""
+
+    def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
+        """What the unembedding reads from `residual`, the stream before block `depth` (L: after the last block).
+
+        `last` is the stream after the last block at the same positions, which some lenses use.
+        """
+        ...
+
+
+def make_lens(lens: str | Lens, model: Model) -> Lens:
+    """A lens by its name in LENSES, created for a model; a Lens unchanged.
+
+    Raises DepthscopeError for an unknown name, UnsupportedError if the model does not support the lens.
+    """
+    if not isinstance(lens, str):
+        return lens
+    LENSES.known([lens])
+    return LENSES[lens].maker()(model)
+
+
+class LogitLens:
+    """The final norm, with the statistics of the decoded stream, and the unembedding (nostalgebraist 2020)."""
+
+    def __init__(self, model: Model) -> None:
+        self.unembedding = model.unembedding
+
+    def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
+        """The final norm applied to the stream."""
+        return self.unembedding.hidden(residual)
+
+
+class FrozenScaleLens:
+    """The final norm with the statistics of the last residual stream at every depth, as in the script of Lad et al. 2024.
+
+    Raises UnsupportedError for a model without a single final norm.
+    """
+
+    def __init__(self, model: Model) -> None:
+        modules = model.unembedding.modules
+        if len(modules) != 1:
+            raise UnsupportedError(
+                f"{model.name} has {len(modules)} modules between last block and unembedding: expected one norm, "
+                "whose scale the frozen-scale lens (protocol lad2024) would use at every depth"
+            )
+        self.affine = norm_affine(modules[0], model.unembedding.weight.shape[1])
+
+    def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
+        """The final norm applied to the stream with the statistics of the last one."""
+        centred, centred_last = residual, last
+        if self.affine.centring:
+            centred, centred_last = (x - x.mean(-1, keepdim=True) for x in (residual, last))
+        scale = centred_last.float().square().mean(-1, keepdim=True).sqrt()
+        return (centred / scale * self.affine.scale + self.affine.shift).to(residual.dtype).flatten(0, 1)

@@ -1,0 +1,106 @@
+"""The noise floor of a model's dtype: how far its predictions are from the same model computed more precisely.
+
+A half-precision model is compared with float32, a float32 model with float64, on a few tokens. One block at a time is copied
+and converted, so that a model of any size fits in memory. Modules that fix their own precision (RMSNorms compute in float32)
+keep it, so the floor measured against float64 is a lower bound.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthscope.models.model import Model
+from depthscope.models.stack import Arguments, residual_of
+from depthscope.schema.dtypes import FINER
+from depthscope.shapes import Hidden, TokenIds
+
+TOKENS = 128
+ROWS = 4096
+"""Rows of W_U converted at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """Mean KL, in nats, of the model's predictions from those of the finer dtype, over `tokens` tokens of one window."""
+
+    kl: float
+    dtype: str
+    finer: str
+    tokens: int
+
+
+@torch.inference_mode()
+def noise_floor(model: Model, ids: TokenIds) -> NoiseFloor | None:
+    """The floor on the first TOKENS tokens of the first window of `ids`; None where the model's code mixes dtypes, or where
+    there is no finer dtype.
+    """
+    own_name = str(model.unembedding.weight.dtype).removeprefix("torch.")
+    finer = FINER.get(own_name)
+    if finer is None:
+        return None
+    ids = ids[:1, :TOKENS].to(model.device)
+    try:
+        own, exact = _log_probabilities(model, ids, None), _log_probabilities(model, ids, getattr(torch, finer))
+    except RuntimeError:  # a block that converts to a fixed dtype in its middle cannot be run in another
+        return None
+    kl = (exact.exp() * (exact - own)).sum(-1).clamp(min=0).mean()
+    return NoiseFloor(float(kl), own_name, finer, ids.numel())
+
+
+def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -> Tensor:
+    entry = model.stack.enter(ids)
+    residual = entry.residual if dtype is None else entry.residual.to(dtype)
+    for index, (block, own) in enumerate(zip(model.stack.blocks, entry.arguments, strict=True)):
+        with model.stack.resident(index):
+            residual = _call(block, residual, own, dtype)
+    for module in model.unembedding.modules:
+        residual = (module if dtype is None else _copied(module, dtype))(residual)
+    hidden = model.unembedding.scale(residual).flatten(0, 1)
+    return _logits(model, hidden, dtype).double().log_softmax(-1)
+
+
+def _call(block: nn.Module, residual: Tensor, own: Arguments, dtype: torch.dtype | None) -> Tensor:
+    if dtype is not None:
+        block = _copied(block, dtype)
+        own = Arguments(_converted(own.positional, dtype), _converted(own.keyword, dtype), own.residual_keyword)
+    if own.residual_keyword:
+        return residual_of(block(*own.positional, hidden_states=residual, **own.keyword))
+    return residual_of(block(residual, *own.positional, **own.keyword))
+
+
+def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None:
+        return model.unembedding.logits(hidden)
+    bias = model.unembedding.linear.bias
+    biases = [None] * model.unembedding.vocabulary if bias is None else bias.to(dtype).split(ROWS)
+    slices = zip(
+        model.unembedding.weight.split(ROWS), biases, strict=False
+    )  # whole, W_U converted may be larger than a block
+    return model.unembedding.map(torch.cat([nn.functional.linear(hidden, rows.to(dtype), b) for rows, b in slices], -1))
+
+
+def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in another dtype, as `.to` gives it, without a copy in the old one on the way."""
+    # deepcopy takes what is in its memo for copied already, so the weights are never in memory twice in the old dtype.
+    tensors = [*module.parameters(), *module.buffers()]
+    converted = {id(t): t.detach().to(dtype) for t in tensors if t.is_floating_point()}
+    memo = {
+        key: nn.Parameter(converted[key], requires_grad=False)
+        for key in map(id, module.parameters())
+        if key in converted
+    }
+    return copy.deepcopy(module, converted | memo).to(dtype)
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in another dtype, wherever they are in what a block is given."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return type(value)(_converted(one, dtype) for one in value)
+    if isinstance(value, dict):
+        return {key: _converted(one, dtype) for key, one in value.items()}
+    return value

@@ -1,0 +1,62 @@
+"""The experiments in the order they run, one line each. Their declarations are next to their tables."""
+
+from collections.abc import Sequence
+
+from depthscope.errors import DepthscopeError
+from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity, sweep
+from depthscope.schema.declaration import Experiment, Option, Registry
+
+STAGES = "stages"
+"""Stages are found from what the experiments measured, in this command or an earlier one on the same run."""
+
+EXPERIMENTS: Registry[Experiment] = Registry(
+    "an experiment",
+    *(
+        (one.name, one)
+        for one in (
+            sweep.EXPERIMENT,
+            lens.EXPERIMENT,
+            norms.EXPERIMENT,
+            attention.EXPERIMENT,
+            similarity.EXPERIMENT,
+            similarity.INFLUENCE,
+            similarity.GEOMETRY,
+            neurons.EXPERIMENT,
+            heads.EXPERIMENT,
+            probes.EXPERIMENT,
+        )
+    ),
+)
+
+
+def register_experiment(experiment: Experiment) -> Experiment:
+    """Add a custom experiment to studies, commands and pages; one registered earlier under the same name is replaced.
+
+    Raises DepthscopeError for the name of a built-in experiment, or for an option that differs from another experiment's
+    option of the same name.
+    """
+    if experiment.name == STAGES:
+        raise DepthscopeError("the name stages is taken: register yours under another name")
+    for option in experiment.options:
+        if option.name in options() and options()[option.name] != option and experiment.name not in EXPERIMENTS:
+            raise DepthscopeError(f"a different option {option.name} already exists: give yours another name")
+    return EXPERIMENTS.register(experiment.name, experiment)
+
+
+def unregister_experiment(name: str) -> None:
+    """Remove a registered experiment. Raises DepthscopeError if there is none of that name."""
+    EXPERIMENTS.unregister(name)
+
+
+def experiment_names(names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names, each once and in running order; all names if none is given. Raises DepthscopeError for an unknown name."""
+    there = (*EXPERIMENTS, STAGES)
+    if unknown := [name for name in names if name not in there]:
+        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(there)}")
+    return tuple(name for name in there if not names or name in names)
+
+
+def options(names: Sequence[str] = ()) -> dict[str, Option]:
+    """The options of these experiments by name, of all experiments if none is given; a shared option appears once."""
+    there = experiment_names(names)
+    return {option.name: option for name in there if name != STAGES for option in EXPERIMENTS[name].options}

@@ -1,0 +1,215 @@
+"""The content of RUN/run.json as objects: settings, model and text, versions, and the run's outcome. Imports no torch.
+
+A manifest from another version, or one that was edited, may lack almost any entry: missing entries are None or empty.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+from depthscope.schema.stored import ALWAYS, Entry, StoredFile
+
+RUNNING, COMPLETE = "running", "complete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterEntry(Entry):
+    """The adapter (LoRA and similar) in the model: its source, PEFT's name for its kind, its SHA-256."""
+
+    source: str
+    kind: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Entry):
+    """What determines the numbers of a run. A run can be resumed only with the same settings."""
+
+    model: str | None = None
+    revision: str | None
+    weights: str | None = None
+    """SHA-256 of the weights."""
+    adapter: AdapterEntry | None = None
+    dtype: str | None = None
+    device: str | None = None
+    attention_backend: str | None = None
+    data: str | None = None
+    tokens: int | None = None
+    """Tokens measured; with a precision goal, known and written at the end."""
+    precision: float | None = None
+    """The largest half-width of an interval, as a share of its mean, that the sweep should reach."""
+    most_tokens: int | None = None
+    document_order_seed: int | None = None
+    window: int | None = None
+    """Tokens of a window."""
+    bos: str | None = None
+    chat: bool = False
+    pack: str | None = None
+    """The separator between documents joined in a window."""
+    token_hash: str | None = None
+    """SHA-256 of the token ids."""
+    windows_per_unit: int | None = None
+    most_windows_per_unit: int | None = None
+    """For a run with a precision goal, whose work units end with a document."""
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Each experiment's settings, by its name."""
+    others: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, experiment: str) -> dict[str, Any]:
+        """An experiment's settings; empty if it was not requested."""
+        return self.experiments.get(experiment, {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseFloorEntry(Entry):
+    """How the noise floor was measured: mean KL in nats between the run's dtype and a finer one."""
+
+    kl: float
+    dtype: str
+    finer: str
+    tokens: int
+
+
+class Unmeasured(Enum):
+    """Marks an entry that a manifest lacks, as opposed to null, which marks a measurement that was tried and failed."""
+
+    UNMEASURED = "unmeasured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry(Entry):
+    """What `depthscope info` shows about the model: the fields of `depthscope.models.facts.ModelFacts`."""
+
+    name: str | None
+    family: str | None
+    revision: str | None
+    layers: int | None
+    d_model: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_width: int | None
+    mlp_width: int | None
+    experts: int | None
+    vocabulary: int | None
+    context: int | None
+    parameters: int | None
+    stored: int | None
+    quantisation: str | None
+    layout: str | None
+    norm: str | None
+    tied: bool | None
+    attention_module: str | None
+    mlp_module: str | None
+    other_modules: str | None
+    logit_map: str | None
+    attention_backend: str | None
+    dtype: str | None
+    device: str | None
+    streamed: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedEntry(Entry):
+    """The result of joining short documents. `documents` were used; a window that holds several counts as one unit."""
+
+    separator: str
+    documents: int
+    windows_with_boundary: int
+    positions_after_boundary: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEntry(Entry):
+    """What was read from the source: documents used and read, those too short for a window, and rows without text."""
+
+    documents: int | None
+    """Independent units: documents, or packed windows."""
+    documents_read: int | None
+    too_short: int | None
+    skipped: int | None
+    given_up: bool | None
+    """Whether reading ended early because too many documents in a row were too short."""
+    token_entropy: float | None
+    """Loss, in nats, of predicting the next tokens by their frequencies in the text."""
+    special_tokens: int | None
+    packed: PackedEntry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Width(Entry):
+    """The half-width of the interval of a row of the sweep, as a share of its mean."""
+
+    edit: str
+    layer: int
+    half_width_relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionOutcome(Entry):
+    """Whether the sweep reached its precision goal, with how much text, and which rows did not, widest first."""
+
+    goal: float
+    reached: bool
+    tokens: int
+    documents: int
+    text_ended: bool
+    """Whether the text was shorter than the amount that should be read."""
+    rows: int
+    rows_reached: int
+    rows_under_noise_floor: int
+    widest: Width | None
+    missed: list[Width]
+    paper_tokens: int
+    projected_at_paper_tokens: float | None
+    """Half-width of the widest row as a share of its mean, extrapolated by the square root law."""
+    fewest_documents: int
+    tightest_documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronRows(Entry):
+    """What a row of the neuron tables represents: a neuron of the MLP, or of each of its experts."""
+
+    rows: str
+    experts: int | None = None
+    neurons_of_an_expert: int | None = None
+    neurons_of_shared_experts: int | None = None
+    numbering: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(StoredFile):
+    """The content of RUN/run.json."""
+
+    format: ClassVar[int] = 1
+    migrations: ClassVar = {0: lambda content: content}
+    remedy: ClassVar[str] = "Restore it from a copy, or give another --out"
+
+    settings: Settings
+    status: str | None = None
+    """RUNNING or COMPLETE."""
+    noise_floor: float | Unmeasured | None = Unmeasured.UNMEASURED
+    """In nats. None if it could not be measured."""
+    noise_floor_of: NoiseFloorEntry | Unmeasured | None = Unmeasured.UNMEASURED
+    model: ModelEntry = field(default_factory=lambda: ModelEntry.from_json({}))
+    unused_tensors: list[str] = field(default_factory=list, metadata=ALWAYS)
+    """Tensors of the checkpoint that the model does not read."""
+    text: TextEntry = field(default_factory=lambda: TextEntry.from_json({}))
+    versions: dict[str, str] = field(default_factory=dict)
+    not_done: dict[str, str] = field(default_factory=dict, metadata=ALWAYS)
+    """Experiments and edits that could not be done, with the reason."""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """How matrix products and the sums over the vocabulary are computed."""
+    precision: PrecisionOutcome | None = None
+    neurons: NeuronRows | None = None
+    finished: list[str] = field(default_factory=list)
+    """Experiments that have all their tables."""
+    earlier_versions: list[dict[str, str]] = field(default_factory=list)
+    """Versions with which earlier parts of the run were made."""
+    earlier_kernels: list[dict[str, str]] = field(default_factory=list)
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is complete."""
+        return self.status == COMPLETE

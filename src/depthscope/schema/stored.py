@@ -1,0 +1,194 @@
+"""The JSON files of a run as frozen dataclasses that read and write themselves. Every entry is checked when it is read.
+
+A class's fields are the keys of a JSON object, in order. Annotations and defaults determine what may be missing and what is
+written:
+
+    layer: int                      required
+    low: int | None                 may be missing; written as null if None
+    chat: bool = False              may be missing; omitted if it has its default
+    field(…, metadata=ALWAYS)       may be missing; written even if it has its default
+    others: dict[str, Any]          keys without a field, which a later version may have added: written back unchanged
+
+A class without `others` ignores such keys.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from enum import EnumType
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+from depthscope.errors import RunError
+
+FORMAT = "format"
+"""Key of a file's format version."""
+Own = TypeVar("Own", bound="Entry")
+OwnFile = TypeVar("OwnFile", bound="StoredFile")
+OTHERS = "others"
+ALWAYS = {"always": True}
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+LONGEST = 60
+"""How many characters of an invalid value a message shows."""
+
+
+class EntryError(ValueError):
+    """An entry is missing or has the wrong type. The message states which, what was expected and what was found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An object in a JSON file."""
+
+    @classmethod
+    def from_json(cls: type[Own], content: Any, at: str = "") -> Own:
+        """Read an object; `at` is its place in the file. Raises EntryError."""
+        if not isinstance(content, Mapping):
+            raise _unexpected(dict, content, at)
+        types = _types(cls)
+        known = {one.name: one for one in fields(cls) if one.name != OTHERS}
+        if lacking := [name for name, one in known.items() if name not in content and _required(one, types[name])]:
+            raise EntryError(f"{at or 'it'} lacks {', '.join(lacking)}")
+        given: dict[str, Any] = {}
+        for name, one in known.items():
+            if name in content:
+                given[name] = _read(types[name], content[name], f"{at}.{name}" if at else name)
+            elif not _has_default(one):
+                given[name] = None
+        if OTHERS in types:
+            given[OTHERS] = {key: value for key, value in content.items() if key not in known}
+        return cls(**given)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as JSON values."""
+        content: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == OTHERS:
+                content |= value
+            elif one.metadata == ALWAYS or not _has_default(one) or value != _default(one):
+                content[one.name] = _plain(value)
+        return content
+
+
+class StoredFile(Entry):
+    """The content of a whole file. Its `format` is increased when a change would cause earlier files to be misread."""
+
+    __slots__ = ()
+    format: ClassVar[int]
+    migrations: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
+    """Maps each format to the function that converts a file to the next one. A file without a format has format 0."""
+    remedy: ClassVar[str]
+    """What to do about a damaged file: the end of the message."""
+
+    @classmethod
+    def from_json(cls: type[OwnFile], content: Any, at: str = "") -> OwnFile:
+        """Read the content of a file of this format. Raises EntryError."""
+        if isinstance(content, Mapping):
+            content = {key: value for key, value in content.items() if key != FORMAT}
+        return super().from_json(content, at)
+
+    @classmethod
+    def read(cls: type[OwnFile], file: Path) -> OwnFile:
+        """Read a file of this format or an earlier one.
+
+        Raises RunError with the file, the entry, what was expected, what was found and what to do.
+        """
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} cannot be read: {error}. {cls.remedy}") from error
+        try:
+            return cls.from_json(cls._migrated(content, file))
+        except EntryError as error:
+            raise RunError(f"{file} is damaged: {error}. {cls.remedy}") from error
+
+    @classmethod
+    def _migrated(cls, content: Any, file: Path) -> dict[str, Any]:
+        if not isinstance(content, dict):
+            raise _unexpected(dict, content, "")
+        found = _read(int, content.get(FORMAT, 0), FORMAT)
+        if found > cls.format:
+            raise RunError(
+                f"{file} has format {found}: this depthscope reads formats up to {cls.format}. Open it with a newer depthscope"
+            )
+        for earlier in range(found, cls.format):
+            content = cls.migrations[earlier](content)
+        return content
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {FORMAT: self.format, **super().to_json()}
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _required(one: "Field[Any]", kind: Any) -> bool:
+    return not _has_default(one) and NoneType not in get_args(kind)
+
+
+def _has_default(one: "Field[Any]") -> bool:
+    return one.default is not MISSING or one.default_factory is not MISSING
+
+
+def _default(one: "Field[Any]") -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """A value of a field, list or object, checked against its type."""
+    if isinstance(kind, UnionType):
+        if value is None:
+            return None
+        # A member of an Enum only ever represents a missing key.
+        (kind,) = (member for member in get_args(kind) if member is not NoneType and not isinstance(member, EnumType))
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        assert issubclass(kind, Entry)
+        return kind.from_json(value, at)
+    form = get_origin(kind) or kind
+    if not _is(form, value):
+        raise _unexpected(form, value, at)
+    if form is list:
+        (member,) = get_args(kind)
+        return [_read(member, one, f"{at}[{place}]") for place, one in enumerate(value)]
+    if form is dict:
+        _, member = get_args(kind)
+        return {key: _read(member, one, f"{at}.{key}") for key, one in value.items()}
+    return value
+
+
+def _is(form: type, value: Any) -> bool:
+    if isinstance(value, bool):  # Python counts it as an int
+        return form is bool
+    return isinstance(value, (int, float) if form is float else form)
+
+
+def _unexpected(form: type, value: Any, at: str) -> EntryError:
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
+    return EntryError(f"{at}{': ' if at else ''}expected {EXPECTED[form]}, got {shown}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Entry):
+        return value.to_json()
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,36 @@
+"""Streaming resampling of documents: the Poisson bootstrap.
+
+Each replicate weights each document by an independent Poisson(1) draw. For many documents this is equivalent to drawing
+documents with replacement (Hanley and MacGibbon 2006), and needs neither their number in advance nor a second pass. The draws
+depend only on the document's number and the seed, so that separately measured experiments are resampled identically, and a
+resumed run is resampled like an uninterrupted one. Memory: replicates × columns.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+
+REPLICATES = 1000
+
+
+class PoissonBootstrap:
+    """Ratio estimates of column means over tokens, for the original documents and for each replicate."""
+
+    def __init__(self, columns: int, replicates: int = REPLICATES, seed: int = 0) -> None:
+        self.seed, self.replicates = seed, replicates
+        self.documents = 0
+        self._tokens = np.zeros(1 + replicates)
+        self._sums = np.zeros((1 + replicates, columns))
+
+    def add(self, document: int, tokens: int, sums: Float64[np.ndarray, " columns"]) -> None:
+        """Add one document, given by its number, with `tokens` tokens over which the quantities sum to `sums`."""
+        # A separate generator for each document: the weights must not depend on which documents came before.
+        drawn = np.random.default_rng([self.seed, document]).poisson(1.0, self.replicates)
+        counts = np.concatenate([[1.0], drawn])
+        self.documents += 1
+        self._tokens += counts * tokens
+        self._sums += counts[:, None] * sums
+
+    def means(self) -> Float64[np.ndarray, "rows columns"]:
+        """Row 0 from the original documents, then one row per replicate; NaN if a replicate drew no document."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._sums / self._tokens[:, None]
