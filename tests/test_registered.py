@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,13 @@ def test_what_cannot_be_registered_is_refused(largest):
         ds.register_experiment(
             ds.Experiment(name="other", title="", question="", make=dict, tables={}, options=[other])
         )
-    with pytest.raises(DepthscopeError, match="the name stages is taken"):
-        ds.register_experiment(ds.Experiment(name="stages", title="", question="", make=dict, tables={}))
+    for name in ("stages", "report"):
+        with pytest.raises(DepthscopeError, match=f"the name {name} is taken"):
+            ds.register_experiment(ds.Experiment(name=name, title="", question="", make=dict, tables={}))
+    with pytest.raises(DepthscopeError, match="another name"):  # registered again, with an option of probes
+        ds.register_experiment(replace(EXPERIMENT, options=[other]))
+    with pytest.raises(DepthscopeError, match="sweep already writes the table sweep"):
+        ds.register_experiment(replace(EXPERIMENT, tables={"sweep": ds.Table(columns={})}))
     assert study_settings(power=3).options["power"] == 3
     ds.unregister_experiment("largest")
     with pytest.raises(DepthscopeError, match="no experiment named largest"):

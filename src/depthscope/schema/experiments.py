@@ -9,6 +9,9 @@ from depthscope.schema.declaration import Experiment, Option, Registry
 STAGES = "stages"
 """Stages are found from what the experiments measured, in this command or an earlier one on the same run."""
 
+TAKEN = (STAGES, "study", "explore", "report", "compare", "info", "verify")
+"""Names that no experiment can have: its command would replace another."""
+
 EXPERIMENTS: Registry[Experiment] = Registry(
     "an experiment",
     *(
@@ -32,14 +35,19 @@ EXPERIMENTS: Registry[Experiment] = Registry(
 def register_experiment(experiment: Experiment) -> Experiment:
     """Add a custom experiment to studies, commands and pages; one registered earlier under the same name is replaced.
 
-    Raises DepthscopeError for the name of a built-in experiment, or for an option that differs from another experiment's
-    option of the same name.
+    Raises DepthscopeError for the name of a built-in experiment or of a command, for an option that differs from another
+    experiment's option of the same name, or for a table that another experiment writes.
     """
-    if experiment.name == STAGES:
-        raise DepthscopeError("the name stages is taken: register yours under another name")
+    if experiment.name in TAKEN:
+        raise DepthscopeError(f"the name {experiment.name} is taken: register yours under another name")
+    others = [one for one in EXPERIMENTS.values() if one.name != experiment.name]
+    known = {option.name: option for one in others for option in one.options}
     for option in experiment.options:
-        if option.name in options() and options()[option.name] != option and experiment.name not in EXPERIMENTS:
+        if known.get(option.name, option) != option:
             raise DepthscopeError(f"a different option {option.name} already exists: give yours another name")
+    for other in others:
+        if shared := experiment.tables.keys() & other.tables.keys():
+            raise DepthscopeError(f"{other.name} already writes the table {min(shared)}: give yours another name")
     return EXPERIMENTS.register(experiment.name, experiment)
 
 
