@@ -14,7 +14,6 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -149,8 +148,7 @@ def definitions(reference: str) -> str:
     module, _, name = reference.partition(".")
     rows = []
     for key, value in getattr(_schema(module), name).items():
-        known = asdict(value) if is_dataclass(value) else {"definition": value}  # type: ignore[arg-type]
-        rows.append((f"`{key}`", known.get("definition") or known.get("sentence") or known["test"]))
+        rows.append((f"`{key}`", value if isinstance(value, str) else getattr(value, "definition", None) or value.sentence))
     return _table(("name", "definition"), rows)
 
 

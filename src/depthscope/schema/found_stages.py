@@ -1,11 +1,11 @@
 """What RUN/stages.json holds, as objects: the stages found, their boundaries, the signals, and the signatures' verdicts."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, verdict_shown, written
-from depthscope.schema.stored import Entry, StoredFile
+from depthscope.schema.stored import ALWAYS, Entry, StoredFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,10 @@ class StageSignal(Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureVerdict(Entry):
-    """The test of a signature of the paper's table 1: effect with its 95% interval, threshold, verdict, and its reason."""
+    """The test of a signature of the paper's table 1: effect with its 95% interval, threshold, verdict, and its reason.
+
+    `defining`: the stage is not named unless this signature is supported. `threshold_date` is when the threshold was fixed.
+    """
 
     name: str
     title: str
@@ -76,6 +79,8 @@ class SignatureVerdict(Entry):
     ci_high: float | None
     verdict: str
     reason: str
+    defining: bool = field(default=False, metadata=ALWAYS)
+    threshold_date: str | None = field(default=None, metadata=ALWAYS)
 
     def __str__(self) -> str:
         effect = self.reason if self.effect is None else f"{written(self.effect, self.unit)}"

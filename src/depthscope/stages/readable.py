@@ -1,0 +1,31 @@
+"""Which lens can be read: the logit lens where its KL falls with depth, otherwise the tuned lens, otherwise none.
+
+The KL divergence of the logit lens to the final distribution rises to mid-depth in some models, whose residual streams are
+not yet in the basis of the unembedding. "Share of the progress made" has no meaning on such a curve.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+MOST_RISE = 0.1
+"""A curve is monotone enough if it rises, in total, by at most this share of what it falls."""
+
+
+def monotone_enough(kl: Float64[np.ndarray, " depths"]) -> bool:
+    """Whether lens KL at x_0 to x_L falls steadily from x_1: the sum of its rises is at most MOST_RISE of that of its falls.
+
+    x_0, the embedding, is left out: a lens can read it only because of tied weights.
+    """
+    steps = np.diff(kl[1:])
+    return bool(steps[steps > 0].sum() <= MOST_RISE * -steps[steps < 0].sum())
+
+
+def lens_to_read(values: Mapping[str, Float64[np.ndarray, "rows depths"]]) -> Literal["lens", "tuned"] | None:
+    """The lens whose values can be read, by the first row of its KL: "lens" (the run's), "tuned", or None for neither."""
+    for lens in ("lens", "tuned"):
+        if f"{lens}.kl" in values and monotone_enough(values[f"{lens}.kl"][0]):
+            return lens
+    return None
