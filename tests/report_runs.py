@@ -138,9 +138,33 @@ def made_up_stages(depth=6, **changes):
     names = list(STAGES)
     signature = {"unit": "times", "threshold": 3.0, "reason": "", "stage": RESIDUAL_CALIBRATION}
     return {
+        "format": 1,
         "found": True,
         "summary": "2 of the three transitions are found.",
         "layers": depth,
+        "structure": {"p": 0.003, "level": 0.02, "layer": cuts[1], "beyond_smooth": True},
+        "shapes": [
+            {"title": "a straight line", "smooth": True, "error": 0.5, "worse": 0.3, "standard_error": 0.1},
+            {"title": "3 segments", "smooth": False, "error": 0.2, "worse": 0.0, "standard_error": 0.0},
+        ],
+        "transitions": [
+            {
+                "before": names[i],
+                "after": names[i + 1],
+                "named": i < 2,
+                "reason": "" if i < 2 else "the readings do not confirm a step",
+                "layer": cuts[i + 1] if i < 2 else depth - 1,
+                "low": 1,
+                "high": depth - 1,
+                "absent": 0.25,
+                "places": [0.0] * (depth - 2) + [0.5, 0.25],
+                "p_readings": 0.004,
+                "p_hypotheses": 0.01,
+                "defining": SUPPORTED,
+            }
+            for i in range(3)
+        ],
+        "edges": [{"end": "first", "layer": 0, "signal": "drop", "ratio": 17.0, "p": 0.0002, "exceptional": True}],
         "stages": stages,
         "boundaries": [
             {**boundary, "layer": cuts[1], "low": 1, "high": 3, "support": 0.93, "before": names[0], "after": names[1]},

@@ -164,11 +164,29 @@ def test_the_stage_map_and_its_tables(run):
     assert list(bars.x) == [2, 2, 2]
     assert list(bounds.x) == [1.5, 3.5]
     assert (list(bounds.error_x.arrayminus), list(bounds.error_x.array)) == ([1, 0], [1, 0])
-    stages, signatures = section.tables
+    stages, transitions, ends, signatures = section.tables
     assert [row[:2] for row in stages.rows][1] == ("Feature engineering", "layers 2–3")
+    assert [row[1] for row in transitions.rows][1:] == [
+        ("named", ""),
+        ("not named", "the readings do not confirm a step"),
+    ]
+    assert transitions.rows[0][2:5] == (("layer 2", "95% interval 1 to 5"), "25 %", "0.004")
+    assert ends.rows[0] == ("first (layer 0)", "Cost of dropping the layer", "17×", "< 0.001", "exceptional")
     assert signatures.rows[0][3] == ("3.5×", "3.1×\u00a0to\u00a03.9×")
     assert signatures.rows[1][2] == ("inconclusive", "made up: no such signal")
     said = " ".join(section.sentences)
+    assert (
+        "The signals have a step beyond smooth change with depth and autocorrelated noise (p = 0.003; level 2 %)."
+        in said
+    )
+    assert (
+        "predicted best by 3 segments over depth, better than by a straight line (squared error 0.20 and 0.50" in said
+    )
+    assert "Layer 0 is exceptional: its cost of dropping the layer is 17× the median layer’s" in said
+    assert [trace.name for trace in plotted(section.panels[1])][:2] == [
+        "Feature engineering begins",
+        "Prediction ensembling begins",
+    ]
     assert "Feature engineering begins at layer 2 (95% interval 1 to 3; at this layer in 93% of resamples)" in said
     assert "1 of the 2 signals relevant to it change within a layer of it on their own (alone they change" in said
     assert "at: cost of dropping the layer (2))" in said
@@ -176,7 +194,10 @@ def test_the_stage_map_and_its_tables(run):
 
 def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
     change = {"layer": 3, "low": 2, "high": 4, "support": 0.5, "before": None, "after": None, "votes": {}}
-    empty = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], unnamed_changes=[change], summary="No stages.")
+    untested = {"structure": None, "shapes": [], "transitions": [], "edges": []}
+    empty = made_up_stages(
+        DEPTH, found=False, stages=[], boundaries=[], unnamed_changes=[change], summary="No stages.", **untested
+    )
     for signal in empty["signals"]:
         signal["standardised"] = None
     section = FIGURES["stages"].build(make_run(tmp_path / "run", stages=empty))
@@ -189,7 +210,7 @@ def test_stages_that_are_not_found_and_changes_without_a_name(tmp_path):
     assert "no map" in section.missing[0]
     assert section.tables[-1].title == "The signals by layer"
     assert section.tables[-1].rows[0][:3] == ("Signal drop", "−1.5\u00a0nats", "1.5\u00a0nats")
-    compared = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], summary="No stages.")
+    compared = made_up_stages(DEPTH, found=False, stages=[], boundaries=[], summary="No stages.", **untested)
     (panel,) = FIGURES["stages"].build(make_run(tmp_path / "compared", stages=compared)).panels
     assert "no stages found" in [note.text for note in panel.notes]
     assert drawn([panel], 1, "").axes

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from depthscope.schema import signatures
+from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.signatures import DEFINING, SIGNATURES, TABLE_1, THRESHOLDS, defining_verdict, may_be_named
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
 from depthscope.stages.effects import EFFECTS
@@ -245,3 +246,14 @@ def test_a_stage_may_be_named_only_by_its_defining_signature():
     assert may_be_named("prediction_ensembling", verdicts(fewer))
     assert not may_be_named("feature_engineering", verdicts(replace(measured, values={})))
     assert all(math.isfinite(one.threshold) for one in found)
+
+
+def test_verdicts_of_files_from_before_defining_signatures_are_read():
+    found = verdict_of("suppression_outnumbers", hypothesised())
+    assert found.defining
+    stored = found.to_json()
+    assert SignatureVerdict.from_json(stored) == found
+    del stored["defining"], stored["threshold_date"]
+    earlier = SignatureVerdict.from_json(stored)
+    assert (earlier.defining, earlier.threshold_date) == (False, None)
+    assert earlier.effect == found.effect

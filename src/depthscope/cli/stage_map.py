@@ -5,7 +5,16 @@ from rich.text import Text
 
 from depthscope.cli.console import console
 from depthscope.schema.found_stages import Boundary, SignatureVerdict, Stages
-from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED, verdict_shown, votes_near, written
+from depthscope.schema.stages import (
+    CANNOT_TELL,
+    NOT_SUPPORTED,
+    SIGNALS,
+    STAGES,
+    SUPPORTED,
+    verdict_shown,
+    votes_near,
+    written,
+)
 
 WIDTH = 72
 STYLES = {"detokenization": "cyan", "feature_engineering": "green", "prediction_ensembling": "yellow"}
@@ -22,11 +31,23 @@ def print_stages(found: Stages) -> None:
         _print_bar(found)
     for boundary in found.boundaries:
         console.print(_boundary_line(boundary), highlight=False)
+    for one in found.transitions:
+        if not one.named:
+            console.print(
+                f"{STAGES[one.before].lower()} → {STAGES[one.after].lower()}: not named, {one.reason}", highlight=False
+            )
     for change in found.unnamed_changes:
         console.print(
-            f"the signals also change at layer {change.layer}, which matches no transition of the hypothesis",
+            f"the signals step before layer {change.layer}, which matches no transition of the hypothesis",
             highlight=False,
         )
+    for edge in found.edges:
+        if edge.exceptional:
+            console.print(
+                f"layer {edge.layer} is exceptional: {SIGNALS[edge.signal].title.lower()} {written(edge.ratio, 'times')} the "
+                f"median layer's (p = {edge.p:.2g})",
+                highlight=False,
+            )
     console.print()
     _print_signatures(found.signatures)
 
@@ -77,9 +98,12 @@ def _print_signatures(signatures: list[SignatureVerdict]) -> None:
         if one.stage != stage:
             stage = one.stage
             console.print(f"[bold]{STAGES[stage]}[/]", highlight=False)
-        console.print(f"  {MARKS[one.verdict]} {one.title:{TITLE}} {_effect(one)}", highlight=False)
+        title = f"{one.title}*" if one.defining else one.title
+        console.print(f"  {MARKS[one.verdict]} {title:{TITLE}} {_effect(one)}", highlight=False)
     counts = [f"{mark} {verdict_shown(verdict)}" for verdict, mark in MARKS.items()]
-    console.print(f"{', '.join(counts)}; \\[95% interval]; ≥ threshold", highlight=False, markup=True)
+    console.print(
+        f"{', '.join(counts)}; \\[95% interval]; ≥ threshold; * defines its stage", highlight=False, markup=True
+    )
 
 
 def _effect(one: SignatureVerdict) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, verdict_shown, written
-from depthscope.schema.stored import ALWAYS, Entry, StoredFile
+from depthscope.schema.stored import Entry, StoredFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,78 @@ class Boundary(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Structure(Entry):
+    """Whether the signals have a step beyond smooth change with depth and autocorrelated noise.
+
+    `p` is the larger of the p-values against both kinds of null signals, `layer` the first one after the likeliest step.
+    """
+
+    p: float
+    level: float
+    layer: int
+    beyond_smooth: bool
+
+    def __str__(self) -> str:
+        what = (
+            "steps beyond smooth change with depth" if self.beyond_smooth else "nothing beyond smooth change with depth"
+        )
+        return f"{what} (p = {self.p:.3g})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthShape(Entry):
+    """How well a shape over depth predicts the signals of a layer that was left out.
+
+    `error` is the mean squared error in units of the signals' variance; `worse` by how much it exceeds that of the best
+    shape, with its standard error over layers.
+    """
+
+    title: str
+    smooth: bool
+    error: float
+    worse: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge(Entry):
+    """Whether the first or last layer is exceptional in a signal: off the smooth continuation of the other layers.
+
+    `ratio` is the layer's KL divergence over the median layer's, `p` is corrected for the number of such tests.
+    """
+
+    end: str
+    layer: int
+    signal: str
+    ratio: float
+    p: float
+    exceptional: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition(Entry):
+    """A transition of the hypothesis: whether it is named, where, and why or why not.
+
+    `layer` is the first layer of the later stage where the transition fits best, with its 95% interval over resamples in which
+    it is named. `absent` is the share of resamples in which it is not, `places` the share that puts it before each layer.
+    `p_readings` is corrected for three transitions; `p_hypotheses` is the share of random hypotheses that fit as well.
+    """
+
+    before: str
+    after: str
+    named: bool
+    reason: str
+    layer: int | None
+    low: int | None
+    high: int | None
+    absent: float | None
+    places: list[float]
+    p_readings: float | None
+    p_hypotheses: float | None
+    defining: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageSignal(Entry):
     """A signal over layers as measured (`values`) and as compared (`standardised`, None where stages were not searched for)."""
 
@@ -79,8 +151,8 @@ class SignatureVerdict(Entry):
     ci_high: float | None
     verdict: str
     reason: str
-    defining: bool = field(default=False, metadata=ALWAYS)
-    threshold_date: str | None = field(default=None, metadata=ALWAYS)
+    defining: bool = False
+    threshold_date: str | None = None
 
     def __str__(self) -> str:
         effect = self.reason if self.effect is None else f"{written(self.effect, self.unit)}"
@@ -96,8 +168,9 @@ def _with_all_lists(content: dict[str, Any]) -> dict[str, Any]:
 class Stages(StoredFile):
     """The stages of a model of `layers` layers, and how certain they are. `found`: whether there is at least one boundary.
 
-    `unnamed_changes` are changes of the signals that are not transitions of the hypothesis; `method` states how many changes
-    exceed chance.
+    `structure` is None where the signals were not compared, and in files of the first finder, which had no tests.
+    `boundaries` are the named transitions; `unnamed_changes` a step
+    beyond smooth change that is none of them. `method` has the numbers that the procedure depends on.
     """
 
     format: ClassVar[int] = 1
@@ -107,6 +180,10 @@ class Stages(StoredFile):
     found: bool
     summary: str
     layers: int
+    structure: Structure | None = None
+    shapes: list[DepthShape] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
     stages: list[Stage]
     boundaries: list[Boundary]
     unnamed_changes: list[Boundary]

@@ -22,7 +22,7 @@ from depthscope.schema.stages import (
 )
 
 TABLE_1 = "table 1"
-_FILE = tomllib.loads(files(__package__).joinpath("thresholds.toml").read_text(encoding="utf-8"))
+_FILE = tomllib.loads(files("depthscope.schema").joinpath("thresholds.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,20 @@ class Signal:
     unit: str
     sentence: str
     smallest: float
+    half: str
+    """INTERVENTION or READING."""
     directions: dict[int, int]
     """Transition (0, 1, 2) to direction."""
 
+
+INTERVENTION, READING = "intervention", "reading"
+"""The two halves of the signals: boundaries are fitted on interventions and tested on readings."""
+
+LEVEL = 0.05
+FEWEST_LAYERS = 16
+"""With fewer, a clear step is rarely told from smooth change (docs/stages.md), and no stage is named."""
+NOT_NAMED = "not_named"
+"""Layers between named transitions whose own defining signature is not supported."""
 
 FURTHEST = 3.0
 """Standardised signals are clipped at this many robust spreads from the median."""
@@ -50,23 +61,44 @@ SIGNALS = {
             "Cost of dropping the layer",
             "log10 nats",
             "log10 of the KL divergence when the layer is dropped",
-            0.25,
+            0.1,
+            INTERVENTION,
             {0: -1, 2: 1},
         ),
         Signal(
             "swap",
             "Cost of swapping it with the next",
             "log10 nats",
-            "log10 of the KL divergence when the layer and the next are swapped; the last layer has the value of its only swap",
-            0.25,
+            "log10 of the KL divergence when the layer and the next are swapped",
+            0.1,
+            INTERVENTION,
             {0: -1, 2: 1},
+        ),
+        Signal(
+            "drop_attention",
+            "Cost of dropping its attention",
+            "log10 nats",
+            "log10 of the KL divergence when the layer's attention is ablated",
+            0.1,
+            INTERVENTION,
+            {0: -1, 1: -1},
+        ),
+        Signal(
+            "drop_mlp",
+            "Cost of dropping its MLP",
+            "log10 nats",
+            "log10 of the KL divergence when the layer's MLP is ablated",
+            0.1,
+            INTERVENTION,
+            {0: -1, 1: 1, 2: 1},
         ),
         Signal(
             "local_attention",
             "Local attention",
             "share",
             "share of attention on the five previous tokens, mean over heads",
-            0.05,
+            0.02,
+            READING,
             {0: -1},
         ),
         Signal(
@@ -74,41 +106,53 @@ SIGNALS = {
             "Attention over MLP",
             "log2",
             "log2 of the mean ratio of the attention output's norm to the MLP output's",
-            0.5,
+            0.15,
+            READING,
             {1: -1},
-        ),
-        Signal(
-            "importance",
-            "MLP's cost over attention's",
-            "log10",
-            "log10 of the KL divergence without the MLP over that without the attention",
-            0.25,
-            {1: 1},
         ),
         Signal(
             "progress",
             "Progress of the lens",
             "nats",
-            "decrease of the logit lens's KL divergence to the final distribution across the layer",
-            0.1,
+            "decrease of the lens's KL divergence to the final distribution across the layer",
+            0.05,
+            READING,
             {1: 1},
         ),
-        Signal("prediction", "Prediction neurons", "share", "share of prediction neurons", 0.005, {1: 1}),
+        Signal(
+            "prediction",
+            "Prediction neurons",
+            "root of share",
+            "square root of the share of prediction neurons",
+            0.02,
+            READING,
+            {1: 1},
+        ),
         Signal(
             "suppression",
             "Suppression over prediction",
             "share",
             "share of suppression neurons minus share of prediction neurons",
-            0.005,
+            0.002,
+            READING,
             {2: 1},
         ),
-        Signal("mlp_norm", "MLP norm", "log2", "log2 of the mean norm of the MLP's output", 0.5, {2: 1}),
+        Signal(
+            "mlp_norm",
+            "MLP norm",
+            "log2",
+            "log2 of the mean norm of the MLP's output",
+            0.15,
+            READING,
+            {2: 1},
+        ),
         Signal(
             "entropy_move",
             "Change in entropy",
             "nats",
-            "absolute change of the logit lens's entropy across the layer",
-            0.1,
+            "absolute change of the lens's entropy across the layer",
+            0.05,
+            READING,
             {2: 1},
         ),
     )

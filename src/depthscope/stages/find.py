@@ -1,79 +1,100 @@
 """Stages of inference (E12): found from the measured signals, and named only where the signals support it.
 
-Four steps, described in docs/stages.md: the signals, each standardised over layers; where they change together, and how many
-such changes exceed chance; which of the hypothesis's transitions each change is, by the direction in which its signals move;
-and each signature of the paper's table 1 as a test. A change that is not a transition gets no name, and where a transition is
-not found the stages on both sides are not distinguished.
+Described in docs/stages.md. A transition of the hypothesis is named where readings confirm, against signals that only change
+smoothly, what interventions found; where few other hypotheses fit as well; and where the stage's defining signature holds.
+Everything else is reported as what it is: a step without a name, drift, or too few layers to tell.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from scipy import stats
 
-from depthscope.schema.found_stages import Boundary, SignatureVerdict, Stage, Stages, StageSignal
-from depthscope.schema.stages import FURTHEST, SIGNALS, STAGES, SUPPORTED, TRANSITIONS
-from depthscope.stages.signals import Layers, ResampledLayers, signals
-from depthscope.stages.signatures import FEWEST_DOCUMENTS, verdicts
-from depthscope.statistics.change_points import choose, segment
+from depthscope.schema.found_stages import (
+    Boundary,
+    DepthShape,
+    SignatureVerdict,
+    Stage,
+    Stages,
+    StageSignal,
+    Structure,
+    Transition,
+)
+from depthscope.schema.stages import (
+    FEWEST_LAYERS,
+    FURTHEST,
+    LEVEL,
+    NOT_NAMED,
+    SIGNALS,
+    STAGES,
+    SUPPORTED,
+    TRANSITIONS,
+)
+from depthscope.stages.compare import OMNIBUS_LEVEL, SEED, compare
+from depthscope.stages.edges import edges
+from depthscope.stages.signals import ResampledLayers, Rows, signals
+from depthscope.stages.signatures import verdicts
+from depthscope.stages.transitions import NULLS, Interior
+from depthscope.statistics.held_out_layers import shapes
+from depthscope.statistics.smooth_steps import TO_SPREAD
 
 NAME = "stages"
-FEWEST_LAYERS = 6
+FEWEST_COMPARED = 8
+"""With fewer layers the smooth curve alone explains the signals."""
 FEWEST_SIGNALS = 3
-
-Matrix = Float64[np.ndarray, "rows layers signals"]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Signals change between layers `layer − 1` and `layer`; `transition` is its place in TRANSITIONS, if it is one."""
-
-    layer: int
-    low: int | None
-    high: int | None
-    support: float | None
-    without_one: tuple[int, int]
-    transition: int | None
-    votes: dict[str, int | None]
 
 
 def find_stages(measured: ResampledLayers) -> Stages:
-    """Stages, boundaries with intervals and votes, signals, signatures, method: the content of RUN/stages.json."""
+    """Stages, boundaries, transitions, signals, signatures, method: the content of RUN/stages.json."""
     rows = signals(measured)
     tested = verdicts(measured)
     reason = _too_little(measured, rows)
+    compared = [name for name, values in rows.items() if not _flat(name, values[0])]
+    structure, transitions, boundaries, unnamed = None, [], [], []
+    curves: list[DepthShape] = []
     if reason is None:
-        matrix = _standardised(rows)
-        choice = choose(matrix[0], len(TRANSITIONS))
-        changes = _changes(measured, rows, matrix, choice.changes)
-        gaps, deviations = choice.gaps, choice.deviations
-    else:
-        matrix, changes, gaps, deviations = None, [], (), ()
-    named = [change for change in changes if change.transition is not None]
-    stages = _stages(named, measured.depth, tested)
+        holds = {one.stage: one.verdict for one in tested if one.defining}
+        found = compare({name: rows[name] for name in compared}, measured.depth, measured.documents, holds)
+        structure, transitions = found.structure, found.transitions
+        boundaries = [_boundary(one, found.interior, found.own) for one in transitions if one.named]
+        if structure.beyond_smooth and all(abs(one.layer - structure.layer) > 1 for one in boundaries):
+            unnamed = [_unnamed(structure)]
+        curves = _shapes(found.own)
+    stages = _stages(boundaries, measured.depth, tested)
     return Stages(
-        found=bool(named),
-        summary=_summary(named, changes, stages, reason),
+        found=bool(boundaries),
+        summary=_summary(structure, transitions, stages, reason, measured.depth),
         layers=measured.depth,
+        structure=structure,
+        shapes=curves,
+        transitions=transitions,
+        edges=edges(rows, measured.values),
         stages=stages,
-        boundaries=[_boundary(change) for change in named],
-        unnamed_changes=[_boundary(change) for change in changes if change.transition is None],
-        signals=[_signal(name, rows, matrix, place) for place, name in enumerate(rows)],
+        boundaries=boundaries,
+        unnamed_changes=unnamed,
+        signals=[_signal(name, values[0], reason is None) for name, values in rows.items()],
         signatures=tested,
-        method={"gaps": list(gaps), "gap_deviations": list(deviations), "documents": measured.documents},
+        method={
+            "documents": measured.documents,
+            "level": LEVEL,
+            "level_of_structure": OMNIBUS_LEVEL,
+            "fewest_layers": FEWEST_LAYERS,
+            "null_signals": NULLS,
+            "seed": SEED,
+        },
     )
 
 
-def _too_little(measured: ResampledLayers, rows: dict[str, Layers]) -> str | None:
-    if measured.depth < FEWEST_LAYERS:
-        return f"{measured.depth} layers are too few to distinguish four stages: expected at least {FEWEST_LAYERS}"
-    if len(rows) < FEWEST_SIGNALS:
+def _too_little(measured: ResampledLayers, rows: Rows) -> str | None:
+    if measured.depth < FEWEST_COMPARED:
         return (
-            f"only {len(rows)} signals were measured ({', '.join(rows) or 'none'}): expected at least {FEWEST_SIGNALS}"
+            f"{measured.depth} layers are too few to compare with a smooth curve: expected at least {FEWEST_COMPARED}"
+        )
+    usable = [name for name, values in rows.items() if not _flat(name, values[0])]
+    if len(usable) < FEWEST_SIGNALS:
+        return (
+            f"only {len(usable)} signals were measured that are not flat ({', '.join(usable) or 'none'}): expected at least "
+            f"{FEWEST_SIGNALS}"
         )
     if "lens.loss" not in measured.values:
         return "the lens was not measured, so it is unknown whether the model predicts anything"
@@ -86,159 +107,116 @@ def _too_little(measured: ResampledLayers, rows: dict[str, Layers]) -> str | Non
     return None
 
 
-def _standardised(rows: dict[str, Layers]) -> Matrix:
-    """Each signal minus its median over layers, in robust spreads, clipped at ±FURTHEST.
-
-    The spread is the median absolute deviation, scaled to a standard deviation, or the signal's `smallest` if that is larger.
-    Clipped because one catastrophic layer is one change: it must not drown out the others.
-    """
-    columns = []
-    count = max(len(values) for values in rows.values())
-    for name, values in rows.items():
-        scale = max(_spread(values[0]), SIGNALS[name].smallest)
-        away = (values - np.median(values, axis=1, keepdims=True)) / scale
-        columns.append(np.broadcast_to(np.clip(away, -FURTHEST, FURTHEST), (count, values.shape[1])))
-    return np.stack(columns, 2)
-
-
-def _spread(values: Float64[np.ndarray, " layers"]) -> float:
-    """Median absolute deviation divided by that of a standard normal distribution."""
-    return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
+def _boundary(one: Transition, interior: Interior, own: Float64[np.ndarray, "layers signals"]) -> Boundary:
+    assert one.layer is not None, "a named transition has a place"
+    place = TRANSITIONS.index((one.before, one.after))
+    less = interior.without_each(own, place)
+    return Boundary(
+        layer=one.layer,
+        low=one.low,
+        high=one.high,
+        support=one.places[one.layer] if one.places else None,
+        without_one=[min(one.layer, *less), max(one.layer, *less)],
+        votes=interior.alone(own, place),
+        before=one.before,
+        after=one.after,
+    )
 
 
-def _changes(measured: ResampledLayers, rows: dict[str, Layers], matrix: Matrix, count: int) -> list[Change]:
-    bounds = segment(matrix[0], count)
-    kept = [np.delete(matrix[0], i, axis=1) for i in range(matrix.shape[2])]
-    without_one = np.array([segment(less, count) for less in kept])
-    resampled = None
-    if measured.documents >= FEWEST_DOCUMENTS:
-        resampled = np.array([segment(replicate, count) for replicate in matrix[1:] if np.isfinite(replicate).all()])
-    own = {name: values[0] for name, values in rows.items()}
-    named = _transitions(own, bounds)
-    changes = []
-    for place, layer in enumerate(bounds):
-        low = high = support = None
-        if resampled is not None:
-            low, high = (int(q) for q in np.quantile(resampled[:, place], (0.025, 0.975), method="closest_observation"))
-            support = float((resampled[:, place] == layer).mean())
-        around = ((0, *bounds)[place], (*bounds, measured.depth)[place + 1])
-        votes = _votes(own, around, named[place])
-        spread = (int(without_one[:, place].min()), int(without_one[:, place].max()))
-        changes.append(Change(layer, low, high, support, spread, named[place], votes))
-    return changes
+def _unnamed(structure: Structure) -> Boundary:
+    return Boundary(
+        layer=structure.layer, low=None, high=None, support=None, without_one=None, votes={}, before=None, after=None
+    )
 
 
-def _transitions(own: dict[str, Any], bounds: Sequence[int]) -> list[int | None]:
-    """Which transition each change is: of all ways to name changes in order, the one with the most evidence in total."""
-    best: tuple[float, list[int | None]] = (0.0, [None] * len(bounds))
-    for count in range(1, min(len(bounds), len(TRANSITIONS)) + 1):
-        for places in combinations(range(len(bounds)), count):
-            for transitions in combinations(range(len(TRANSITIONS)), count):
-                evidence = [_evidence(own, bounds, p, t) for p, t in zip(places, transitions, strict=True)]
-                if min(evidence) > 0 and sum(evidence) > best[0]:
-                    names: list[int | None] = [None] * len(bounds)
-                    for place, transition in zip(places, transitions, strict=True):
-                        names[place] = transition
-                    best = (sum(evidence), names)
-    return best[1]
-
-
-def _evidence(own: dict[str, Any], bounds: Sequence[int], place: int, transition: int) -> float:
-    """Mean step of the transition's signals in its direction at a change, in spreads; 0 unless more than half of them step.
-
-    A step is the difference between the means of the segments on both sides. It counts if it is at least `smallest`.
-    """
-    start, layer, stop = (0, *bounds)[place], bounds[place], (*bounds, len(next(iter(own.values()))))[place + 1]
-    steps, counted = [], 0
-    for name, values in own.items():
-        direction = SIGNALS[name].directions.get(transition)
-        if direction is not None:
-            step = direction * (values[layer:stop].mean() - values[start:layer].mean())
-            counted += step >= SIGNALS[name].smallest
-            steps.append(step / max(values.std(), SIGNALS[name].smallest))
-    return float(np.mean(steps)) if steps and 2 * counted > len(steps) and np.mean(steps) > 0 else 0.0
-
-
-def _votes(own: dict[str, Any], around: tuple[int, int], transition: int | None) -> dict[str, int | None]:
-    """Where each of the transition's signals, alone, changes between the neighbouring changes; None if not in its direction."""
-    start, stop = around
-    votes: dict[str, int | None] = {}
-    for name, values in own.items():
-        direction = SIGNALS[name].directions.get(-1 if transition is None else transition)
-        if direction is None:
-            continue
-        (place,) = segment(values[start:stop, None], 1)
-        step = direction * (values[start + place : stop].mean() - values[start : start + place].mean())
-        votes[name] = start + place if step >= SIGNALS[name].smallest else None
-    return votes
-
-
-def _stages(named: Sequence[Change], depth: int, tested: Sequence[SignatureVerdict]) -> list[Stage]:
-    """Contiguous layers between named changes; where a transition was not found, several stages share an entry."""
-    if not named:
+def _stages(boundaries: Sequence[Boundary], depth: int, tested: Sequence[SignatureVerdict]) -> list[Stage]:
+    """Contiguous layers between named transitions; where one was not found, several stages share an entry."""
+    if not boundaries:
         return []
-    ends = [(change.layer, change.transition) for change in named] + [(depth, len(TRANSITIONS))]
     names = list(STAGES)
+    defined = {one.stage for one in tested if one.defining and one.verdict == SUPPORTED}
     found, first, stage = [], 0, 0
-    for stop, transition in ends:
-        assert transition is not None, "a named change is a transition"
-        members = names[stage : transition + 1]
+    for stop, last in [(one.layer, names.index(str(one.before))) for one in boundaries] + [(depth, len(names) - 1)]:
+        members = names[stage : last + 1]
+        known = len(members) > 1 or members[0] in defined
         signatures = [verdict for verdict in tested if verdict.stage in members]
         found.append(
             Stage(
-                name="+".join(members),
-                title=" + ".join(STAGES[name].lower() if i else STAGES[name] for i, name in enumerate(members)),
+                name="+".join(members) if known else NOT_NAMED,
+                title=" + ".join(STAGES[name].lower() if i else STAGES[name] for i, name in enumerate(members))
+                if known
+                else "Not named",
                 first=first,
                 last=stop - 1,
                 signatures=len(signatures),
                 supported=sum(verdict.verdict == SUPPORTED for verdict in signatures),
             )
         )
-        first, stage = stop, transition + 1
+        first, stage = stop, last + 1
     return found
 
 
-def _boundary(change: Change) -> Boundary:
-    before, after = TRANSITIONS[change.transition] if change.transition is not None else (None, None)
-    return Boundary(
-        layer=change.layer,
-        low=change.low,
-        high=change.high,
-        support=change.support,
-        without_one=list(change.without_one),
-        votes=change.votes,
-        before=before,
-        after=after,
-    )
+def _shapes(own: Float64[np.ndarray, "layers signals"]) -> list[DepthShape]:
+    found = shapes(own)
+    best = min(found, key=lambda shape: shape.error)
+    count = np.sqrt(len(own))
+    return [
+        DepthShape(
+            title=shape.title,
+            smooth=shape.smooth,
+            error=shape.error,
+            worse=shape.error - best.error,
+            standard_error=float((shape.errors - best.errors).std(ddof=1) / count),
+        )
+        for shape in found
+    ]
 
 
-def _signal(name: str, rows: dict[str, Layers], matrix: Matrix | None, place: int) -> StageSignal:
+def _flat(name: str, values: Float64[np.ndarray, " layers"]) -> bool:
+    return bool(values[1:-1].std() < SIGNALS[name].smallest)
+
+
+def _signal(name: str, values: Float64[np.ndarray, " layers"], compared: bool) -> StageSignal:
+    """As measured, and for display in robust spreads from its median over layers, clipped."""
     signal = SIGNALS[name]
+    away = values - np.median(values)
+    spread = max(TO_SPREAD * float(np.median(np.abs(away))), signal.smallest)
     return StageSignal(
         name=name,
         title=signal.title,
         unit=signal.unit,
         sentence=signal.sentence,
-        flat=bool(rows[name][0].std() < signal.smallest),
-        values=rows[name][0].tolist(),
-        standardised=None if matrix is None else matrix[0, :, place].tolist(),
+        flat=_flat(name, values),
+        values=values.tolist(),
+        standardised=np.clip(away / spread, -FURTHEST, FURTHEST).tolist() if compared else None,
     )
 
 
-def _summary(named: Sequence[Change], changes: Sequence[Change], stages: Sequence[Stage], reason: str | None) -> str:
-    if reason is not None:
+def _summary(
+    structure: Structure | None,
+    transitions: Sequence[Transition],
+    stages: Sequence[Stage],
+    reason: str | None,
+    depth: int,
+) -> str:
+    if structure is None:
         return f"No stages found: {reason}."
-    if not named:
-        what = f"{len(changes)} changes that are not transitions of the hypothesis" if changes else "no change"
-        return f"No stages found: the signals over layers show {what} beyond what chance would give."
-    missing = [
-        f"{STAGES[a]} to {STAGES[b].lower()}"
-        for i, (a, b) in enumerate(TRANSITIONS)
-        if i not in {c.transition for c in named}
-    ]
-    count = len(named)
-    found = f"{count} of the hypothesis's three transitions {'is' if count == 1 else 'are'} found: {_listed(stages)}."
-    return found + (f" Not found: {'; '.join(missing)}." if missing else "")
+    if not stages:
+        if depth < FEWEST_LAYERS:
+            return (
+                f"No stages found: {depth} layers are too few to tell stages from smooth change with depth; "
+                f"expected at least {FEWEST_LAYERS}."
+            )
+        if structure.beyond_smooth:
+            return (
+                f"No stages found: the signals step before layer {structure.layer} (p = {structure.p:.2g}), which matches no "
+                "transition of the hypothesis."
+            )
+        return f"No stages found: the signals show no step beyond smooth change with depth (p = {structure.p:.2g})."
+    named = [one for one in transitions if one.named]
+    missing = [f"{STAGES[one.before]} to {STAGES[one.after].lower()}" for one in transitions if not one.named]
+    count = f"{len(named)} of the hypothesis's three transitions {'is' if len(named) == 1 else 'are'} found"
+    return f"{count}: {_listed(stages)}." + (f" Not found: {'; '.join(missing)}." if missing else "")
 
 
 def _listed(stages: Sequence[Stage]) -> str:

@@ -1,10 +1,11 @@
 """The per-layer numbers from which stages are found, with their bootstrap replicates, from a run's shards and tables.
 
 Row 0 of every array is from the original documents, and each further row from a bootstrap replicate; replicates of different
-experiments resample the same documents. Neurons are counted, not sampled, so they have a single row.
+experiments resample the same documents. Neurons are counted, not sampled, so they have a single row. For intervals there are
+also the values without each group of documents in turn.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -15,10 +16,24 @@ from jaxtyping import Float64
 from depthscope.edit_registry import sweeps
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms, sweep
-from depthscope.schema.stages import FLOOR
+from depthscope.schema.stages import FLOOR, SIGNALS
+from depthscope.stages.readable import lens_to_read
 from depthscope.statistics.bootstrap import PoissonBootstrap
 
 Layers = Float64[np.ndarray, "rows layers"]
+Rows = Mapping[str, Float64[np.ndarray, "_ _"]]
+"""Signals by name: the original and its replicates (one row where nothing is sampled) × layers (one less for swaps)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A quantity estimated from documents: from all and for each replicate, and without each group of documents."""
+
+    means: Float64[np.ndarray, "rows columns"]
+    """Row 0 from the original documents, then one per replicate."""
+    without: Float64[np.ndarray, "groups columns"]
+    """NaN for groups without documents."""
+    group_tokens: Float64[np.ndarray, " groups"]
 
 
 @dataclass(slots=True)
@@ -30,6 +45,15 @@ class ResampledLayers:
     token_entropy: float
     """Loss, in nats, of predicting the text's next tokens by their frequencies in it."""
     values: dict[str, Layers] = field(default_factory=dict)
+    without: dict[str, Layers] = field(default_factory=dict)
+    """The same quantities without each jackknife group, [groups, layers]; none for neurons."""
+    group_tokens: Float64[np.ndarray, " groups"] | None = None
+    """How many tokens each jackknife group has."""
+
+    def add(self, name: str, sampled: Sampled, columns: list[int] | slice = slice(None)) -> None:
+        """Add a quantity, or some columns of it."""
+        self.values[name], self.without[name] = sampled.means[:, columns], sampled.without[:, columns]
+        self.group_tokens = sampled.group_tokens
 
     def get(self, *names: str) -> list[Layers] | None:
         """These values, or None if any of them was not measured."""
@@ -51,22 +75,24 @@ def read_measured(run: RunDirectory, shards: Callable[[str], Iterable[pl.DataFra
 
 
 def _sweep(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
-    names, means = _resampled(shards, ["edit", "layer"], [sweep.KL.name, sweep.AGREEMENT.name])
+    names, sampled = _resampled(shards, ["edit", "layer"], [sweep.KL.name, sweep.AGREEMENT.name])
     for edit, how in sweeps().items():
         columns = [i for i, (kind, _) in enumerate(names) if kind == edit]
         if len(columns) == len(how.layers(measured.depth)):  # a layer that cannot be edited leaves a gap
-            for metric, values in means.items():
-                measured.values[f"{edit}.{metric}"] = values[:, columns]
+            for metric, values in sampled.items():
+                measured.add(f"{edit}.{metric}", values, columns)
 
 
 def _lens(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
-    _, means = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name])
-    measured.values |= {f"lens.{metric}": values for metric, values in means.items()}
+    _, sampled = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name])
+    for metric, values in sampled.items():
+        measured.add(f"lens.{metric}", values)
 
 
 def _norms(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
-    _, means = _resampled(shards, ["layer"], [norms.NORM_RATIO.name, norms.MLP_NORM.name])
-    measured.values |= {f"norms.{metric}": values for metric, values in means.items()}
+    _, sampled = _resampled(shards, ["layer"], [norms.NORM_RATIO.name, norms.MLP_NORM.name])
+    for metric, values in sampled.items():
+        measured.add(f"norms.{metric}", values)
 
 
 def _attention(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
@@ -81,9 +107,9 @@ def _attention(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> Non
     found = iter(shards)
     first = next(found)
     if any(name in first.columns for name, _ in shares):
-        names, means = _resampled((per_layer(shard) for shard in _with_first(first, found)), ["layer"], ["local"])
+        names, sampled = _resampled((per_layer(shard) for shard in _with_first(first, found)), ["layer"], ["local"])
         if len(names) == measured.depth:
-            measured.values["attention.local"] = means["local"]
+            measured.add("attention.local", sampled["local"])
 
 
 def _with_first(first: pl.DataFrame, others: Iterable[pl.DataFrame]) -> Iterable[pl.DataFrame]:
@@ -103,8 +129,8 @@ SOURCES = {"sweep": _sweep, "lens": _lens, "norms": _norms, "attention": _attent
 
 def _resampled(
     shards: Iterable[pl.DataFrame], keys: Sequence[str], metrics: Sequence[str]
-) -> tuple[list[tuple], dict[str, Layers]]:
-    """Keys of the rows, and for each metric means [1 + replicates, rows] from shards of sums over documents."""
+) -> tuple[list[tuple], dict[str, Sampled]]:
+    """Keys of the rows, and for each metric its means per row, from shards of sums over documents."""
     names: list[tuple] = []
     bootstrap: PoissonBootstrap | None = None
     parts = (
@@ -121,29 +147,39 @@ def _resampled(
         bootstrap = bootstrap or PoissonBootstrap(len(sums))
         bootstrap.add(document, tokens, sums)
     assert bootstrap is not None, "a run has at least one window"
-    means = bootstrap.means().reshape(-1, len(metrics), len(names))
-    return names, {metric: np.ascontiguousarray(means[:, i]) for i, metric in enumerate(metrics)}
+    means, without = (
+        np.moveaxis(rows.reshape(-1, len(metrics), len(names)), 1, 0).copy()
+        for rows in (bootstrap.means(), bootstrap.without_groups())
+    )
+    tokens = bootstrap.group_tokens
+    return names, {metric: Sampled(means[i], without[i], tokens) for i, metric in enumerate(metrics)}
 
 
 def signals(measured: ResampledLayers) -> dict[str, Layers]:
-    """The signals of schema.stages.SIGNALS that can be computed from what was measured."""
+    """The signals of schema.stages.SIGNALS that can be computed from what was measured.
+
+    Signals of a lens are of the one that can be read (`readable`), and of the depths from x_1 on: x_0 is the embedding, which a
+    lens reads only because of tied weights. Their value at layer 0 is that at layer 1.
+    """
     rows: dict[str, Layers] = {}
-    if drop := measured.get("drop.kl"):
-        rows["drop"] = _log10(drop[0])
-    if (swap := measured.get("swap.kl")) and measured.depth > 1:
-        rows["swap"] = _log10(np.concatenate([swap[0], swap[0][:, -1:]], 1))
+    for edit, signal in (("drop", "drop"), ("swap", "swap"), ("drop_attn", "drop_attention"), ("drop_mlp", "drop_mlp")):
+        if kl := measured.get(f"{edit}.kl"):
+            rows[signal] = _log10(kl[0])
     if local := measured.get("attention.local"):
         rows["local_attention"] = local[0]
     if ratio := measured.get("norms.norm_ratio", "norms.mlp_norm"):
         rows["norm_ratio"], rows["mlp_norm"] = (np.log2(values) for values in ratio)
-    if parts := measured.get("drop_mlp.kl", "drop_attn.kl"):
-        rows["importance"] = _log10(parts[0]) - _log10(parts[1])
-    if read := measured.get("lens.kl", "lens.entropy"):
-        rows["progress"] = -np.diff(read[0], axis=1)
-        rows["entropy_move"] = np.abs(np.diff(read[1], axis=1))
+    lens_read = lens_to_read(measured.values)
+    if lens_read and (read := measured.get(f"{lens_read}.kl", f"{lens_read}.entropy")):
+        rows["progress"] = _from_first_layer(-np.diff(read[0], axis=1))
+        rows["entropy_move"] = _from_first_layer(np.abs(np.diff(read[1], axis=1)))
     if neurons := measured.get("neurons.prediction", "neurons.suppression"):
-        rows["prediction"], rows["suppression"] = neurons[0], neurons[1] - neurons[0]
-    return {name: values for name, values in rows.items() if np.isfinite(values[0]).all()}
+        rows["prediction"], rows["suppression"] = np.sqrt(neurons[0]), neurons[1] - neurons[0]
+    return {name: rows[name] for name in SIGNALS if name in rows and np.isfinite(rows[name][0]).all()}
+
+
+def _from_first_layer(moves: Layers) -> Layers:
+    return np.concatenate([moves[:, 1:2], moves[:, 1:]], 1)
 
 
 def _log10(kl: Layers) -> Layers:

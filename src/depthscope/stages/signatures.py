@@ -5,14 +5,17 @@ inconclusive, as it is if the model is too shallow, a measurement is missing, no
 documents for an interval. Neuron counts have no interval: they cover all neurons, not a sample.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.signatures import SIGNATURES, THRESHOLDS_DATE, Signature
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED
-from depthscope.stages.effects import EFFECTS
+from depthscope.stages.effects import EFFECTS, Effects
 from depthscope.stages.readable import lens_to_read
 from depthscope.stages.signals import ResampledLayers
+from depthscope.statistics.jackknife import Scale, effective_number, jackknife_interval
 
 FEWEST_LAYERS = 4
 """With fewer there is no middle to compare the first and last layer with."""
@@ -58,7 +61,9 @@ def _verdict(signature: Signature, measured: ResampledLayers) -> SignatureVerdic
     if measured.documents < FEWEST_DOCUMENTS:
         few = f"{measured.documents} documents are too few for an interval: expected at least {FEWEST_DOCUMENTS}"
         return concluded(CANNOT_TELL, few, value)
-    low, high = (float(bound) for bound in np.nanquantile(effects[1:], (0.025, 0.975)))
+    low, high = _interval(signature, effects, needs, measured)
+    if not np.isfinite([low, high]).all():
+        return concluded(CANNOT_TELL, "the interval is not bounded: documents differ too much", value)
     lens = ", read by the tuned lens" if any(need.startswith("tuned.") for need in needs) else ""
     if low >= signature.threshold:
         return concluded(SUPPORTED, f"the whole interval reaches the threshold{lens}", value, low, high)
@@ -80,3 +85,18 @@ def _needs(names: tuple[str, ...], measured: ResampledLayers) -> tuple[list[str]
         needs = [name.replace("lens.", f"{lens}.") for name in names]
     missing = [need for need in needs if need not in measured.values]
     return needs, f"not measured: {', '.join(missing)}" if missing else None
+
+
+def _interval(
+    signature: Signature, effects: Effects, needs: Sequence[str], measured: ResampledLayers
+) -> tuple[float, float]:
+    """From the effects of the documents and replicates, and of the jackknife groups where there are any."""
+    without, number = np.empty(0), float(measured.documents)
+    if measured.group_tokens is not None and all(need in measured.without for need in needs):
+        number = effective_number(measured.group_tokens)
+        groups = [measured.without[need] for need in needs]
+        whole = np.logical_and.reduce([np.isfinite(rows).all(1) for rows in groups])  # groups that have documents
+        without = EFFECTS[signature.name][1](*(rows[whole] for rows in groups))
+    return jackknife_interval(
+        float(effects[0]), without, effects[1:], number, Scale(signature.lowest, signature.highest)
+    )

@@ -3,13 +3,16 @@
 Each replicate weights each document by an independent Poisson(1) draw. For many documents this is equivalent to drawing
 documents with replacement (Hanley and MacGibbon 2006), and needs neither their number in advance nor a second pass. The draws
 depend only on the document's number and the seed, so that separately measured experiments are resampled identically, and a
-resumed run is resampled like an uninterrupted one. Memory: replicates × columns.
+resumed run is resampled like an uninterrupted one. For the jackknife (`jackknife.py`) documents are grouped by their number,
+and each group is left out in turn. Memory: (replicates + groups) × columns.
 """
 
 import numpy as np
 from jaxtyping import Float64
 
 REPLICATES = 1000
+GROUPS = 64
+"""Document d belongs to jackknife group d modulo GROUPS."""
 
 
 class PoissonBootstrap:
@@ -20,6 +23,8 @@ class PoissonBootstrap:
         self.documents = 0
         self._tokens = np.zeros(1 + replicates)
         self._sums = np.zeros((1 + replicates, columns))
+        self.group_tokens = np.zeros(GROUPS)
+        self._group_sums = np.zeros((GROUPS, columns))
 
     def add(self, document: int, tokens: int, sums: Float64[np.ndarray, " columns"]) -> None:
         """Add one document, given by its number, with `tokens` tokens over which the quantities sum to `sums`."""
@@ -29,8 +34,17 @@ class PoissonBootstrap:
         self.documents += 1
         self._tokens += counts * tokens
         self._sums += counts[:, None] * sums
+        self.group_tokens[document % GROUPS] += tokens
+        self._group_sums[document % GROUPS] += sums
 
     def means(self) -> Float64[np.ndarray, "rows columns"]:
         """Row 0 from the original documents, then one row per replicate; NaN if a replicate drew no document."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self._sums / self._tokens[:, None]
+
+    def without_groups(self) -> Float64[np.ndarray, "groups columns"]:
+        """The means without each jackknife group in turn; NaN for groups without documents, and if there is only one group."""
+        tokens = self._tokens[0] - self.group_tokens
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (self._sums[0] - self._group_sums) / tokens[:, None]
+        return np.where((self.group_tokens > 0)[:, None] & (tokens > 0)[:, None], means, np.nan)

@@ -57,7 +57,7 @@ def _strips(signals: list[StageSignal], depth: int) -> list[Strips]:
     return [
         Strips(
             look=OWN,
-            cells=tuple(tuple(signal.standardised or [None] * depth) for signal in rows),
+            cells=tuple(tuple([*(signal.standardised or []), *[None] * depth][:depth]) for signal in rows),
             hover=tuple(
                 tuple(_point(signal, layer, value) for layer, value in enumerate(signal.values)) for signal in rows
             ),

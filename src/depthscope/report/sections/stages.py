@@ -4,6 +4,7 @@ from depthscope.errors import RunError
 from depthscope.report.measured import NBSP
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.report.sections.stage_map import boundary, changes, said_number, span, stage_map, stage_title
+from depthscope.report.sections.stage_tests import edge_table, established, places_panel, transition_table
 from depthscope.run.store import STAGES, RunDirectory
 from depthscope.schema.found_stages import SignatureVerdict, Stages
 from depthscope.schema.metric import Metric
@@ -26,22 +27,28 @@ def build(run: RunDirectory) -> Section:
     found = read_stages(run)
     compared = any(signal.standardised for signal in found.signals)
     return Section(
-        panels=[stage_map(found)] if compared or found.stages else [],
-        sentences=[found.summary, *(boundary(one) for one in changes(found))],
+        panels=[stage_map(found), *places_panel(found)] if compared or found.stages else [],
+        sentences=[found.summary, *established(found), *(boundary(one) for one in changes(found))],
         missing=[] if compared or found.stages else [NO_MAP],
         tables=[
             table
-            for table in (_stages(found), _signatures(found), *([] if compared else [_signals(found)]))
+            for table in (
+                _stages(found),
+                transition_table(found),
+                edge_table(found),
+                _signatures(found),
+                *([] if compared else [_signals(found)]),
+            )
             if table.rows
         ],
         notes=[
             *(
-                ["Points below the stages are changes; their bars are 95% intervals from resampling documents."]
+                ["Points below the stages are changes; their bars are 95% intervals over documents and layer noise."]
                 if any(one.low is not None for one in changes(found))
                 else []
             ),
-            "Each strip shows a signal’s distance from its median over layers, in robust spreads, as used to find the stages: "
-            "from 3 below (background colour) to 3 above, clipped there.",
+            "Each strip shows a signal’s distance from its median over layers, in robust spreads: from 3 below (background "
+            "colour) to 3 above, clipped there. The first and the last layer are tested by themselves, not as stages.",
         ],
         definitions=[Metric(s.name, s.unit, s.title, s.sentence) for s in found.signals],
         across=1,
@@ -57,7 +64,7 @@ def _signatures(found: Stages) -> TextTable:
     rows = [
         (
             stage_title(one.stage),
-            one.title,
+            (one.title, "defines the stage") if one.defining else one.title,
             (verdict_shown(one.verdict), one.reason),
             (said_number(one.effect, one.unit), _bracket(one)),
             one.test,
@@ -70,7 +77,14 @@ def _signatures(found: Stages) -> TextTable:
 
 def _signals(found: Stages) -> TextTable:
     """The measured signals, for runs without a map that compares them."""
-    rows = [(signal.title, *(said_number(value, signal.unit) for value in signal.values)) for signal in found.signals]
+    rows = [
+        (
+            signal.title,
+            *(said_number(value, signal.unit) for value in signal.values),
+            *["–"] * (found.layers - len(signal.values)),
+        )
+        for signal in found.signals
+    ]
     return TextTable(title="The signals by layer", head=("Signal", *map(str, range(found.layers))), rows=rows)
 
 
@@ -87,6 +101,6 @@ KIND = Kind(
     experiment=NAME,
     file=STAGES,
     build=build,
-    look_for="strips that change together at a boundary; boundaries with a short bar, where most signals agree; "
-    "and verdicts, which show which parts of the hypothesis this model supports.",
+    look_for="what is established: a step beyond smooth change, an exceptional end, a named transition with a short bar; why "
+    "the other transitions are not named; and the verdicts on the parts of the hypothesis.",
 )
