@@ -324,13 +324,26 @@ MEANINGS: dict[str, dict[str, str]] = {
     "lens.LENS_TABLE": {
         "layer": "depth of the residual stream: l is before block l, L (the number of blocks) after the last one"
     },
-    "attention.ATTENTION_TABLE": {"tokens": "number of queries (positions) the mean is over"},
-    "attention.HEADS_TABLE": {"tokens": "number of queries (positions) the mean is over"},
+    "attention.ATTENTION_TABLE": {
+        "tokens": "number of queries (positions) the mean is over: by default those with 16 tokens before them, "
+        "so that the first 16 of every window are left out"
+    },
+    "attention.HEADS_TABLE": {
+        "tokens": "number of queries (positions) the mean is over: by default those with 16 tokens before them, "
+        "so that the first 16 of every window are left out"
+    },
     "heads.HEADS_TABLE": {
         "rank": "rank of the head by `mean` among all heads of the model for this metric, from 1",
         "chance": "mean that a head with uniform attention would have, in `unit`; 0 for `merge` and `merge_first`",
         "p_adjusted": "p-value of a one-sided t test over documents of mean > chance, adjusted by Benjamini and Hochberg over "
         "the metric's heads; null with a single document",
+        "null_mean": "mean that attention by position alone would give (definition per metric below), in `unit`; for the "
+        "previous-token metrics it can exceed 1",
+        "excess": "`mean` − `null_mean`, in `unit`",
+        "least_excess": "excess above which a head is of the metric's kind, in `unit`",
+        "p_kind": "p-value of a one-sided t test over documents of excess > `least_excess`, adjusted by Benjamini and Hochberg "
+        "over the metric's heads; null with a single document",
+        "of_kind": "whether `p_kind` < 0.05: the head is of the metric's kind on these queries; null with a single document",
         "tokens": "number of queries the mean is over; pairs of prompts for `merge` and `merge_first`",
         "documents": "number of documents the mean is over; for random tokens the number of sequences",
     },
@@ -342,7 +355,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "heads.HEAD_SHARD": {
         "sample": "queries the row is over: `prompts`, or the name of a metric",
-        "quantity": "what is measured on them: `merge`, `merge_first`, `word`, `plain`, `attention`, or `excess` over chance",
+        "quantity": "what is measured on them: `merge`, `merge_first`, `word`, `plain`, `attention`, `excess` over chance, or "
+        "excess `over_null`",
         "offset": "for `word` and `plain`, how far before the final token the attended token is, in tokens; else null",
         "documents": "number of documents in the work unit",
         "tokens": "number of queries in the work unit",

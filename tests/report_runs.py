@@ -44,7 +44,8 @@ def estimates(schema, keys, metrics, documents=7, value=None):
 
 def head_table(depth, count, documents):
     """heads.parquet: as its schema says, ranked by the means."""
-    keys = [(layer, head, 0, 4, 0.02, 0.01) for layer in range(depth) for head in range(count)]
+    kind = (0.03, 0.3, 0.25, *((None, None) if documents == 1 else (0.01, True)))
+    keys = [(layer, head, 0, 4, 0.02, 0.01, *kind) for layer in range(depth) for head in range(count)]
     table = estimates(heads.HEADS_TABLE, keys, heads.HEAD_METRICS.values(), documents)
     return table.with_columns(
         pl.col("mean").rank("ordinal", descending=True).over("metric").cast(pl.Int32).alias("rank")

@@ -82,10 +82,13 @@ SHARED = f"--window --bos {TEXT}"
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", f"--experiments --precision --window --bos --edits --per-token --protocol --lens --suffix {TEXT}"),
+        (
+            "study",
+            f"--experiments --precision --window --bos --edits --per-token --protocol --lens --queries --suffix {TEXT}",
+        ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("norms", SHARED),
-        ("attention", f"--protocol {SHARED}"),
+        ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens {SHARED}"),
         ("similarity", SHARED),
         ("report", "--out --figures"),

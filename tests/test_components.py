@@ -5,6 +5,10 @@ import polars as pl
 import pytest
 import torch
 from families import DEPTH, HYBRIDS, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import depthscope as ds
 from depthscope.data.windows import Windows
@@ -15,7 +19,9 @@ from depthscope.experiments.similarity import Similarity
 from depthscope.experiments.sweep import Sweep, possible_edits
 from depthscope.models.load import load
 from depthscope.models.maps import Called
+from depthscope.models.model import Model
 from depthscope.models.neurons import mlp_calls, neuron_rows
+from depthscope.models.patterns import pattern_heads
 from depthscope.models.weights import mlp_output_weights
 from depthscope.routes import COMPONENTS
 
@@ -33,6 +39,16 @@ EXPECTED = {
     "gemma4_text": [{"attn": ["self_attn"], "mlp": ["mlp"], "ple": ["per_layer_projection"]}] * 4,
     "minimax": [{"attn": ["self_attn"], "mlp": ["mlp"]}] * 4,
 }
+
+
+def unknowing_tokenizer(*known):
+    """A tokenizer that maps all words but these to one id, as one does that lacks a text's script."""
+    words = WordLevel({"?": 7, **{word: 8 + i for i, word in enumerate(known)}}, unk_token="?")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 SUMS = [family for family in EXPECTED if family != "minimax"]
 """MiniMax normalises the stream inside its blocks."""
 
@@ -176,3 +192,33 @@ def test_similarity_gives_each_swap_the_keys_it_reads(unequal):
 
 def test_all_families_are_tried():
     assert set(HYBRIDS) == {*EXPECTED, "zamba2"}
+
+
+@pytest.mark.parametrize("known", [(), ("was", "the")], ids=["one id", "three ids"])
+def test_probe_ids_differ_whatever_the_tokenizer_gives(tiny_of, known):
+    model = load(tiny_of("gpt2").hf, tokenizer=unknowing_tokenizer(*known))
+    for length in (2, 4, 8, 32):
+        found = model.probe_ids(length)
+        assert found.shape == (1, length)
+        assert found.unique().numel() > 0.8 * length
+
+
+def test_a_tokenizer_that_gives_one_id_hides_no_attention(tiny):
+    """Over families: components and patterns are found as without a tokenizer."""
+    model = load(tiny.hf, tokenizer=unknowing_tokenizer())
+    assert pattern_heads(model) == pattern_heads(tiny)
+    if tiny.components is None:
+        assert model.components is None
+        return
+    assert (model.components.paths, model.components.layout) == (tiny.components.paths, tiny.components.layout)
+    assert model.components.carried == tiny.components.carried
+    assert [*map(set, model.components.parts)] == [*map(set, tiny.components.parts)]
+
+
+def test_one_repeated_id_would_mislead(monkeypatch):
+    """The law above can fail: on one id the experts of a hybrid are taken for a state-space mixer."""
+    hf = tiny_model("granitemoehybrid")
+    known = load(hf, tokenizer=unknowing_tokenizer()).components.paths
+    assert known == load(hf).components.paths
+    monkeypatch.setattr(Model, "probe_ids", lambda self, length=32: torch.full((1, length), 7))
+    assert load(hf).components.paths != known

@@ -11,6 +11,7 @@ from scipy import stats
 from test_patterns import transformers_own
 
 from depthscope.data.corpus import Corpus
+from depthscope.data.repeats import random_repeats, without_repetition
 from depthscope.errors import DataError, RunError, UnsupportedError
 from depthscope.experiments import heads as study
 from depthscope.experiments.heads import Heads
@@ -18,13 +19,16 @@ from depthscope.models.load import load
 from depthscope.schema.heads import HEAD_METRICS, HEAD_POSITIONS_TABLE, HEAD_SHARD, HEADS_TABLE, MERGING
 from depthscope.statistics.estimate import ClusterMoments
 from depthscope.statistics.head_scores import (
+    attention_elsewhere,
     attention_of_final,
     attention_on,
     duplicate_keys,
     even_attention_on,
     induction_keys,
     merge_scores,
+    previous_by_recency,
     previous_keys,
+    second_previous_keys,
 )
 from depthscope.statistics.ranking import adjusted, p_above, ranks, standard_error
 
@@ -84,6 +88,75 @@ def test_even_attention_scores_as_even_attention():
     even = (torch.ones(11, 11).tril() / torch.arange(1, 12)[:, None]).expand(3, 1, 11, 11)
     for keys in NAIVE_KEYS:
         torch.testing.assert_close(attention_on(even, keys(ids))[:, 0], even_attention_on(keys(ids)))
+
+
+def test_nulls_are_their_naive_definitions():
+    ids = torch.randint(0, 6, (4, 11), generator=torch.Generator().manual_seed(1))
+    ids[:, -1] = ids[:, -2]  # a position that is a duplicate in every sequence
+    pattern = random_patterns(4, 2, 11)
+    keys = duplicate_keys(ids)
+    elsewhere = attention_elsewhere(pattern, keys)
+    recency = previous_by_recency(pattern, previous_keys(ids), second_previous_keys(ids), 0.5)
+    for batch in range(4):
+        for head in range(2):
+            expected = 0.0
+            for i, j in keys[batch].nonzero().tolist():
+                others = [pattern[b, head, i, j].double() for b in range(4) if not keys[b, i, j]]
+                expected += float(sum(others) / len(others) if others else pattern[batch, head, i, j])
+            assert float(elsewhere[batch, head]) == pytest.approx(expected, rel=1e-12)
+            rows = pattern[batch, head].double()
+            expected = float(rows[1, 0]) + sum(2 * float(rows[i, i - 2]) for i in range(2, 11))
+            assert float(recency[batch, head]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_heads_that_attend_by_position_do_not_exceed_their_nulls():
+    """Any profile over positions plus noise per sequence: 150 heads on 64 sequences, none of which looks at tokens."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 60, (64, 32), generator=generator)
+    heads, away = 150, 3 * torch.eye(32)
+    away[:, 0] = 3  # from itself and the first token, so that all others have more than uniformly
+    profile = 2 * torch.randn(heads, 32, 32, generator=generator) - away
+    over_null, over_uniform = ClusterMoments(heads), ClusterMoments(heads)
+    for some in ids.split(16):
+        logits = profile + torch.randn(16, heads, 32, 32, generator=generator)
+        pattern = logits.masked_fill(~torch.ones(32, 32).tril().bool(), -torch.inf).softmax(-1)
+        keys = induction_keys(some)
+        nulls = (attention_elsewhere(pattern, keys), even_attention_on(keys)[:, None])
+        for moments, null in zip((over_null, over_uniform), nulls, strict=True):
+            excess = (attention_on(pattern, keys) - null).numpy()
+            for count, own in zip(keys.any(-1).sum(-1).tolist(), excess, strict=True):
+                moments.add(count, own)
+
+    def significant(moments):
+        found = moments.estimate()
+        p = p_above(np.zeros(heads), found.mean, standard_error(found), found.documents)
+        return float((p < 0.05).mean())
+
+    assert significant(over_null) <= 0.08
+    assert significant(over_uniform) > 0.2, "uniform attention is too low a bar here, so this test can tell"
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.7, 1.0])
+def test_attention_by_recency_is_no_previous_token_head(decay):
+    weights = decay ** (torch.arange(12)[:, None] - torch.arange(12)).clamp(min=0).double()
+    pattern = (weights.tril() / weights.tril().sum(-1, keepdim=True))[None, None]
+    ids = torch.arange(12)[None]
+    previous, second = previous_keys(ids), second_previous_keys(ids)
+    assert float(attention_on(pattern, previous) - previous_by_recency(pattern, previous, second, 0.5)) <= 1e-12
+    only = previous.double()[:, None]
+    assert float(attention_on(only, previous) - previous_by_recency(only, previous, second, 0.5)) == 10
+
+
+def test_controls_repeat_nothing_and_keep_the_second_half(gpt2):
+    repeats = random_repeats(gpt2, [0])
+    controls = without_repetition(repeats, [0])
+    assert controls.equal(without_repetition(repeats, [0]))
+    assert not controls.equal(without_repetition(repeats, [0], seed=1))
+    assert controls[:, 51:].equal(repeats[:, 51:])
+    assert set(controls[:, 0].tolist()) == {0}
+    assert not duplicate_keys(controls[:, 1:]).any()
+    few = torch.arange(5).repeat(3, 2)
+    assert not (without_repetition(few)[:, :5] == few[:, 5:]).any()
 
 
 def test_in_repeated_random_tokens_the_keys_are_the_diagonals_they_are_known_by():
@@ -252,6 +325,8 @@ def test_ideal_heads_have_ideal_scores(gpt2, short_text, monkeypatch):
     for metric, head in best.items():
         top = scores.filter(metric=metric, rank=1).row(0, named=True)
         assert (top["head"], top["mean"], top["p_adjusted"]) == (head, pytest.approx(1), 0), metric
+        assert (top["of_kind"], top["p_kind"], top["null_mean"]) == (True, 0, pytest.approx(0, abs=0.02)), metric
+        assert scores.filter(metric=metric)["of_kind"].sum() == 1, metric
     for metric in HEAD_METRICS:
         even = scores.filter(metric=metric, head=4).row(0, named=True)
         assert even["mean"] == pytest.approx(even["chance"]), metric
@@ -306,6 +381,9 @@ def test_tables_have_their_columns_and_ranks(with_words, short_text):
         assert rows["word_tokens"].null_count() == (0 if metric in {m.name for m in MERGING} else 16)
         assert (rows["ci_low"] <= rows["mean"]).all()
         assert rows["p_adjusted"].is_between(0, 1).all()
+        np.testing.assert_allclose(rows["mean"] - rows["null_mean"], rows["excess"], atol=1e-12)
+        assert (rows["of_kind"] == (rows["p_kind"] < 0.05)).all()
+        assert not rows.filter(pl.col("excess") <= pl.col("least_excess"))["of_kind"].any()
     assert set(tables["heads"].filter(metric="merge")["documents"]) == {heads.prompts.documents}
     assert set(tables["heads"].filter(metric="induction")["documents"]) == {64}
 

@@ -217,29 +217,32 @@ def test_neurons_say_how_those_of_experts_are_counted(tmp_path):
 
 
 def test_heads_name_the_best_and_count_the_sure(tmp_path):
-    keys = [(1, head, head + 1, 4, 0.0, 0.03 if head < 2 else 0.4) for head in range(3)]
+    keys = [
+        (1, head, head + 1, 4, 0.0, 0.03 if head < 2 else 0.4, 0.0, 0.3, 0.25, 0.01, head == 0) for head in range(3)
+    ]
     table = estimates(heads.HEADS_TABLE, keys, [heads.MERGE], value=lambda key, _: 0.3 - 0.1 * key[1])
     said = said_of("heads", tmp_path, heads=table)
     assert "The strongest sub-word merging head is L1H0: the last token of a word of 4 tokens attends" in said
     assert "by 30.0% (29.0 to 32.0) of its attention." in said
     assert "2 of 3 heads attend more" in said
+    assert "1 of them is a merging head: its difference is reliably 25% or more." in said
 
 
 def test_heads_below_the_threshold_are_none_and_the_strongest_is_said(tmp_path):
     score = {heads.PREVIOUS_TOKEN: 0.6, heads.DUPLICATE_TOKEN: 0.25, heads.INDUCTION: 0.047}
     score |= {heads.INDUCTION_NATURAL: 0.5, heads.PREVIOUS_TOKEN_NATURAL: 0.1, heads.MERGE: 0.01}
-    keys = [(11, head, head + 1, 4, 0.014, 0.2) for head in range(4)]
+    keys = [(11, head, head + 1, 4, 0.014, 0.2, 0.014, 0.3, 0.25, 0.01, True) for head in range(4)]
     table = estimates(
         heads.HEADS_TABLE, keys, score, value=lambda key, metric: score[metric] - 0.02 * key[1] * (score[metric] > 0.25)
-    )
+    ).with_columns(of_kind=pl.col("metric").is_in(["previous_token", "duplicate_token", "induction_natural"]))
     section = FIGURES["heads"].build(make_run(tmp_path / "heads", 12, tables={"heads": table}))
     said = " ".join(section.sentences).replace("\u00a0", " ")
-    share = "25% of its attention there, on a repeated sequence of random tokens"
+    share = "25% of its attention more than position alone gives, on a repeated sequence of random tokens"
     assert "No sub-word merging heads were found; the strongest is L11H0, 1.0% (0.0 to 3.0)." in said
-    strongest = "The strongest is L11H0, 60.0% (59.0 to 62.0)."
-    assert f"4 previous-token heads were found: each puts at least {share}. {strongest}" in said
-    assert f"4 duplicate-token heads were found: each puts at least {share}." in said
-    assert f"No induction heads were found: none puts {share}. The strongest is L11H0, 4.7% (3.7 to 6.7)." in said
+    strongest = "The strongest is L11H0, 60.0% (59.0 to 62.0), of which position alone gives 1.4%."
+    assert f"4 previous-token heads were found: each puts there at least {share}. {strongest}" in said
+    assert f"4 duplicate-token heads were found: each puts there at least {share}." in said
+    assert f"No induction heads were found: none puts there {share}. The strongest is L11H0, 4.7% (3.7 to 6.7)" in said
     rows = {row[0]: row[1:] for row in section.tables[0].rows}
     for name in ("Induction", "Induction, text"):
         assert rows[name][0] == "none found", "on text too: the kind is known by the random tokens"

@@ -141,18 +141,16 @@ def _print_neurons(counts: pl.DataFrame) -> None:
 
 
 def _print_heads(table: pl.DataFrame) -> None:
-    """The three highest heads of each metric."""
-    shown = _table("heads", "first", "second", "third", "above chance")
+    """The three highest heads of each metric, and how many pass the test of its kind."""
+    shown = _table("heads", "first", "second", "third", "of the kind")
     for (name,), rows in table.group_by("metric", maintain_order=True):
         metric = HEAD_METRICS[str(name)]
         best = rows.sort("rank").head(3).iter_rows(named=True)
         cells = [f"{r['layer']}.{r['head']}  {_cell((r['mean'], r['ci_low'], r['ci_high']), metric)}" for r in best]
-        if metric not in MERGING and not of_a_kind(table, metric):
+        if metric not in MERGING and of_a_kind(table, metric) == 0:
             cells = ["none; strongest", cells[0]]
-        above = rows["p_adjusted"].is_not_null().any() and int((rows["p_adjusted"] < 0.05).sum())
-        shown.add_row(
-            metric.title, *cells, *[""] * (3 - len(cells)), f"{above} of {len(rows)}" if above is not False else ""
-        )
+        passed = "not tested" if rows["of_kind"].is_null().all() else f"{rows['of_kind'].sum()} of {len(rows)}"
+        shown.add_row(metric.title, *cells, *[""] * (3 - len(cells)), passed)
     console.print(shown, highlight=False)
 
 

@@ -1,4 +1,5 @@
-"""Random tokens, repeated once: text without meaning or grammar, in which only the repetition can be attended to."""
+"""Random tokens, repeated once: text without meaning or grammar, in which only the repetition can be attended to; and the same
+without the repetition."""
 
 from collections.abc import Sequence
 
@@ -33,3 +34,25 @@ def random_repeats(model: Model, bos: Sequence[int] = (), *, seed: int = 0) -> I
     drawn = np.stack([random.choice(ordinary, length, replace=False) for _ in range(SEQUENCES)])
     before = np.tile(np.array(bos, dtype=np.int64), (SEQUENCES, 1))
     return torch.from_numpy(np.concatenate([before, drawn, drawn], 1).astype(np.int64))
+
+
+def without_repetition(
+    repeats: Int64[Tensor, "sequences seq"], bos: Sequence[int] = (), *, seed: int = 0
+) -> Int64[Tensor, "sequences seq"]:
+    """The sequences of `random_repeats` with other tokens in the first half, drawn from those of the other sequences.
+
+    The second half and all positions stay, so that attention from the second half to the first is compared with attention from
+    the same tokens to the same positions where nothing is repeated. With too few different tokens the first half is shifted by
+    half its length instead: no token is then where its repetition expects it.
+    """
+    ids = repeats.numpy()
+    length = (ids.shape[1] - len(bos)) // 2
+    random = np.random.default_rng([seed, 1])
+    controls = ids.copy()
+    for control, own in zip(controls, ids[:, len(bos) : len(bos) + length], strict=True):
+        others = np.setdiff1d(ids[:, len(bos) :], own)
+        enough = len(others) >= length
+        control[len(bos) : len(bos) + length] = (
+            random.choice(others, length, replace=False) if enough else np.roll(own, length // 2)
+        )
+    return torch.from_numpy(controls)

@@ -3,7 +3,8 @@
 Sub-word merging after the paper (section 5.1, figure 9) and its later version: prompts that end with a word of n tokens,
 compared with prompts that end with a word of one token (depthscope.data.word_prompts). Induction heads after Olsson et al. 2022
 (In-context Learning and Induction Heads: prefix matching), duplicate-token heads after Wang et al. 2022 (Interpretability in
-the Wild), on a repeated sequence of random tokens, whose only structure is the repetition, and on windows of the text.
+the Wild), on a repeated sequence of random tokens, whose only structure is the repetition, and on windows of the text. What a
+head would score by position alone is measured on the same heads (schema.heads.HEAD_KINDS).
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
-from depthscope.data.repeats import random_repeats
+from depthscope.data.repeats import random_repeats, without_repetition
 from depthscope.data.windows import bos_prefix, make_windows
 from depthscope.data.word_prompts import CONTEXT_TOKENS, word_prompts
 from depthscope.errors import DataError, RunError, UnsupportedError
@@ -30,6 +31,8 @@ from depthscope.models.patterns import attention_patterns, has_patterns
 from depthscope.schema.estimates import MOMENTS
 from depthscope.schema.heads import (
     ATTENTION,
+    FALSE_DISCOVERIES,
+    HEAD_KINDS,
     HEAD_METRICS,
     HEAD_POSITIONS_TABLE,
     HEAD_SHARD,
@@ -37,6 +40,7 @@ from depthscope.schema.heads import (
     MERGING,
     NATURAL,
     PLAIN,
+    RECENCY_DECAY,
     REPEATED,
     WORD,
 )
@@ -44,13 +48,18 @@ from depthscope.schema.metric import Metric
 from depthscope.shapes import TokenIds
 from depthscope.statistics.estimate import ClusterMoments, Estimate, runs
 from depthscope.statistics.head_scores import (
+    Keys,
+    PerHead,
+    attention_elsewhere,
     attention_of_final,
     attention_on,
     duplicate_keys,
     even_attention_on,
     induction_keys,
     merge_scores,
+    previous_by_recency,
     previous_keys,
+    second_previous_keys,
 )
 from depthscope.statistics.ranking import adjusted, p_above, ranks, standard_error
 
@@ -99,11 +108,11 @@ class Heads:
             raise UnsupportedError(f"the context of {model.name}, {model.context}, is shorter than {needed} tokens")
         self.prompts = word_prompts(corpus, model, bos=bos, seed=seed)
         self.repeats = random_repeats(model, self.bos, seed=seed)
+        self.controls = without_repetition(self.repeats, self.bos, seed=seed)
         self.natural = natural_windows(model, corpus, bos)
         self.plan = [_Unit(PROMPTS, rows) for rows in _whole_documents(self.prompts.document)]
         for sample, ids in (("repeats", self.repeats), ("natural", self.natural)):
-            starts = range(0, len(ids), SEQUENCES_PER_UNIT)
-            self.plan += [_Unit(sample, slice(start, start + SEQUENCES_PER_UNIT)) for start in starts]
+            self.plan += [_Unit(sample, rows) for rows in _even(len(ids))]
         self.units = len(self.plan)
         self.settings: Mapping[str, Any] = {
             "seed": seed,
@@ -122,7 +131,7 @@ class Heads:
     def _token_hash(self) -> str:
         """SHA-256 over everything that is read."""
         digest = hashlib.sha256(self.prompts.token_hash().encode())
-        for ids in (self.repeats, self.natural):
+        for ids in (self.repeats, self.controls, self.natural):
             digest.update(np.ascontiguousarray(ids.numpy()).tobytes())
         return digest.hexdigest()
 
@@ -133,7 +142,7 @@ class Heads:
             if planned.sample == PROMPTS:
                 return self._prompts(planned.rows)
             if planned.sample == "repeats":
-                return self._sequences(self.repeats[planned.rows], REPEATED)
+                return self._sequences(self.repeats[planned.rows], REPEATED, self.controls[planned.rows])
             return self._sequences(self.natural[planned.rows], NATURAL)
 
     def _prompts(self, rows: slice) -> pl.DataFrame:
@@ -153,23 +162,37 @@ class Heads:
             frames.append(_moments(PROMPTS, keys, block, pairs, np.add.reduceat(values, starts, axis=0)))
         return pl.concat(frames)
 
-    def _sequences(self, ids: TokenIds, metrics: Sequence[Metric]) -> pl.DataFrame:
-        """Moments of attention to each kind of key; each sequence is a separate document."""
+    def _sequences(self, ids: TokenIds, metrics: Sequence[Metric], controls: TokenIds | None = None) -> pl.DataFrame:
+        """Moments of attention to each kind of key; each sequence is a separate document.
+
+        `controls` are the same sequences with nothing to be found; without them sequences are each other's controls.
+        """
         ids = ids.to(self.model.device)
-        keys = [made(ids) for made in KEYS]
-        for wanted in keys:
+        *keys, second = [made(ids) for made in (*KEYS, second_previous_keys)]
+        for wanted in (*keys, second):
             wanted[:, :, : len(self.bos)] = False  # BOS attracts attention whatever surrounds it
+        elsewhere = {} if controls is None else self._on_controls(controls.to(self.model.device), keys)
+        quantities = [("attention", None), ("excess", None), ("over_null", None)]
         frames = []
         for block, pattern in enumerate(attention_patterns(self.model, ids)):
             if pattern is None:
                 continue
-            for metric, wanted in zip(metrics, keys, strict=True):
+            by_position = elsewhere.get(block) or [attention_elsewhere(pattern, wanted) for wanted in keys]
+            by_position[0] = previous_by_recency(pattern, keys[0], second, RECENCY_DECAY)
+            for metric, wanted, null in zip(metrics, keys, by_position, strict=True):
                 sums = attention_on(pattern, wanted)
-                values = torch.stack([sums, sums - even_attention_on(wanted)[:, None]], 1).cpu().numpy()
+                values = torch.stack([sums, sums - even_attention_on(wanted)[:, None], sums - null], 1).cpu().numpy()
                 queries = wanted.any(-1).sum(-1).cpu().numpy()
-                quantities = [("attention", None), ("excess", None)]
                 frames.append(_moments(metric.name, quantities, block, queries, values))
         return pl.concat(frames)
+
+    def _on_controls(self, ids: TokenIds, keys: Sequence[Keys]) -> dict[int, list[PerHead]]:
+        """By block, the attention in other sequences to positions where the keys would be."""
+        return {
+            block: [attention_on(pattern, wanted) for wanted in keys]
+            for block, pattern in enumerate(attention_patterns(self.model, ids))
+            if pattern is not None
+        }
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """`heads` (HEADS_TABLE) and `head_positions` (HEAD_POSITIONS_TABLE)."""
@@ -213,6 +236,12 @@ def _whole_documents(document: Int64[np.ndarray, " pairs"]) -> list[slice]:
     for end in (starts + pairs).tolist():
         if end - cuts[-1] >= PAIRS_PER_UNIT or end == len(document):
             cuts.append(end)
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _even(sequences: int) -> list[slice]:
+    """Slices of at most SEQUENCES_PER_UNIT rows, about equally many in each: a unit's sequences are each other's controls."""
+    cuts = np.linspace(0, sequences, -(-sequences // SEQUENCES_PER_UNIT) + 1).astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
@@ -278,6 +307,10 @@ def _scores(
     value = estimate.columns(chosen.to_numpy())
     excess = value if merging else estimate.columns((keys["quantity"] == "excess").to_numpy())
     p = p_above(resolution * np.abs(value.mean), excess.mean, standard_error(excess), excess.documents)
+    over = value if merging else estimate.columns((keys["quantity"] == "over_null").to_numpy())
+    least = HEAD_KINDS[metric.name].least
+    p_kind = adjusted(p_above(np.full(len(over.mean), least), over.mean, standard_error(over), over.documents))
+    known = ~np.isnan(p_kind)
     return (
         _rows(keys, estimate, chosen, metric)
         .with_columns(
@@ -285,6 +318,11 @@ def _scores(
             pl.Series("p_adjusted", adjusted(p)).fill_nan(None),
             word_tokens=pl.lit(word_tokens if merging else None, dtype=pl.Int32),
             chance=pl.lit(0.0) if merging else pl.Series(value.mean - excess.mean),
+            null_mean=pl.lit(0.0) if merging else pl.Series(value.mean - over.mean),
+            excess=pl.Series(over.mean),
+            least_excess=pl.lit(least),
+            p_kind=pl.Series(p_kind).fill_nan(None),
+            of_kind=pl.when(pl.Series(known)).then(pl.Series(known & (p_kind < FALSE_DISCOVERIES))),
         )
         .select(*HEADS_TABLE)
         .cast(pl.Schema(HEADS_TABLE))

@@ -165,16 +165,21 @@ class Model:
         )
 
     def probe_ids(self, length: int = 32) -> Tensor:
-        """Token ids to check the model on, shaped [1, length]: real text where there is a tokenizer, else spread ids."""
+        """Token ids to check the model on, shaped [1, length]: real text where there is a tokenizer, else spread ids.
+
+        What a model consists of is found by what it does with these ids. If all were alike, so would all positions be, and
+        attention to others could not be seen: a tokenizer that gives fewer than FEWEST_DISTINCT different ids is not used.
+        """
         length = min(length, self.context or length)
         if self.tokenizer is not None:
             ids = self.tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:length]
             # Otherwise the tokenizer does not belong to the model, which loading reports once the model is taken apart.
-            if len(ids) >= 2 and max(ids) < self.unembedding.vocabulary:
+            enough = len(ids) >= 2 and len(set(ids)) >= min(FEWEST_DISTINCT, length)
+            if enough and max(ids) < self.unembedding.vocabulary:
                 return torch.tensor([ids], device=self.device)
-        # A prime as the step, so that ids differ from each other in nearly any vocabulary.
-        spread = torch.arange(length, device=self.device) * 7919 % self.unembedding.vocabulary
-        return spread[None]
+        # A prime as the step, so that ids differ from each other in any vocabulary that it does not divide.
+        step = 7919 if self.unembedding.vocabulary % 7919 else 1
+        return (torch.arange(length, device=self.device) * step % self.unembedding.vocabulary)[None]
 
     def require_components(self) -> Components:
         """The components, or UnsupportedError where the model's blocks cannot be taken apart into such."""
@@ -290,6 +295,8 @@ class Model:
         return "LayerNorm" if torch.allclose(shifted, plain, atol=0.05, rtol=0.05) else "RMSNorm"
 
 
+FEWEST_DISTINCT = 4
+"""With fewer different token ids a text says little about what a model does with positions that differ."""
 PROBE_TEXT = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
     "it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "

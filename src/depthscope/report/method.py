@@ -21,7 +21,8 @@ ESTIMATOR = (
     "variance D / (D − 1) · Σ(S − mean · n)² / (Σn)² for D documents (Cochran 1977, section 6.3; the cluster-robust "
     "variance of Liang and Zeger 1986 for a mean). Intervals are 95% intervals from Student's t with D − 1 degrees of freedom, "
     "clipped to the range of the quantity. They hold for one layer at a time, not for all layers jointly. "
-    "CKA’s come from a jackknife over documents, those of stage boundaries from resampling documents. "
+    "CKA’s come from a jackknife over documents on the arctanh scale, corrected for its bias, those of stage boundaries from "
+    "resampling documents. "
     "“Too close to call” means that two intervals overlap."
 )
 PACKED = (

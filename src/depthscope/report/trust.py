@@ -61,8 +61,8 @@ def precision_goal(manifest: Manifest) -> str | None:
         return None
     said = f"KL of every edit and layer within ±{_share(found.goal)}: {_reached(found)}. {_widest(found)}"
     return (
-        f"{said} These intervals stay valid although precision was checked after every chunk of text, and so are wider than "
-        "those in tables and figures."
+        f"{said} Each 95% is per row, not for the {found.rows} rows together. These intervals stay valid although "
+        "precision was checked after every chunk of text, and so are wider than those in tables and figures."
     )
 
 

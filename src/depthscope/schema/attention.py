@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from depthscope.schema.declaration import Experiment, Table
+from depthscope.errors import DepthscopeError
+from depthscope.schema.declaration import Experiment, Option, Table
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
 from depthscope.schema.protocol import PROTOCOL
@@ -42,9 +43,30 @@ PREVIOUS = {reach: previous(reach) for reach in REACHES}
 BANDS = {reach: band(reach) for reach in REACHES}
 
 ATTENTION_TABLE = {"layer": pl.Int32, **ESTIMATE}
-"""tables/attention.parquet: means over the heads of a layer."""
+"""tables/attention.parquet: means over the heads of a layer. All columns are over the same queries. Under the protocol `text`
+these are the queries with at least as many tokens before them as the longest reach, 16: the first 16 of every window are left
+out, so that no query has fewer than k previous tokens. `--queries all` includes them; a query then counts with as many previous
+tokens as it has. Under `lad2024` all queries are included."""
 HEADS_TABLE = {"layer": pl.Int32, "head": pl.Int32, **ESTIMATE}
-"""tables/attention_heads.parquet. `tokens` counts the queries in the mean."""
+"""tables/attention_heads.parquet. `tokens` counts the queries in the mean: those of `attention`."""
+
+FULL, ALL = "full", "all"
+QUERY_CHOICES = {FULL: "those with 16 tokens before them", ALL: "all of a window"}
+
+
+def check_queries(name: str) -> None:
+    """Raise DepthscopeError for an unknown choice of queries."""
+    if name not in QUERY_CHOICES:
+        raise DepthscopeError(f"unknown choice of queries {name!r}: expected one of {', '.join(QUERY_CHOICES)}")
+
+
+QUERIES = Option(
+    name="queries",
+    type=str,
+    default=FULL,
+    help="Queries whose attention is averaged: full (those with 16 tokens before them), or all. lad2024 always uses all.",
+    check=check_queries,
+)
 
 EXPERIMENT = Experiment(
     name="attention",
@@ -59,6 +81,6 @@ EXPERIMENT = Experiment(
         ),
         "attention_heads": Table(columns=HEADS_TABLE, metrics=(*PREVIOUS.values(), *BANDS.values(), FIRST, ITSELF)),
     },
-    options=(PROTOCOL,),
+    options=(PROTOCOL, QUERIES),
     source="Lad et al. 2024, figures 1 and 4",
 )

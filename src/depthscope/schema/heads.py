@@ -1,5 +1,8 @@
 """Attention heads: what they attend to, their tables and shards."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import polars as pl
 
 from depthscope.schema.declaration import Experiment, Table
@@ -74,10 +77,69 @@ HEAD_METRICS = {metric.name: metric for metric in (*MERGING, *REPEATED, *NATURAL
 
 TEXT_OF = dict(zip(NATURAL, REPEATED, strict=True))
 """For each metric on text, the metric on random tokens that decides whether a head is of the kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadKind:
+    """When a head is of a kind: its mean must exceed what position alone would give by more than `least`."""
+
+    definition: str
+    """What position alone would give: the null."""
+    least: float
+    reason: str
+
+
 OF_A_KIND = 0.25
-"""A head is a previous-token, duplicate-token or induction head from this share of its attention on, in a repeated sequence of
-random tokens. The papers judge by eye; the threshold is ours. A score far above chance but below it shows that the head leans
-that way, not that this is what it does."""
+RECENCY_DECAY = 0.5
+"""Attention by recency is taken to fall by at most this factor with every token back."""
+QUARTER = (
+    "a quarter of the head's attention: below it the head leans that way, but does something else most of the time. The papers "
+    "judge by eye (Clark et al. 2019 speak of heads with more than half of their attention on the previous token); the "
+    "threshold is ours, fixed before the nulls were measured"
+)
+_MERGING = HeadKind(
+    "0: the metric is already the difference from a one-token word's attention to the same positions",
+    OF_A_KIND,
+    QUARTER,
+)
+_PREVIOUS = HeadKind(
+    "twice the head's attention to the token two before the query: attention by recency that halves with every token back",
+    OF_A_KIND,
+    QUARTER,
+)
+_ON_REPEATS = HeadKind(
+    "the head's attention from the same tokens to the same positions after the first half, the one that is repeated, was "
+    "replaced by other random tokens",
+    OF_A_KIND,
+    QUARTER,
+)
+_ON_TEXT = HeadKind(
+    "the head's attention between the same two positions in other windows in which the key is not of the kind",
+    OF_A_KIND,
+    QUARTER,
+)
+HEAD_KINDS: Mapping[str, HeadKind] = {
+    MERGE.name: _MERGING,
+    MERGE_FIRST.name: _MERGING,
+    PREVIOUS_TOKEN.name: _PREVIOUS,
+    DUPLICATE_TOKEN.name: _ON_REPEATS,
+    INDUCTION.name: _ON_REPEATS,
+    PREVIOUS_TOKEN_NATURAL.name: _PREVIOUS,
+    DUPLICATE_TOKEN_NATURAL.name: _ON_TEXT,
+    INDUCTION_NATURAL.name: _ON_TEXT,
+}
+"""By metric: the null, and the least excess over it that makes a head one of the kind."""
+FALSE_DISCOVERIES = 0.05
+"""Of the heads called one of a kind at most about this share is expected not to exceed the least excess."""
+
+KIND_COLUMNS = {
+    "null_mean": pl.Float64,
+    "excess": pl.Float64,
+    "least_excess": pl.Float64,
+    "p_kind": pl.Float64,
+    "of_kind": pl.Boolean,
+}
+"""The columns of HEADS_TABLE that say whether a head is of its kind; runs made before these were measured lack them."""
 
 WORD, PLAIN = "word", "plain"
 """The prompts whose last word is `word_tokens` tokens long, and those whose last word is one token."""
@@ -89,13 +151,18 @@ HEADS_TABLE = {
     "word_tokens": pl.Int32,
     "chance": pl.Float64,
     "p_adjusted": pl.Float64,
+    **KIND_COLUMNS,
     **ESTIMATE,
 }
 """tables/heads.parquet: one row per metric and query head. `rank` is 1 for the head with the largest mean of the metric.
 `word_tokens` is the number of tokens of the words in merge and merge_first, null otherwise. `chance` is the mean of a head
 with uniform attention to all positions up to itself; 0 for the two differences. `p_adjusted`: one-sided t test over documents
 of mean > chance (by more than rounding), adjusted over the metric's heads after Benjamini and Hochberg, so that of the heads
-with p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. `tokens` counts the
+with p_adjusted < 0.05 no more than about 5 % are expected to be there by chance; null with one document. That is a low bar:
+any head that attends to recent tokens passes it for `previous_token`. `of_kind` has the higher one: `null_mean` is what the
+head would score by position alone (HEAD_KINDS has the definition per metric), `excess` the mean minus that, `p_kind` a
+one-sided t test over documents of excess > `least_excess`, adjusted in the same way, and `of_kind` whether it is below 0.05;
+both null with one document. `tokens` counts the
 queries in the mean (pairs of prompts for merge and merge_first). For random tokens `documents` counts sequences."""
 
 HEAD_POSITIONS_TABLE = {
@@ -119,7 +186,7 @@ HEAD_SHARD = {
 }
 """shards/heads: moments over the documents of a unit, from which means and intervals are computed, one row per quantity and
 head. `sample` names the queries (`prompts`, or a metric), `quantity` what is measured: `merge`, `merge_first`; `word` or
-`plain` attention at an `offset`; `attention`, and its `excess` over chance."""
+`plain` attention at an `offset`; `attention`, its `excess` over chance, and over the metric's null (`over_null`)."""
 
 EXPERIMENT = Experiment(
     name="heads",

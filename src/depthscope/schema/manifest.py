@@ -144,6 +144,9 @@ class Width(Entry):
     half_width_relative: float
 
 
+PER_ROW = "95% per row: each edit at each layer alone, not all together"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionOutcome(Entry):
     """Whether the sweep reached its precision goal, with how much text, and which rows did not, widest first."""
@@ -164,6 +167,8 @@ class PrecisionOutcome(Entry):
     """Half-width of the widest row as a share of its mean, extrapolated by the square root law."""
     fewest_documents: int
     tightest_documents: int
+    intervals: str = PER_ROW
+    """What the 95 % of the intervals holds for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ PRECISION_TABLE = {
     "tokens": pl.Int64,
 }
 """tables/precision.parquet, for runs with `--precision`: the mean KL in nats of each edit at each layer when the run stopped,
-with the interval that decided when to stop. That interval is valid however often it is checked, and is wider than the sweep's
-(docs/concepts/precision.md). The interval and its half-width relative to the mean are null until there are enough documents.
-`under_noise_floor`: whether the whole interval lies below the KL that rounding in the run's dtype produces."""
+with the interval that decided when to stop. That interval is valid however often it is checked, and is wider than the sweep's;
+its 95 % is per row, not for all rows together (docs/concepts/precision.md). The interval and its half-width relative to the
+mean are null until there are enough documents. `under_noise_floor`: whether the whole interval lies below the KL that rounding
+in the run's dtype produces."""

@@ -3,6 +3,10 @@
 Linear CKA of representations X and Y is HSIC(X, Y) / √(HSIC(X, X) HSIC(Y, Y)) with linear kernels (Kornblith et al. 2019).
 HSIC is estimated without bias (Song et al. 2012, equation 5) on batches, and the estimates are averaged over batches before
 the ratio is computed (Nguyen et al. 2021), so that a small sample does not look aligned by chance. All in float64.
+
+The estimate takes samples for independent. With several windows of few documents it is too high by an amount of order 1 / D:
+of the pairs of samples, about one in D is within a document. Its interval corrects this: the jackknife over documents estimates
+the bias too, on the arctanh scale, on which the estimate is less skewed (Fisher 1921; Efron and Tibshirani 1993, section 11).
 """
 
 import numpy as np
@@ -43,7 +47,12 @@ def jackknife_interval(
 ) -> tuple[Matrix, Matrix, Matrix]:
     """CKA with its 95 % interval over documents, by leaving out one document at a time: (value, low, high).
 
-    The bounds are NaN with fewer than three documents. A document's samples are contiguous.
+    The interval is tanh(D z − (D − 1) z̄ ± t · s) with z = arctanh(CKA), z̄ the mean of z without one document, s its jackknife
+    standard error, and Student's t with D − 1 degrees of freedom; it is extended to the value where that lies outside. The
+    bounds are NaN with fewer than three documents. A document's samples are contiguous.
+
+    Simulated coverage (tests/test_alignment.py; 300 each of 8, 12 and 20 documents of 4 windows and 8 of 8, three strengths of
+    alignment, document effects of log-normal spread 0.3 and 0.6): 93.7 % and more, where value ± t · s has 75.7 to 99 %.
     """
     grams = [_grams(part) for part in _batches(residuals, batch)]
     labels = [documents[start : start + batch] for start in range(0, len(documents), batch)][: len(grams)]
@@ -66,9 +75,15 @@ def _interval(value: Matrix, without: Float64[np.ndarray, "documents depths dept
     count = len(without)
     if count < 3:
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
-    error = np.sqrt((count - 1) * without.var(0))
-    half = error * stats.t.ppf((1 + LEVEL) / 2, count - 1)
-    return value, value - half, value + half
+    whole, parts = _fisher(value), _fisher(without)
+    centre = count * whole - (count - 1) * parts.mean(0)
+    half = np.sqrt((count - 1) * parts.var(0)) * stats.t.ppf((1 + LEVEL) / 2, count - 1)
+    return value, np.fmin(np.tanh(centre - half), value), np.fmax(np.tanh(centre + half), value)
+
+
+def _fisher(cka: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    # The unbiased estimate can lie outside −1 … 1, and that of a representation with itself is 1.
+    return np.arctanh(np.clip(cka, -1 + 1e-12, 1 - 1e-12))
 
 
 def _batches(residuals: Samples, batch: int) -> list[Samples]:

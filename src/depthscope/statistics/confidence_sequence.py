@@ -19,6 +19,9 @@ The formula assumes a known standard error. Like the ordinary interval, this one
 with D − 1 degrees of freedom, at the tail probability that the factor has under the normal distribution. For many documents
 the correction vanishes. Before FEWEST documents there is no interval.
 
+The level is per column: each mean is covered at all checks with 95 % probability, not all means together. For all together
+`level` would have to be 1 − α / rows (Bonferroni): wider intervals, and about twice as much text for a goal.
+
 Simulated coverage (`benchmarks/coverage.py`, 8,000 simulations each, checks after every document from FEWEST to 1,500, tokens
 skewed as KL is, documents of equal or unequal length that differ by a log-normal factor): at all checks simultaneously 96.4 %
 if the factor's spread is 0.3 and 93.8 to 95.1 % if it is 0.6; at the check at which the interval is first within ±5, 10 or

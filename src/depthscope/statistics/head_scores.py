@@ -1,4 +1,8 @@
-"""What heads attend to, from attention patterns: positions before the final token, and keys of a given kind."""
+"""What heads attend to, from attention patterns: positions before the final token, and keys of a given kind.
+
+A head that attends by position alone gives attention to any key that happens to be at the right distance. So each kind has a
+null besides uniform attention (`second_previous_keys`, `previous_by_recency`, `attention_elsewhere`).
+"""
 
 import torch
 from jaxtyping import Bool, Float64
@@ -33,6 +37,11 @@ def previous_keys(ids: TokenIds) -> Keys:
     return torch.eye(length, dtype=torch.bool, device=ids.device).roll(-1, 1).tril(-1).repeat(ids.shape[0], 1, 1)
 
 
+def second_previous_keys(ids: TokenIds) -> Keys:
+    """The token two before each query; none for the first two."""
+    return previous_keys(ids).roll(-1, 2).tril(-2)
+
+
 def duplicate_keys(ids: TokenIds) -> Keys:
     """Earlier occurrences of the same token."""
     return (ids[:, :, None] == ids[:, None, :]).tril(-1)
@@ -52,3 +61,26 @@ def even_attention_on(keys: Keys) -> Float64[Tensor, " batch"]:
     """The same for a head that attends equally to all positions up to the query's."""
     visible = torch.arange(1, keys.shape[1] + 1, device=keys.device)
     return (keys.sum(-1) / visible.double()).sum(-1)
+
+
+def previous_by_recency(pattern: Pattern, previous: Keys, second: Keys, decay: float) -> PerHead:
+    """Attention to the previous token under attention by recency, summed over queries: that to the token two before the query
+    divided by `decay`, the factor by which attention falls with every token back.
+
+    A query without a token two before it keeps its own attention: it tells nothing about recency.
+    """
+    alone = previous & ~second.any(-1, keepdim=True)
+    return attention_on(pattern, second) / decay + attention_on(pattern, alone)
+
+
+def attention_elsewhere(pattern: Pattern, keys: Keys) -> PerHead:
+    """Attention to the positions of the keys in the batch's other sequences, summed over queries.
+
+    From the same query position to the same key position, averaged over the sequences in which that position is not a key: what
+    position alone attracts, such as distance or an attention sink. A position that is a key in every sequence keeps its own.
+    """
+    weights, other = pattern.double(), ~keys
+    sequences = other.sum(0)
+    mean = torch.einsum("bhqk,bqk->hqk", weights, other.double()) / sequences.clamp(min=1)
+    expected = torch.einsum("hqk,bqk->bh", mean, (keys & (sequences > 0)).double())
+    return expected + attention_on(pattern, keys & (sequences == 0))

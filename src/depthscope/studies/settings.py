@@ -34,8 +34,9 @@ PRECISION = Option(
     name="precision",
     type=float,
     default=None,
-    help="Instead of a number of tokens: read until every mean KL of the sweep has an interval within this share of it (0.05 "
-    "for ±5%), or lies below the dtype's noise floor. A finer precision on the same --out continues the run.",
+    help="Instead of a number of tokens: read until every mean KL of the sweep has a 95% interval (per row, not for all rows "
+    "together) within this share of it (0.05 for ±5%), or lies below the dtype's noise floor. A finer precision on the same "
+    "--out continues the run.",
     check=_check_precision,
 )
 WINDOW = Option(
