@@ -287,8 +287,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ci_low": f"lower end {_INTERVAL}",
         "ci_high": f"upper end {_INTERVAL}",
         "tokens": "number of tokens (positions) the mean is over",
-        "documents": "number of documents the mean is over, which the interval rests on",
-        "document": "document, numbered from 0 in the order of the text; a pack has the number of its first document",
+        "documents": "number of documents (with `--pack` packs, with `--cluster` clusters) that the interval rests on",
+        "document": "document, numbered from 0 in the order of the text; a pack and, in sums, a cluster have that of their "
+        "first document",
         "edit": "kind of edit (`swap`, `drop`, …); `none` is the unmodified model",
         "kind": "kind of neuron (`prediction`, `suppression`, …)",
         "token_class": "class of tokens that explains most of the variance of the neuron's effect on the logits; null without "
@@ -392,7 +393,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "suppressed_cosines": "their cosines, from −1 to 1",
     },
     "probes.PROBES_TABLE": {
-        "group": "what classifies: a group of neurons, a layer, the unmodified model, or the majority class",
+        "group": "what classifies: a group of neurons, a layer, the unmodified model, the majority class, or n-grams",
         "layer": "layer, from 0, for the group `layer`; null for all others",
         "k": "number of neurons used together; 0 if none are",
         "draw": "draw of random neurons, from 0; null for the mean over draws and for all other groups",

@@ -61,7 +61,8 @@ def probe_table(documents):
         rows += [
             (("ing", probes.RANDOM[group], None, k, draw), probes.ACCURACY) for k in (1, 2, 3) for draw in (None, 0)
         ]
-    for group, k in ((probes.LAYER, 32), (probes.MODEL_TOP1, 0), (probes.MODEL_THRESHOLD, 0), (probes.MAJORITY, 0)):
+    without = (probes.MODEL_TOP1, probes.MODEL_THRESHOLD, probes.MAJORITY, probes.UNIGRAM, probes.BIGRAM)
+    for group, k in ((probes.LAYER, 32), *((group, 0) for group in without)):
         rows.append((("ing", group, None, k, None), probes.ACCURACY))
     bounds = (lambda mean: (None, None)) if documents == 1 else (lambda mean: (mean - 0.01, mean + 0.02))
     means = [0.5 + 0.3 * (7 * i % 11) / 11 for i in range(len(rows))]

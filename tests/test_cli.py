@@ -75,7 +75,7 @@ def run(*arguments: str) -> str:
 
 
 MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
-TEXT = f"--data --tokens --out --special-tokens --chat --pack {MODEL}"
+TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL}"
 SHARED = f"--window --bos {TEXT}"
 
 

@@ -37,7 +37,7 @@ def test_reading_is_told_and_comes_to_an_end(gpt2):
 def test_a_stream_of_short_documents_ends_with_what_to_do(gpt2, monkeypatch):
     """Endless or not: so many tokens without a document that fills a window are enough."""
     monkeypatch.setattr(documents, "READ_FREELY", 5000)
-    monkeypatch.setattr(Corpus, "documents", lambda self, passage: (SENTENCE * (3 + n % 3) for n in count()))
+    monkeypatch.setattr(Corpus, "numbered", lambda self, passage: ((n, n, SENTENCE * (3 + n % 3)) for n in count()))
     with pytest.raises(DataError) as error:
         make_windows(ds.corpus(tokens=64), gpt2, length=64)
     lengths = [len(gpt2.tokenize(SENTENCE * times)) for times in (3, 4, 5)]
@@ -55,7 +55,7 @@ def test_a_stream_of_short_documents_ends_with_what_to_do(gpt2, monkeypatch):
 def test_a_stream_whose_long_documents_end_is_used_as_far_as_it_went(gpt2, monkeypatch):
     monkeypatch.setattr(documents, "READ_FREELY", 2000)
     monkeypatch.setattr(
-        Corpus, "documents", lambda self, passage: (SENTENCE * 20 if n < 3 else "short" for n in count())
+        Corpus, "numbered", lambda self, passage: ((n, n, SENTENCE * 20 if n < 3 else "short") for n in count())
     )
     windows = make_windows(ds.corpus(tokens=64 * 10), gpt2, length=64)
     assert windows.given_up

@@ -343,7 +343,7 @@ def test_bos_is_no_token_to_attend_to(gpt2, short_text, monkeypatch):
     assert heads.repeats[:, 0].tolist() == [0] * 64
     assert set(heads.natural[:, 0].tolist()) == set(heads.prompts.word[:, 0].tolist()) == {0}
     monkeypatch.setattr(study, "attention_patterns", lambda model, ids: iter([ideal_patterns(ids)]))
-    shard = heads._sequences(heads.repeats[:3], study.REPEATED).filter(head=1, quantity="attention")
+    shard = heads._sequences(heads.repeats[:3], np.arange(3), study.REPEATED).filter(head=1, quantity="attention")
     assert shard.filter(sample="previous_token")["tokens"].item() == 3 * 99
     assert shard.filter(sample="previous_token")["sum"].item() == pytest.approx(3 * 99)
 

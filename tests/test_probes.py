@@ -12,7 +12,8 @@ from test_probing import data
 from depthscope.data.corpus import Corpus
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments import probes as study
-from depthscope.experiments.probes import Pools, Probes, class_prediction, probe_tables
+from depthscope.experiments.probe_tables import Pools, probe_tables
+from depthscope.experiments.probes import Probes, class_prediction
 from depthscope.schema import probes as schema
 from depthscope.schema.estimates import ESTIMATE
 
@@ -43,8 +44,11 @@ def test_class_prediction_is_that_of_whole_distributions(tiny, monkeypatch):
     assert 0 < top1.sum() < 36
 
 
-def constructed(shuffled):
-    """Examples where neuron 3 decides the label, or where labels are drawn anew.
+def constructed(shuffled, last=None, see=False):
+    """Examples where neuron 3 decides the label, or where labels are drawn again.
+
+    `last`: the context's last two tokens, by default of few kinds and without relation to the label. `see`: neurons 0 to 7 say
+    which token is last.
 
     The model's probability says yes rightly for a fifth of the training examples and is blind for the others; among the
     test examples it is always right, but lower.
@@ -52,6 +56,10 @@ def constructed(shuffled):
     x, split, generator = data(40, examples=2_000, documents=60, seed=5)
     labels = split.labels if shuffled else x[:, 3] > 1
     known = labels & (generator.random(2_000) < 0.4)
+    if last is None:
+        last = generator.integers(0, 9, (2_000, 2))
+    if see:
+        x[:, :8] = last[:, -1:] == np.arange(8)
     frame = pl.DataFrame(
         {
             "document": split.documents,
@@ -66,7 +74,8 @@ def constructed(shuffled):
     places = [np.arange(4), np.arange(4, 8)]
     pools = Pools(*places, [np.arange(8, 16), np.arange(16, 24)], 1, np.arange(40))
     neurons = [study.ClassNeurons(p * 0, p, *(p * 1.0,) * 3, "difference") for p in places]
-    return probe_tables("ing", frame, pools, *neurons, 0), float(labels[~split.training].mean())
+    groups = dict(zip(("prediction", "suppression"), neurons, strict=True))
+    return probe_tables("ing", frame, last, pools, groups, controls=2, seed=0), float(labels[~split.training].mean())
 
 
 def of(table, group, k, metric="accuracy"):
@@ -90,9 +99,36 @@ def test_a_neuron_that_decides_is_found_and_random_ones_say_nothing():
 
 def test_labels_drawn_at_random_cannot_be_told():
     table = constructed(shuffled=True)[0]["probes"].filter(~pl.col("group").str.starts_with("model"), metric="accuracy")
-    assert table.height == 3 * 4 * 4 + 2
+    assert table.height == 3 * 4 * 4 + 4
     assert ((table["ci_low"] <= 0.5) & (table["ci_high"] >= 0.5)).mean() > 0.8
     assert abs(table["mean"].mean() - 0.5) < 0.02
+
+
+def test_probes_that_only_recognise_tokens_have_no_selectivity():
+    last = np.random.default_rng(1).integers(0, 8, (2_000, 2))
+    table = constructed(shuffled=False, last=last, see=True)[0]["probes"]
+    row = of(table, "both", 4, "control_accuracy")
+    assert row["mean"] > 0.7, "four tokens of eight are told by four neurons"
+    assert of(table, "layer", 40, "control_accuracy")["mean"] > 0.99
+    decided = constructed(shuffled=False, last=last)[0]["probes"]
+    control = of(decided, "prediction", 1, "control_accuracy")
+    assert control["ci_low"] - 0.03 < 0.5 < control["ci_high"] + 0.03, "neuron 3 knows nothing of tokens"
+    selective = of(decided, "prediction", 1, "selectivity")
+    assert selective["ci_low"] > 0.4
+    assert decided.filter(metric="selectivity", group="prediction")["k"].to_list() == [1, 2, 4]
+
+
+def test_an_ensemble_that_knows_the_last_token_does_not_beat_the_baseline():
+    """Labels by the last token: n-grams are always right, and the pair of tokens adds nothing but rare pairs."""
+    generator = np.random.default_rng(2)
+    _, split, _ = data(40, examples=2_000, documents=60, seed=5)
+    last = np.stack([generator.integers(0, 3, 2_000), generator.integers(0, 4, 2_000) + 4 * split.labels], 1)
+    table = constructed(shuffled=True, last=last, see=True)[0]["probes"]
+    for group in ("unigram", "bigram"):
+        assert of(table, group, 0)["mean"] == 1
+        over = of(table, "both", 4, f"accuracy_over_{group}")
+        assert over["ci_high"] <= 0
+    assert of(table, "layer", 40, "accuracy_over_unigram")["mean"] == 0
 
 
 def small(model):
@@ -171,6 +207,7 @@ def test_tables_say_what_was_counted(made):
     assert of(table, "majority", 0)["mean"] == 0.5
     for group in schema.CHOSEN_GROUPS:
         row = {metric: of(table, group, 6, metric)["mean"] for metric in schema.METRICS}
+        assert row["selectivity"] == pytest.approx(row["accuracy"] - row["control_accuracy"])
         one = of(table, group, 1)["mean"]
         random = table.filter(pl.col("draw").is_not_null(), group=schema.RANDOM[group], k=6)["mean"]
         assert random.len() == 2
@@ -180,6 +217,8 @@ def test_tables_say_what_was_counted(made):
             "accuracy_over_random": random.mean(),
             "accuracy_over_model": top1["mean"],
             "accuracy_over_threshold": of(table, "model_threshold", 0)["mean"],
+            "accuracy_over_unigram": of(table, "unigram", 0)["mean"],
+            "accuracy_over_bigram": of(table, "bigram", 0)["mean"],
         }
         for metric, other in against.items():
             assert row[metric] == pytest.approx(row["accuracy"] - other)

@@ -99,7 +99,7 @@ def test_only_training_examples_decide():
     assert np.array_equal(single_probes(changed, split).training_accuracy, alone.training_accuracy)
     assert np.array_equal(single_probes(changed, split).order, alone.order)
     told = split.fit(x[:, alone.order[:3]]).predict(x[:, alone.order[:3]])
-    together = probes_together(x, alone, split, 6)
+    together = probes_together(x, alone, split, range(1, 7))
     assert np.array_equal(together[2], (told == split.labels)[~split.training])
     assert np.array_equal(together[0], alone.right[alone.order[0]])
     assert (np.diff(alone.training_accuracy[alone.order]) <= 0).all()

@@ -149,6 +149,9 @@ def test_probes_over_the_number_of_neurons(run):
         holds(chosen, mean.filter(group=group), "k")
         holds(by_name["Random neurons"], mean.filter(group=f"random_{group}"), "k")
         assert set(by_name["Model, top-1"].y) == set(mean.filter(group="model_top1")["mean"])
+        for name, baseline in (("Last token", "unigram"), ("Last two tokens", "bigram")):
+            assert set(by_name[name].y) == set(mean.filter(group=baseline)["mean"])
+        holds(by_name["Control tasks"], run.table("probes").filter(metric="control_accuracy", group=group), "k")
         assert set(by_name["Whole layer"].y) == set(mean.filter(group="layer")["mean"])
         if group != "both":
             holds(by_name["each neuron alone"], run.table("probe_neurons").filter(group=group), "rank")

@@ -264,3 +264,27 @@ def test_probes_say_each_difference_and_whether_it_is_one(tmp_path):
     assert "Compared with the best one alone: +10.0 points (+9.0 to +12.0)." in said
     assert "Compared with the same number of random neurons: +0.5 points (−0.5 to +2.5), too close to call." in said
     assert "Compared with the model’s own most likely token: −20.0 points (−21.0 to −18.0)." in said
+    assert "n-gram" not in said, "a table of an earlier version has none"
+    assert "control tasks" not in said
+
+
+def test_probes_say_plainly_whether_they_beat_ngrams(tmp_path):
+    means = {
+        probes.ACCURACY: 0.7,
+        probes.CONTROL_ACCURACY: 0.6,
+        probes.SELECTIVITY: 0.1,
+        probes.OVER_UNIGRAM: 0.005,
+        probes.OVER_BIGRAM: -0.2,
+    }
+    keys = [("ing", group, None, k, None) for group, k in ((probes.BOTH, 2), (probes.UNIGRAM, 0), (probes.BIGRAM, 0))]
+    table = estimates(probes.PROBES_TABLE, keys, means, value=lambda _, metric: means[metric])
+    said = said_of("probes", tmp_path, probes=table)
+    baseline = "the n-gram baseline that knows only the last"
+    of = "of the context (70.0% (69.0 to 72.0)):"
+    assert f"The 2 neurons do not beat {baseline} token {of} +0.5 points (−0.5 to +2.5), too close to call." in said
+    assert f"The 2 neurons are worse than {baseline} two tokens {of} −20.0 points (−21.0 to −18.0)." in said
+    better = table.with_columns(pl.when(metric="accuracy_over_unigram").then(0.1).otherwise("ci_low").alias("ci_low"))
+    other = tmp_path / "better"
+    other.mkdir()
+    assert f"The 2 neurons beat {baseline} token" in said_of("probes", other, probes=better)
+    assert said.endswith("its selectivity is +10.0 points (+9.0 to +12.0).")

@@ -44,6 +44,7 @@ def corpus(
     *,
     chat: bool = False,
     pack: bool = False,
+    cluster: str | None = None,
 ) -> Corpus:
     """Text to measure on: `bookshelf` (embedded), a file, pattern or folder, `hf:NAME`, or a list of texts.
 
@@ -52,11 +53,14 @@ def corpus(
     `tokens` is how many tokens a study uses, rounded up to whole windows (16,384 by default). `special_tokens`: how the name
     of a special token in a document is read, as `text` (its characters) or `keep` (the token).
     `chat`: documents are lists of messages with role and content, read through the tokenizer's chat template. `pack`:
-    documents shorter than a window are joined until they fill one. Nothing is read yet. Raises DataError for a source that
-    does not exist or has an unsupported format, or a list that contains anything but documents.
+    documents shorter than a window are joined until they fill one. `cluster` is the name of a field, such as `book`:
+    documents with the same value of it count as one in every interval (`title` or `author` for `bookshelf`). Nothing is read
+    yet. Raises DataError for a source that does not exist, has an unsupported format or no fields to cluster by, or a list
+    that contains anything but documents.
     """
+    how: dict[str, Any] = {"special_tokens": special_tokens, "chat": chat, "pack": pack, "cluster": cluster}
     if isinstance(source, str | Path):
-        named = Corpus(source=str(source), tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+        named = Corpus(source=str(source), tokens=tokens, **how)
         named.check()
         return named
     documents = tuple(source)
@@ -72,7 +76,7 @@ def corpus(
         if isinstance(text, str):
             require_text(text, f"document {number}")
     name = f"{len(documents)} documents in memory"
-    return Corpus(source=name, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack, texts=documents)
+    return Corpus(source=name, tokens=tokens, texts=documents, **how)
 
 
 class Study:

@@ -92,6 +92,16 @@ Pack = Annotated[
     ),
 ]
 
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELD",
+        help="Documents with the same value of this field of the data (book, author; title or author for bookshelf) count as "
+        "one in every interval, and probes are tested on other values than they are trained on.",
+        show_default="each document on its own",
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "float32"

@@ -30,6 +30,7 @@ class Shared:
     special_tokens: options.SpecialTokens = "text"
     chat: options.Chat = False
     pack: options.Pack = False
+    cluster: options.Cluster = None
     dtype: options.Dtype = options.DEFAULT_DTYPE
     device: options.Device = "auto"
     revision: options.Revision = None
@@ -51,7 +52,7 @@ class Request(Shared):
 
 
 LOADING = ("dtype", "device", "revision", "stream", "unused_tensors", "adapter")
-TEXT = ("tokens", "special_tokens", "chat", "pack")
+TEXT = ("tokens", "special_tokens", "chat", "pack", "cluster")
 MODEL, *SHARED = inspect.signature(Shared).parameters.values()
 
 

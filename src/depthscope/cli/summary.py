@@ -11,7 +11,7 @@ from depthscope.edit_registry import sweeps, title_of
 from depthscope.report.measured import Value, give_or_take
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
-from depthscope.report.wording import counted_documents
+from depthscope.report.wording import counted_documents, counted_units
 from depthscope.run.store import RunDirectory
 from depthscope.schema import probes, similarity
 from depthscope.schema.declaration import Experiment
@@ -37,7 +37,8 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     settings, text = run.settings, run.manifest.text
     console.print(
         f"\n{settings.model} on {settings.tokens:,} tokens of {counted_documents(text)} ({settings.data})\n"
-        "values are mean ± half-width of the 95% interval over documents; KL and entropy in nats, shares in %\n",
+        f"values are mean ± half-width of the 95% interval over {counted_units(text, None)}; KL and entropy in nats, shares in "
+        "%\n",
         highlight=False,
     )
     for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
@@ -47,8 +48,9 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     if (not experiments or "stages" in experiments) and (found := run.stages):
         print_stages(found)
     if text.documents == 1:
-        what = "pack" if text.packed else "document"
-        console.print(f"no intervals from a single {what}: use text with several documents", highlight=False)
+        what = "cluster" if text.clustered else "pack" if text.packed else "document"
+        several = counted_units(text, None) if text.clustered else "documents"
+        console.print(f"no intervals from a single {what}: use text with several {several}", highlight=False)
     if text.given_up:
         console.print(
             f"reading ended early: {text.too_short:,} of {text.documents_read:,} documents are shorter than a window. "
@@ -155,13 +157,16 @@ def _print_heads(table: pl.DataFrame) -> None:
 
 
 def _print_probes(table: pl.DataFrame) -> None:
-    """Accuracy of each group with its fewest and its most neurons."""
+    """Accuracy and selectivity of each group with its fewest and its most neurons."""
     accuracy = table.filter((pl.col("metric") == probes.ACCURACY.name) & pl.col("draw").is_null())
-    shown = _table(f"next token ends in -{table['suffix'][0]}", "neurons", "accuracy")
+    above_control = table.filter(metric=probes.SELECTIVITY.name)
+    selectivity = {(r["group"], r["k"]): r for r in above_control.iter_rows(named=True)}
+    shown = _table(f"next token ends in -{table['suffix'][0]}", "neurons", "accuracy", "selectivity")
     for (group,), rows in accuracy.group_by("group", maintain_order=True):
         for row in rows.filter(pl.col("k").is_in([rows["k"].min(), rows["k"].max()])).iter_rows(named=True):
-            cell = _cell((row["mean"], row["ci_low"], row["ci_high"]), probes.ACCURACY)
-            shown.add_row(str(group).replace("_", " "), str(row["k"] or ""), cell)
+            found = [row, selectivity.get((group, row["k"]))]
+            cells = [_cell((r["mean"], r["ci_low"], r["ci_high"]), probes.ACCURACY) if r else "" for r in found]
+            shown.add_row(str(group).replace("_", " "), str(row["k"] or ""), *cells)
     console.print(shown)
 
 

@@ -1,13 +1,18 @@
-"""A corpus: a named source of documents, read as a stream. What files and data sets hold is read in formats and hub."""
+"""A corpus: a named source of documents, read as a stream. What files and data sets hold is read in formats and hub.
+
+Documents are independent of each other unless a cluster field is given: then those with the same value of it (passages of a
+book, texts of an author) are one cluster, and the cluster takes the document's place wherever documents are resampled or
+split into training and test. The documents of a cluster need not follow each other in the source.
+"""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from depthscope.data.fields import Document, Field
-from depthscope.data.formats import documents_in, kind_of, require_kind
+from depthscope.data.fields import Document, Field, Row
+from depthscope.data.formats import documents_in, kind_of, require_fields
 from depthscope.data.hub import HUB, HUB_FORM, hub_documents, hub_parts, is_saved, saved_documents
 from depthscope.errors import DataError
 
@@ -40,6 +45,9 @@ class Corpus:
     pack: bool = False
     """Documents shorter than a window are joined, a separator between them, until they fill one (see packing)."""
 
+    cluster: str | None = None
+    """The field whose values are clusters of documents."""
+
     texts: tuple[Document, ...] = ()
     """The documents themselves, where they are not read from `source`, which then only names them."""
 
@@ -48,6 +56,13 @@ class Corpus:
             raise DataError(f"special_tokens is {self.special_tokens!r}: expected text or keep")
         if self.tokens is not None and self.tokens < 1:
             raise DataError(f"expected a positive number of tokens, got {self.tokens}")
+        if self.cluster == "":
+            raise DataError("the name of the cluster field is empty: expected one, such as book, or no --cluster")
+        if self.cluster and self.texts:
+            raise DataError(
+                f"documents in memory have no field {self.cluster!r} to cluster by: write them with it to a .jsonl or .parquet "
+                "file, and give its name"
+            )
 
     def check(self) -> None:
         """Raise DataError for a source that is not there or of no kind that is read. Opens no file, asks no hub."""
@@ -59,7 +74,7 @@ class Corpus:
         place = Path(self._location).expanduser()
         if not (place.is_dir() and is_saved(place)):
             for path in _files(self._location):
-                require_kind(path)
+                require_fields(path, self._field)
 
     def documents(self, passage: int = 8192) -> Iterator[Document]:
         """The documents, one after the other: texts, or under `chat` messages. One that is empty is a row without text.
@@ -67,14 +82,24 @@ class Corpus:
         A text file marks no documents: it is read as passages of about `passage` characters that end at a line break,
         each counted as a document. Raises DataError for what cannot be found, read or understood.
         """
+        return (document for _, _, document in self.numbered(passage))
+
+    def numbered(self, passage: int = 8192) -> Iterator[tuple[int, int, Document]]:
+        """The documents as from `documents`, each with its number and that of its cluster: (document, cluster, text).
+
+        Documents are numbered from 0; a cluster has the number of its first document with text. Without a cluster field each
+        document is a cluster. Memory grows with the number of clusters.
+        """
+        first: dict[Hashable, int] = {}
         empty = 0
-        for document in self._rows(passage):
-            empty = 0 if document else empty + 1
+        for number, row in enumerate(self._rows(passage)):
+            empty = 0 if row.document else empty + 1
             if empty >= MOST_EMPTY:
                 raise DataError(
                     f"{self.source}: {empty:,} rows in a row have no text: expected some. Name another #FIELD"
                 )
-            yield document
+            of_cluster = self.cluster is not None and bool(row.document)
+            yield number, first.setdefault(row.cluster, number) if of_cluster else number, row.document
 
     def __getitem__(self, index: int) -> Document:
         found = next(islice(self.documents(), index, None), None) if index >= 0 else None
@@ -86,14 +111,19 @@ class Corpus:
     def _location(self) -> str:
         return self.source.partition("#")[0]
 
-    def _rows(self, passage: int) -> Iterator[Document]:
+    @property
+    def _field(self) -> Field:
+        name = "" if self._location == BOOKSHELF else self.source.partition("#")[2]
+        return Field.named(name, self.chat, self.cluster)
+
+    def _rows(self, passage: int) -> Iterator[Row]:
         if self.texts:
-            yield from self.texts
+            yield from map(Row, self.texts)
             return
-        field = Field.named(self.source.partition("#")[2], self.chat)
+        field = self._field
         place = Path(self._location).expanduser()
         if self._location == BOOKSHELF:
-            yield from documents_in(BOOKSHELF_FILE, Field.named("", self.chat), passage)
+            yield from documents_in(BOOKSHELF_FILE, field, passage)
         elif self._location.startswith(HUB):
             yield from hub_documents(self._location, field)
         elif place.is_dir() and is_saved(place):
@@ -103,11 +133,11 @@ class Corpus:
                 yield from _not_empty(path, field, passage)
 
 
-def _not_empty(path: Path, field: Field, passage: int) -> Iterator[Document]:
+def _not_empty(path: Path, field: Field, passage: int) -> Iterator[Row]:
     seen = False
-    for document in documents_in(path, field, passage):
+    for row in documents_in(path, field, passage):
         seen = True
-        yield document
+        yield row
     if not seen:
         raise DataError(f"{path} is empty: expected text in it")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -33,6 +34,8 @@ class Found:
     """Token ids of what fills a window, by the number of its (first) document, and counts of what was read."""
 
     ids: dict[int, Int32[np.ndarray, " tokens"]] = field(default_factory=dict)
+    cluster: dict[int, int] = field(default_factory=dict)
+    """The number of the cluster that the document belongs to."""
     owner: dict[int, Int64[np.ndarray, " tokens"]] = field(default_factory=dict)
     """Of packs: the document each token belongs to."""
     read: int = 0
@@ -63,19 +66,20 @@ def read_documents(
     """
     if corpus.chat:
         require_template(model)
-    search = _Search(model, stride, wanted, Packer(separator(model), stride + 1) if corpus.pack else None)
+    search = _Search(model, stride, wanted, partial(Packer, separator(model), stride + 1) if corpus.pack else None)
     found = search.found
-    for number, document in enumerate(corpus.documents(passage=8 * stride * CHARACTERS_PER_TOKEN // 2)):
+    for number, cluster, document in corpus.numbered(passage=8 * stride * CHARACTERS_PER_TOKEN // 2):
         if not document:
             found.skipped += 1
             continue
-        search.add(number, document, _first_tokens(model, document, search.needed, corpus.special_tokens, prefix))
+        ids = _first_tokens(model, document, search.needed, corpus.special_tokens, prefix)
+        search.add(number, document, ids, cluster if corpus.cluster else None)
         if found.read % SHOWN_EVERY == 0:
             tell(READING, found.read, found.read + wanted - len(found.ids))
         if search.ended:
             break
     else:
-        found.too_short += 0 if search.packer is None else search.packer.waiting
+        found.too_short += search.waiting
     tell(READING, found.read, found.read)
     if not found.ids:
         raise DataError(_none(corpus, found, stride, len(prefix)))
@@ -86,20 +90,23 @@ def read_documents(
 class _Search:
     """The search for what fills a window, document after document."""
 
-    def __init__(self, model: Model, stride: int, wanted: int, packer: Packer | None) -> None:
+    def __init__(self, model: Model, stride: int, wanted: int, packer: Callable[[], Packer] | None) -> None:
         self.stride, self.wanted, self.packer = stride, wanted, packer
+        self._packers: dict[int | None, Packer] = {}
         self.needed = wanted * stride + 1
         self.most = max(READ_AHEAD * wanted * stride, READ_FREELY)
         self.names = [] if model.tokenizer is None else list(model.tokenizer.all_special_tokens)
         self.found = Found()
         self.tokens = self.fruitless = 0
 
-    def add(self, number: int, document: Document, ids: Int32[np.ndarray, " tokens"]) -> None:
-        """Count a document and keep it if it fills a window, alone or with those before it."""
+    def add(
+        self, number: int, document: Document, ids: Int32[np.ndarray, " tokens"], cluster: int | None = None
+    ) -> None:
+        """Count a document and keep it if it fills a window, alone or with those before it (of its cluster, if it has one)."""
         found = self.found
         found.read += 1
         if len(ids) > self.stride:
-            self._keep(number, ids[: self.needed])
+            self._keep(number, ids[: self.needed], cluster)
         else:
             found.short[len(ids)] = found.short.get(len(ids), 0) + 1
             if self.packer is None or not len(ids):
@@ -107,16 +114,26 @@ class _Search:
                 self.fruitless += max(1, len(ids))
                 found.given_up = self.fruitless >= self.most
                 return
-            if (pack := self.packer.add(number, ids)) is not None:
+            packer = self._packers.setdefault(cluster, self.packer())
+            if (pack := packer.add(number, ids)) is not None:
                 first = int(pack.owner[0])
-                self._keep(first, pack.ids)
+                self._keep(first, pack.ids, cluster)
                 found.owner[first] = pack.owner
+            elif cluster is not None:  # a stream may have no end, and no cluster that fills a window
+                self.fruitless += len(ids)
+                found.given_up = self.fruitless >= self.most
         found.special_tokens += sum(_written(document).count(name) for name in self.names)
 
-    def _keep(self, number: int, ids: Int32[np.ndarray, " tokens"]) -> None:
+    def _keep(self, number: int, ids: Int32[np.ndarray, " tokens"], cluster: int | None) -> None:
         self.found.ids[number] = ids
+        self.found.cluster[number] = number if cluster is None else cluster
         self.tokens += len(ids)
         self.fruitless = 0
+
+    @property
+    def waiting(self) -> int:
+        """Documents of packs that are not full."""
+        return sum(packer.waiting for packer in self._packers.values())
 
     @property
     def ended(self) -> bool:
@@ -132,9 +149,10 @@ def _none(corpus: Corpus, found: Found, stride: int, prefix: int) -> str:
     counted = f"{found.read:,} document{'s were' if found.read != 1 else ' was'} read{giving_up}"
     if corpus.pack:
         total = sum(length * count for length, count in found.short.items())
+        named = f"has no {corpus.cluster} with as many tokens as one window" if corpus.cluster else None
         return (
-            f"{corpus.source} has fewer tokens than one window: expected at least {stride + 1}; {counted}, of {total:,} tokens "
-            "in all. Give more text or a shorter --window"
+            f"{corpus.source} {named or 'has fewer tokens than one window'}: expected at least {stride + 1}; {counted}, of "
+            f"{total:,} tokens in all. Give more text or a shorter --window"
         )
     window = found.median - 1 + prefix
     half = f" --window {window}, which half of them fill, or" if window >= SHORTEST_ADVISED else ""

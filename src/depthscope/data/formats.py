@@ -21,7 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depthscope.data.fields import Document, Field
+from depthscope.data.fields import Field, Row
 from depthscope.errors import DataError
 
 
@@ -58,23 +58,33 @@ def require_kind(path: Path) -> str:
     return kind
 
 
-def documents_in(path: Path, field: Field, passage: int) -> Iterator[Document]:
+def require_fields(path: Path, field: Field) -> str:
+    """The kind of a file. Raises DataError for one that cannot be read, or that has no fields where some are asked for."""
+    kind = require_kind(path)
+    if kind in PROSE and field.chat:
+        raise DataError(f"{path} is text: expected records with messages for --chat, as .jsonl, .json or .parquet")
+    if kind in PROSE and field.cluster:
+        raise DataError(
+            f"{path} is text: expected records with the field {field.cluster!r} for --cluster, as .jsonl, .csv or .parquet"
+        )
+    return kind
+
+
+def documents_in(path: Path, field: Field, passage: int) -> Iterator[Row]:
     """The documents of a file, one per record; of a text file passages of about `passage` characters.
 
     Raises DataError, naming file and line, for what cannot be read.
     """
-    kind = require_kind(path)
+    kind = require_fields(path, field)
     if kind in PROSE:
-        if field.chat:
-            raise DataError(f"{path} is text: expected records with messages for --chat, as .jsonl, .json or .parquet")
-        return _passages(path, passage)
+        return map(Row, _passages(path, passage))
     readers: dict[str, Callable[[Path], Iterator[tuple[Any, str]]]] = {
         ".json": partial(_json, field=field),
         ".parquet": partial(_parquet, field=field),
         **dict.fromkeys(LINES, _json_lines),
         **{suffix: partial(_table, delimiter=delimiter) for suffix, delimiter in DELIMITERS.items()},
     }
-    return (field.of(record, where) for record, where in readers[kind](path))
+    return (field.row(record, where) for record, where in readers[kind](path))
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -174,15 +184,12 @@ def _parquet(path: Path, field: Field) -> Iterator[tuple[Any, str]]:
         table = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
-    names = table.schema_arrow.names
-    column = field.name if field.name in names else field.top
-    if column not in names:
-        raise DataError(f"{path} has no field {field.name!r}: it has {', '.join(names)}. Name one as {path}#FIELD")
+    columns = field.columns(table.schema_arrow.names, str(path))
     row = 0
     try:
-        for batch in table.iter_batches(batch_size=256, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                yield {column: value}, f"{path}, row {row}"
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            for record in batch.to_pylist():
+                yield record, f"{path}, row {row}"
                 row += 1
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read from row {row} on: {error}") from error

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from depthscope.data.fields import Document, Field
+from depthscope.data.fields import Field, Row
 from depthscope.errors import DataError
 
 HUB = "hf:"
@@ -24,7 +24,7 @@ def hub_parts(location: str) -> tuple[str, str | None, str]:
     return path, config or None, split or DEFAULT_SPLIT
 
 
-def hub_documents(location: str, field: Field) -> Iterator[Document]:
+def hub_documents(location: str, field: Field) -> Iterator[Row]:
     """The documents of a data set of the hub, streamed. Raises DataError for one that cannot be read."""
     import datasets  # a second to import, and only needed here
 
@@ -32,7 +32,7 @@ def hub_documents(location: str, field: Field) -> Iterator[Document]:
     try:
         stream: Iterable[Any] = datasets.load_dataset(path, config, split=split, streaming=True)
         for row, record in enumerate(stream):
-            yield field.of(record, f"{location}, row {row}")
+            yield field.row(record, f"{location}, row {row}")
     except DataError:
         raise
     except Exception as error:  # the library raises dozens of kinds for one user mistake: a name that is not there
@@ -46,7 +46,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / SAVED).exists() or (folder / SAVED_SPLITS).exists()
 
 
-def saved_documents(folder: Path, field: Field) -> Iterator[Document]:
+def saved_documents(folder: Path, field: Field) -> Iterator[Row]:
     """The documents of a folder written by `save_to_disk`; of several splits `train`.
 
     Raises DataError for a folder that cannot be read, a field that is not there, or splits without `train`.
@@ -64,12 +64,9 @@ def saved_documents(folder: Path, field: Field) -> Iterator[Document]:
                 f"{folder} holds the splits {', '.join(map(str, stored)) or '(none)'} and no {name}: name one as {folder}/SPLIT"
             )
         stored = stored[name]
-    names = stored.column_names
-    column = field.name if field.name in names else field.top
-    if column not in names:
-        raise DataError(f"{folder} has no field {field.name!r}: it has {', '.join(names)}. Name one as {folder}#FIELD")
-    for row, record in enumerate(stored.select_columns([column])):
-        yield field.of(record, f"{folder}, row {row}")
+    columns = field.columns(stored.column_names, str(folder))
+    for row, record in enumerate(stored.select_columns(columns)):
+        yield field.row(record, f"{folder}, row {row}")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,8 @@
 Documents that fill a window are left as they are. Shorter ones are joined in the order they come, whole but for the last,
 whose rest is not used; each window of joined documents is a *pack*. No document lies in two packs. In a pack attention
 reaches across documents, so what is measured in one depends on those before it: the pack, not the document, is the independent
-unit, and takes the document's place in intervals. It has the number of its first document.
+unit, and takes the document's place in intervals. It has the number of its first document. Only documents of one cluster are
+joined.
 """
 
 from dataclasses import dataclass, field

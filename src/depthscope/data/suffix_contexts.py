@@ -7,7 +7,8 @@ the token does not matter. Special tokens do not count.
 Contexts are the `length` tokens before such a next token, never across two documents. Positives are drawn at random from
 all that was read; each document then gives as many negatives as positives, drawn at random from its other positions. No
 context is taken twice, and no next token more often than a tenth of a class, so that no single word makes up a class. Whole
-documents go to training or to test, so that no probe is tested on a document it was trained on.
+documents go to training or to test, so that no probe is tested on a document it was trained on; with a cluster field (see
+corpus) whole clusters do.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ LONGEST_DOCUMENT = 8_192
 
 @dataclass(frozen=True, slots=True)
 class SuffixContexts:
-    """Contexts and what they are labelled with, ordered by document and place."""
+    """Contexts and what they are labelled with, ordered by document (or cluster and document) and place."""
 
     ids: Int32[np.ndarray, "examples length"]
     """The context's tokens, BOS in front where the tokenizer puts it there by itself."""
@@ -48,7 +49,7 @@ class SuffixContexts:
     label: Bool[np.ndarray, " examples"]
     """Whether the token after the context ends in the suffix."""
     document: Int64[np.ndarray, " examples"]
-    """Numbered from 0 as the corpus gives them."""
+    """The independent unit: the document, numbered from 0 as the corpus gives them, or its cluster."""
     training: Bool[np.ndarray, " examples"]
     ending: Bool[np.ndarray, " vocab"]
     """Which entries of the vocabulary end in the suffix."""
@@ -113,33 +114,37 @@ def suffix_contexts(
         )
     ending = ends_in(model, suffix)
     most = max(1, per_class // LARGEST_SHARE)
-    documents, read = _read(corpus, model, length, read_at_most)
+    documents, cluster, read = _read(corpus, model, length, read_at_most)
     generator = np.random.default_rng(seed)
     chosen = _balanced(documents, ending, length, (per_class, most), generator)
-    numbers = np.array([document for document, _ in chosen], dtype=np.int64)
+    chosen.sort(key=lambda one: (cluster[one[0]], one))  # a unit's examples are contiguous
+    numbers = np.array([cluster[document] for document, _ in chosen], dtype=np.int64)
     training = _split(numbers, generator)
     target = np.array([documents[document][place] for document, place in chosen], dtype=np.int32)
     label = ending[target]
-    _require_enough(label, training, numbers, f"{corpus.source}, {read} tokens read", suffix)
+    _require_enough(label, training, numbers, corpus, read, suffix)
     ids = np.empty((len(chosen), length + len(prefix)), dtype=np.int32)
     for row, (document, place) in enumerate(chosen):
         ids[row] = [*prefix, *documents[document][place - length : place]]
     return SuffixContexts(ids, target, label, numbers, training, ending, read)
 
 
-def _read(corpus: Corpus, model: Model, length: int, read_at_most: int) -> tuple[dict[int, np.ndarray], int]:
-    """Token ids, by number, of documents longer than a context, and how many tokens were read."""
+def _read(
+    corpus: Corpus, model: Model, length: int, read_at_most: int
+) -> tuple[dict[int, np.ndarray], dict[int, int], int]:
+    """Token ids and cluster, by number, of documents longer than a context, and how many tokens were read."""
     kept: dict[int, np.ndarray] = {}
+    clusters: dict[int, int] = {}
     read = 0
     most_characters = LONGEST_DOCUMENT * CHARACTERS_PER_TOKEN
-    for number, document in enumerate(corpus.documents()):
+    for number, cluster, document in corpus.numbered():
         tokens = document_tokens(model, document, corpus.special_tokens, most_characters)[:LONGEST_DOCUMENT]
         read += len(tokens)
         if len(tokens) > length:
-            kept[number] = np.array(tokens, dtype=np.int32)
+            kept[number], clusters[number] = np.array(tokens, dtype=np.int32), cluster
         if read >= read_at_most:
             break
-    return kept, read
+    return kept, clusters, read
 
 
 def _balanced(
@@ -189,7 +194,7 @@ def _balanced(
 
 
 def _split(document: Int64[np.ndarray, " examples"], generator: np.random.Generator) -> Bool[np.ndarray, " examples"]:
-    """Whether each example is for training: about 70 % of the documents, drawn at random."""
+    """Whether each example is for training: about 70 % of the documents (or clusters), drawn at random."""
     numbers = generator.permutation(np.unique(document))
     return ~np.isin(document, numbers[: round(TEST_SHARE * len(numbers))])
 
@@ -198,12 +203,14 @@ def _require_enough(
     label: Bool[np.ndarray, " examples"],
     training: Bool[np.ndarray, " examples"],
     document: Int64[np.ndarray, " examples"],
-    text: str,
+    corpus: Corpus,
+    read: int,
     suffix: str,
 ) -> None:
+    units = f"{len(np.unique(document))} {f'clusters by {corpus.cluster}' if corpus.cluster else 'documents'}"
     counts = int((label & training).sum()), int((label & ~training).sum())
     if counts[0] < FEWEST_TRAINING or counts[1] < FEWEST_TEST:
         raise DataError(
             f"too few next tokens end in {suffix!r} for a probe: {counts[0]} for training and {counts[1]} for test, in "
-            f"{len(np.unique(document))} documents ({text}); expected at least {FEWEST_TRAINING} and {FEWEST_TEST}"
+            f"{units} ({corpus.source}, {read} tokens read); expected at least {FEWEST_TRAINING} and {FEWEST_TEST}"
         )

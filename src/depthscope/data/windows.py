@@ -5,6 +5,10 @@ window also keeps the token after its last one, so every position has a next tok
 positions. Windows are taken from as many documents as possible, because the intervals' width depends on the number of
 documents, not of tokens: the first window of each document, then the second of each, until there are enough. On request, short
 documents are joined into windows of several (see packing): then such a window counts as one document.
+
+Everything that sums, resamples or splits takes `Windows.document` as the independent unit, and relies on a unit's windows
+being contiguous. With a cluster field (see corpus) the unit is the cluster, so windows are ordered by cluster here, once,
+wherever the documents of a cluster are in the source; nothing that streams over windows needs to know.
 """
 
 import hashlib
@@ -34,8 +38,9 @@ class Windows:
     """Token windows and where they come from.
 
     `ids` holds inputs and, in the last column, the token after them: a window of `length` tokens is a row of width
-    `length + 1`. `document` numbers the documents of the corpus from 0, `start` is the window's place among the tokens
-    (BOS included) of its document's windows. A window of joined documents has the number of the first.
+    `length + 1`. `document` numbers the independent units: documents of the corpus from 0, or clusters of them. `start` is the
+    window's place among the tokens (BOS included) of its document's windows. A window of joined documents, and a cluster, have
+    the number of the first document.
     """
 
     ids: Int32[np.ndarray, "windows width"]
@@ -54,9 +59,11 @@ class Windows:
     given_up: bool = field(default=False)
     """Whether reading ended early, because documents were too short for too long."""
     owner: Int64[np.ndarray, "windows length"] | None = field(default=None)
-    """With packing: the document that each token belongs to, a separator to the one it ends."""
-    separator: str = field(default="")
+    """With packing or clusters: the document that each token belongs to, a separator to the one it ends."""
+    separator: str | None = field(default=None)
     """With packing: the token between two documents."""
+    cluster: str | None = field(default=None)
+    """The field whose values are clusters of documents."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -73,15 +80,30 @@ class Windows:
 
     @property
     def documents(self) -> int:
-        """How many documents the windows come from."""
+        """How many independent units the windows come from: documents, packs or clusters."""
         return len(np.unique(self.document))
+
+    @property
+    def clustered(self) -> dict[str, Any] | None:
+        """The cluster field, how many documents its clusters have, and the share of all tokens that the largest has.
+
+        None without a cluster field.
+        """
+        if self.cluster is None or self.owner is None:
+            return None
+        largest = int(np.unique(self.document, return_counts=True)[1].max())
+        return {
+            "field": self.cluster,
+            "documents": len(np.unique(self.owner)),
+            "largest_share": largest / len(self),
+        }
 
     @property
     def packed(self) -> dict[str, Any] | None:
         """What packing did: how many documents there are, in how many windows several, and how many positions follow a
         boundary within their window. None without packing.
         """
-        if self.owner is None:
+        if self.separator is None or self.owner is None:
             return None
         after = self.owner != self.owner[:, :1]
         return {
@@ -93,7 +115,7 @@ class Windows:
 
     @property
     def places(self) -> tuple[Int64[np.ndarray, "windows length"], Int64[np.ndarray, "windows length"]]:
-        """Of each token the document it belongs to and its position among the document's tokens."""
+        """Of each token the document it belongs to (never the cluster) and its position among the document's tokens."""
         position = self.start[:, None] + np.arange(self.length)
         if self.owner is None:
             return np.repeat(self.document[:, None], self.length, 1), position
@@ -115,7 +137,7 @@ class Windows:
         return self._rows(slice(start, stop))
 
     def in_random_order(self, seed: int) -> "Windows":
-        """The documents in random order, drawn from `seed` alone; each document's windows stay together."""
+        """The documents (packs, clusters) in random order, drawn from `seed` alone; the windows of each stay together."""
         numbers, place = np.unique(self.document, return_inverse=True)
         turn = np.random.default_rng(seed).permutation(len(numbers))
         return self._rows(np.argsort(turn[place], kind="stable"))
@@ -125,7 +147,7 @@ class Windows:
         return replace(self, ids=self.ids[rows], document=self.document[rows], start=self.start[rows], owner=owner)
 
     def per_document(self) -> list[tuple[int, int]]:
-        """(document, how many windows it has) for each document, in the order they lie here."""
+        """(document, how many windows it has) for each document, pack or cluster, in the order they lie here."""
         starts, counts = runs(self.document)
         return list(zip(self.document[starts].tolist(), counts.tolist(), strict=True))
 
@@ -135,7 +157,7 @@ class Windows:
         return rows[:, :-1], rows[:, 1:]
 
     def token_hash(self) -> str:
-        """SHA-256 over token ids, documents and places, and with packing the documents of all tokens."""
+        """SHA-256 over token ids, documents and places, and with packing or clusters the documents of all tokens."""
         digest = hashlib.sha256(f"{self.ids.shape} {self.bos}".encode())
         for array in (self.ids, self.document, self.start, *(() if self.owner is None else (self.owner,))):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -179,7 +201,8 @@ def make_windows(
         skipped=found.skipped,
         given_up=found.given_up,
     )
-    return _packed(windows, found.owner, len(prefix), model) if corpus.pack else windows
+    windows = _packed(windows, found.owner, len(prefix), model) if corpus.pack else windows
+    return windows if corpus.cluster is None else _clustered(windows, found.cluster, corpus.cluster)
 
 
 def _packed(windows: Windows, owners: Mapping[int, np.ndarray], prefix: int, model: Model) -> Windows:
@@ -189,6 +212,14 @@ def _packed(windows: Windows, owners: Mapping[int, np.ndarray], prefix: int, mod
         if number in owners:
             owner[row, prefix:] = owners[number][: windows.length - prefix]
     return replace(windows, owner=owner, separator=str(model.require_tokenizer().decode([separator(model)])))
+
+
+def _clustered(windows: Windows, clusters: Mapping[int, int], name: str) -> Windows:
+    """The windows with their clusters as units, ordered by cluster, then as before."""
+    owner = np.repeat(windows.document[:, None], windows.length, 1) if windows.owner is None else windows.owner
+    unit = np.array([clusters[number] for number in windows.document.tolist()], dtype=np.int64)
+    windows = replace(windows, document=unit, owner=owner, cluster=name)
+    return windows._rows(np.argsort(unit, kind="stable"))
 
 
 def bos_prefix(model: Model, policy: str) -> tuple[int, ...]:

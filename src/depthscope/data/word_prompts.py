@@ -48,11 +48,12 @@ Spans = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class WordPrompts:
-    """Pairs of prompts. Row i of `word` and row i of `plain` come from document `document[i]`, in ascending order."""
+    """Pairs of prompts. Row i of `word` and row i of `plain` come from one document of `document[i]`, in ascending order."""
 
     word: Int32[np.ndarray, "pairs width"]
     plain: Int32[np.ndarray, "pairs width"]
     document: Int64[np.ndarray, " pairs"]
+    """The independent unit: the document, or with a cluster field (see corpus) its cluster."""
     word_tokens: int
     """n: tokens of the word that ends each row of `word`."""
     bos: bool
@@ -65,7 +66,7 @@ class WordPrompts:
 
     @property
     def documents(self) -> int:
-        """How many documents the pairs come from."""
+        """How many documents, or clusters of them, the pairs come from."""
         return len(np.unique(self.document))
 
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,9 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
     searches = {n: _Search(n) for n in WORD_TOKENS}
     read = 0
     special_tokens = "keep" if corpus.chat else "text"  # those of a chat's template are tokens
-    for number, document in enumerate(corpus.documents()):
+    clusters: dict[int, int] = {}
+    for number, cluster, document in corpus.numbered():
+        clusters[number] = cluster
         text = rendered(model, document)[:MOST_CHARACTERS] if document else ""
         ids, spans = token_spans(model, text, special_tokens)
         read += len(ids)
@@ -122,11 +125,11 @@ def word_prompts(corpus: Corpus, model: Model, *, bos: str = "auto", seed: int =
             f"{FEWEST_PAIRS} from {FEWEST_DOCUMENTS} documents, each paired with a word of one token, found in {read} tokens "
             f"{counts}"
         )
-    chosen = sorted(sorted(found.pairs)[:MOST_PAIRS], key=lambda pair: (pair[1], pair[0]))
+    chosen = sorted(sorted(found.pairs)[:MOST_PAIRS], key=lambda pair: (clusters[pair[1]], pair[1], pair[0]))
     prompts = WordPrompts(
         np.array([prefix + word for _, _, word, _ in chosen], dtype=np.int32),
         np.array([prefix + plain for *_, plain in chosen], dtype=np.int32),
-        np.array([number for _, number, _, _ in chosen], dtype=np.int64),
+        np.array([clusters[number] for _, number, _, _ in chosen], dtype=np.int64),
         found.word_tokens,
         bool(prefix),
         read,

@@ -43,7 +43,7 @@ class Geometry:
         """The shard of a unit: the last token's residual stream at every depth, one row each."""
         last = torch.stack([residual[:, -1].float() for residual in baseline.residuals], 1).cpu().numpy()
         rows = [
-            (window, place[0], depth, last[i, depth].tolist())
+            (window, int(windows.document[i]), depth, last[i, depth].tolist())
             for i, place in enumerate(_places(windows))
             if (window := self.place.get(place)) is not None
             for depth in range(self.depths)
@@ -71,5 +71,6 @@ def make(subject: Subject) -> Geometry:
 
 
 def _places(windows: Windows) -> list[tuple[int, int]]:
-    """Document and start of each window, which identify it."""
-    return list(zip(windows.document.tolist(), windows.start.tolist(), strict=True))
+    """Document and place in it of each window's first token, which identify the window."""
+    document, position = windows.places
+    return list(zip(document[:, 0].tolist(), position[:, 0].tolist(), strict=True))

@@ -109,10 +109,20 @@ class Heads:
         self.prompts = word_prompts(corpus, model, bos=bos, seed=seed)
         self.repeats = random_repeats(model, self.bos, seed=seed)
         self.controls = without_repetition(self.repeats, self.bos, seed=seed)
-        self.natural = natural_windows(model, corpus, bos)
-        self.plan = [_Unit(PROMPTS, rows) for rows in _whole_documents(self.prompts.document)]
-        for sample, ids in (("repeats", self.repeats), ("natural", self.natural)):
-            self.plan += [_Unit(sample, rows) for rows in _even(len(ids))]
+        self.clustered = corpus.cluster is not None
+        self.natural, self.natural_documents = natural_windows(model, corpus, bos)
+        natural = (
+            _whole_documents(self.natural_documents, SEQUENCES_PER_UNIT) if self.clustered else _even(len(self.natural))
+        )
+        self.plan = [
+            _Unit(sample, rows)
+            for sample, units in (
+                (PROMPTS, _whole_documents(self.prompts.document, PAIRS_PER_UNIT)),
+                ("repeats", _even(len(self.repeats))),
+                ("natural", natural),
+            )
+            for rows in units
+        ]
         self.units = len(self.plan)
         self.settings: Mapping[str, Any] = {
             "seed": seed,
@@ -131,8 +141,9 @@ class Heads:
     def _token_hash(self) -> str:
         """SHA-256 over everything that is read."""
         digest = hashlib.sha256(self.prompts.token_hash().encode())
-        for ids in (self.repeats, self.controls, self.natural):
-            digest.update(np.ascontiguousarray(ids.numpy()).tobytes())
+        units = [self.natural_documents] if self.clustered else []
+        for array in (self.repeats.numpy(), self.controls.numpy(), self.natural.numpy(), *units):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def work(self, unit: int) -> pl.DataFrame:
@@ -142,8 +153,9 @@ class Heads:
             if planned.sample == PROMPTS:
                 return self._prompts(planned.rows)
             if planned.sample == "repeats":
-                return self._sequences(self.repeats[planned.rows], REPEATED, self.controls[planned.rows])
-            return self._sequences(self.natural[planned.rows], NATURAL)
+                repeats, controls = self.repeats[planned.rows], self.controls[planned.rows]
+                return self._sequences(repeats, np.arange(len(repeats)), REPEATED, controls)
+            return self._sequences(self.natural[planned.rows], self.natural_documents[planned.rows], NATURAL)
 
     def _prompts(self, rows: slice) -> pl.DataFrame:
         """Moments of both classes' attention by offset and of the merge scores; a document's pairs are contiguous."""
@@ -162,12 +174,19 @@ class Heads:
             frames.append(_moments(PROMPTS, keys, block, pairs, np.add.reduceat(values, starts, axis=0)))
         return pl.concat(frames)
 
-    def _sequences(self, ids: TokenIds, metrics: Sequence[Metric], controls: TokenIds | None = None) -> pl.DataFrame:
-        """Moments of attention to each kind of key; each sequence is a separate document.
+    def _sequences(
+        self,
+        ids: TokenIds,
+        documents: Int64[np.ndarray, " batch"],
+        metrics: Sequence[Metric],
+        controls: TokenIds | None = None,
+    ) -> pl.DataFrame:
+        """Moments of attention to each kind of key; a document's sequences are contiguous.
 
         `controls` are the same sequences with nothing to be found; without them sequences are each other's controls.
         """
         ids = ids.to(self.model.device)
+        starts, _ = runs(documents)
         *keys, second = [made(ids) for made in (*KEYS, second_previous_keys)]
         for wanted in (*keys, second):
             wanted[:, :, : len(self.bos)] = False  # BOS attracts attention whatever surrounds it
@@ -182,7 +201,8 @@ class Heads:
             for metric, wanted, null in zip(metrics, keys, by_position, strict=True):
                 sums = attention_on(pattern, wanted)
                 values = torch.stack([sums, sums - even_attention_on(wanted)[:, None], sums - null], 1).cpu().numpy()
-                queries = wanted.any(-1).sum(-1).cpu().numpy()
+                values = np.add.reduceat(values, starts, axis=0)
+                queries = np.add.reduceat(wanted.any(-1).sum(-1).cpu().numpy(), starts)
                 frames.append(_moments(metric.name, quantities, block, queries, values))
         return pl.concat(frames)
 
@@ -219,22 +239,28 @@ def make(subject: Subject) -> Heads:
     return Heads(subject.model, subject.corpus, bos=subject.bos)
 
 
-def natural_windows(model: Model, corpus: Corpus, bos: str) -> Int64[Tensor, "sequences seq"]:
-    """The first window of each of up to 64 documents; none if no document is long enough."""
+def natural_windows(
+    model: Model, corpus: Corpus, bos: str
+) -> tuple[Int64[Tensor, "sequences seq"], Int64[np.ndarray, " sequences"]]:
+    """The first window of each of up to 64 documents, and the independent unit (document, pack or cluster) of each.
+
+    None if no document is long enough.
+    """
     length = min(WINDOW_LENGTH, model.context or WINDOW_LENGTH)
     try:
         windows = make_windows(replace(corpus, tokens=WINDOWS * length), model, length=length, bos=bos)
     except DataError:
-        return torch.empty((0, length), dtype=torch.int64)
-    return torch.from_numpy(windows.ids[windows.start == 0, :-1].astype(np.int64))
+        return torch.empty((0, length), dtype=torch.int64), np.empty(0, dtype=np.int64)
+    first = windows.start == 0
+    return torch.from_numpy(windows.ids[first, :-1].astype(np.int64)), windows.document[first]
 
 
-def _whole_documents(document: Int64[np.ndarray, " pairs"]) -> list[slice]:
-    """Slices of about PAIRS_PER_UNIT rows, none of which share a document."""
+def _whole_documents(document: Int64[np.ndarray, " rows"], about: int) -> list[slice]:
+    """Slices of about so many rows, none of which share a document."""
     starts, pairs = runs(document)
     cuts = [0]
     for end in (starts + pairs).tolist():
-        if end - cuts[-1] >= PAIRS_PER_UNIT or end == len(document):
+        if end - cuts[-1] >= about or end == len(document):
             cuts.append(end)
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 

@@ -2,91 +2,45 @@
 
 Half of the contexts have a next token that ends in the suffix. A logistic regression predicts which, from the activations of
 neurons at the context's last token: each of 32 prediction and 32 suppression neurons alone, and the best k of them together.
-They are compared with the unmodified model's prediction and with two controls that the paper lacks: as many random neurons of
-the same layers, processed identically, and all neurons of one layer.
+They are compared with the unmodified model's prediction and with what the paper lacks: as many random neurons of the same
+layers, processed identically, all neurons of one layer, n-grams (the labels that the context's last tokens had in training),
+and control tasks (random labels for last tokens, as hard to memorise and with nothing else to learn).
 
 Intervals are over test documents, for the fitted probes: another training text would give others. The model's top-1 is suited
 to natural text, where few tokens have the suffix, but the classes here are balanced; so the model is also tested with its
 probability of the suffix and a threshold, fitted on the training examples like the probes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.suffix_contexts import LENGTH, PER_CLASS, suffix_contexts
 from depthscope.errors import DataError, NumericError, UnsupportedError
 from depthscope.experiments.class_neurons import CANDIDATES, ClassNeurons, class_neurons
-from depthscope.experiments.document_sums import estimate_columns
 from depthscope.experiments.experiment import Subject
+from depthscope.experiments.probe_tables import Pools, probe_tables
 from depthscope.models.activations import ActivationReader, neuron_count
 from depthscope.models.model import Model
 from depthscope.models.unembedding import Unembedding
-from depthscope.schema.estimates import ESTIMATE
-from depthscope.schema.metric import Metric
 from depthscope.schema.neurons import PEAKED
-from depthscope.schema.probes import (
-    ACCURACY,
-    BOTH,
-    CHOSEN_GROUPS,
-    LAYER,
-    MAJORITY,
-    MODEL_THRESHOLD,
-    MODEL_TOP1,
-    OVER_MODEL,
-    OVER_RANDOM,
-    OVER_SINGLE,
-    OVER_THRESHOLD,
-    PREDICTION,
-    PROBE_NEURONS_TABLE,
-    PROBES_TABLE,
-    RANDOM,
-    SUPPRESSION,
-    probe_shard,
-)
+from depthscope.schema.probes import PREDICTION, SUPPRESSION, probe_shard
 from depthscope.shapes import Hidden
 from depthscope.statistics import probing
-from depthscope.statistics.estimate import estimate_of
-from depthscope.statistics.probing import (
-    SingleProbes,
-    Split,
-    best_threshold,
-    probes_together,
-    single_probes,
-    wide_probe,
-)
 
 NAME = "probes"
 NEURONS = 32
 DRAWS = 5
+CONTROLS = 3
+"""Control tasks: random labels for last tokens."""
 PER_UNIT = 256
 SLICE = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """Which of the neurons that were read each group may use, as columns of the activations."""
-
-    prediction: Int64[np.ndarray, " prediction"]
-    suppression: Int64[np.ndarray, " suppression"]
-    random: Sequence[Int64[np.ndarray, " chosen"]]
-    """Per draw, a substitute from the same layer for each prediction neuron and then each suppression neuron."""
-    layer: int
-    """The layer with most of the selected neurons."""
-    whole: Int64[np.ndarray, " width"]
-    """All neurons of that layer."""
-
-    def members(self) -> dict[str, Int64[np.ndarray, " some"]]:
-        """Which of the selected neurons (prediction, then suppression) each group has; the same places for every draw."""
-        first, count = len(self.prediction), len(self.prediction) + len(self.suppression)
-        return {PREDICTION: np.arange(first), SUPPRESSION: np.arange(first, count), BOTH: np.arange(count)}
 
 
 class Probes:
@@ -134,6 +88,7 @@ class Probes:
             "kurtosis": PEAKED,
             "candidates": CANDIDATES,
             "draws": draws,
+            "control_tasks": CONTROLS,
             "strength": probing.STRENGTH,
             "layer_strengths": list(probing.STRENGTHS),
         }
@@ -161,8 +116,9 @@ class Probes:
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """PROBES_TABLE and PROBE_NEURONS_TABLE. All examples are in memory; their number is bounded by `per_class`."""
-        examples = pl.concat(shards)
-        return probe_tables(self.suffix, examples, self.pools, self.prediction, self.suppression, self.seed)
+        groups = {PREDICTION: self.prediction, SUPPRESSION: self.suppression}
+        examples, last = pl.concat(shards), self.contexts.ids[:, -2:]
+        return probe_tables(self.suffix, examples, last, self.pools, groups, controls=CONTROLS, seed=self.seed)
 
 
 def make(subject: Subject) -> Probes:
@@ -224,135 +180,3 @@ def _random_like(
             )
         drawn[here, 1] = generator.choice(others, here.sum(), replace=False)
     return drawn
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """The keys of a row of the table, and the values per test example whose mean it is."""
-
-    group: str
-    layer: int | None
-    k: int
-    draw: int | None
-    metric: Metric
-    values: Float64[np.ndarray, " test"]
-
-
-def probe_tables(
-    suffix: str, examples: pl.DataFrame, pools: Pools, prediction: ClassNeurons, suppression: ClassNeurons, seed: int
-) -> dict[str, pl.DataFrame]:
-    """PROBES_TABLE and PROBE_NEURONS_TABLE from all examples, rows of `probe_shard` in document order."""
-    split = Split(*(examples[name].to_numpy() for name in ("training", "label", "document")))
-    activations = examples["activations"].to_numpy()
-    top1, threshold, majority = _deciders(examples, split)
-    chosen = np.concatenate([pools.prediction, pools.suppression])
-    alone = single_probes(activations[:, chosen], split)
-    together = _together(activations[:, chosen], alone, pools, split)
-    drawn = []
-    for places in pools.random:
-        features = activations[:, places]
-        drawn.append(_together(features, single_probes(features, split), pools, split))
-    rows: list[_Row] = []
-    for group in CHOSEN_GROUPS:
-        random = np.stack([draw[group] for draw in drawn])
-        rows += _chosen_rows(group, together[group], random.mean(0), top1, threshold)
-        rows += _random_rows(RANDOM[group], random)
-    whole = activations[:, pools.whole]
-    of_layer = split.right(wide_probe(whole, split, seed).predict(whole)).astype(np.float64)
-    rows += [
-        _Row(LAYER, pools.layer, len(pools.whole), None, ACCURACY, of_layer),
-        _Row(LAYER, pools.layer, len(pools.whole), None, OVER_MODEL, of_layer - top1),
-        _Row(LAYER, pools.layer, len(pools.whole), None, OVER_THRESHOLD, of_layer - threshold),
-        _Row(MODEL_TOP1, None, 0, None, ACCURACY, top1),
-        _Row(MODEL_THRESHOLD, None, 0, None, ACCURACY, threshold),
-        _Row(MAJORITY, None, 0, None, ACCURACY, majority),
-    ]
-    test_documents = split.documents[~split.training]
-    return {
-        "probes": _table(suffix, rows, test_documents),
-        "probe_neurons": _neuron_table(
-            suffix, {PREDICTION: prediction, SUPPRESSION: suppression}, alone, test_documents
-        ),
-    }
-
-
-def _table(suffix: str, rows: Sequence[_Row], documents: Int64[np.ndarray, " test"]) -> pl.DataFrame:
-    """PROBES_TABLE. Test examples take the place of tokens; those of one document are similar: intervals are over documents."""
-    names = [(suffix, row.group, row.layer, row.k, row.draw) for row in rows]
-    keys = pl.DataFrame(names, schema=_keys(PROBES_TABLE), orient="row")
-    estimate = estimate_of(np.stack([row.values for row in rows]), documents)
-    return keys.hstack(estimate_columns(estimate, [row.metric for row in rows]))
-
-
-def _deciders(
-    examples: pl.DataFrame, split: Split
-) -> tuple[Float64[np.ndarray, " test"], Float64[np.ndarray, " test"], Float64[np.ndarray, " test"]]:
-    """Whether the model's top-1, its probability, and the larger class each classify each test example correctly."""
-    scores = examples["log_probability"].to_numpy()
-    threshold = best_threshold(scores[split.training], split.labels[split.training])
-    majority = np.full(len(scores), bool(split.labels[split.training].mean() > 0.5))
-    top1, by_probability, always = (
-        split.right(one).astype(np.float64) for one in (examples["top1"].to_numpy(), scores > threshold, majority)
-    )
-    return top1, by_probability, always
-
-
-def _together(
-    features: Float32[np.ndarray, "examples chosen"], alone: SingleProbes, pools: Pools, split: Split
-) -> dict[str, Bool[np.ndarray, "sizes test"]]:
-    """For each group, whether probes on its best 1, 2, … neurons are correct."""
-    most = max(len(pools.prediction), len(pools.suppression))
-    return {
-        group: probes_together(features[:, places], alone.part(places), split, min(most, len(places)))
-        for group, places in pools.members().items()
-    }
-
-
-def _chosen_rows(
-    group: str,
-    right: Bool[np.ndarray, "sizes test"],
-    random: Float64[np.ndarray, "sizes test"],
-    top1: Float64[np.ndarray, " test"],
-    threshold: Float64[np.ndarray, " test"],
-) -> list[_Row]:
-    accuracy = right.astype(np.float64)
-    rows = []
-    for place, values in enumerate(accuracy):
-        compared = [(OVER_RANDOM, random[place]), (OVER_MODEL, top1), (OVER_THRESHOLD, threshold)]
-        compared = compared if place == 0 else [(OVER_SINGLE, accuracy[0]), *compared]
-        rows.append(_Row(group, None, place + 1, None, ACCURACY, values))
-        rows += [_Row(group, None, place + 1, None, metric, values - other) for metric, other in compared]
-    return rows
-
-
-def _random_rows(group: str, right: Bool[np.ndarray, "draws sizes test"]) -> list[_Row]:
-    accuracy = right.astype(np.float64)
-    rows = []
-    for place in range(right.shape[1]):
-        rows.append(_Row(group, None, place + 1, None, ACCURACY, accuracy[:, place].mean(0)))
-        rows += [_Row(group, None, place + 1, draw, ACCURACY, values) for draw, values in enumerate(accuracy[:, place])]
-    return rows
-
-
-def _neuron_table(
-    suffix: str, groups: dict[str, ClassNeurons], alone: SingleProbes, documents: Int64[np.ndarray, " test"]
-) -> pl.DataFrame:
-    """PROBE_NEURONS_TABLE; `alone` has the neurons of the groups in sequence."""
-    names, places, first = [], [], 0
-    for group, neurons in groups.items():
-        order = alone.part(np.arange(first, first + len(neurons))).order
-        for rank, i in enumerate(order.tolist(), start=1):
-            numbers = (neurons.difference[i], neurons.kurtosis[i], neurons.skew[i], alone.training_accuracy[first + i])
-            *about, trained = map(float, numbers)
-            neuron = (int(neurons.layer[i]), int(neurons.neuron[i]))
-            names.append((suffix, group, rank, *neuron, *about, neurons.selected_by, trained))
-            places.append(first + i)
-        first += len(neurons)
-    keys = pl.DataFrame(names, schema=_keys(PROBE_NEURONS_TABLE), orient="row")
-    estimate = estimate_of(alone.right.astype(np.float64), documents).columns(np.array(places))
-    return keys.hstack(estimate_columns(estimate, [ACCURACY] * len(names)))
-
-
-def _keys(table: dict[str, Any]) -> dict[str, Any]:
-    """The key columns of a table."""
-    return {name: kind for name, kind in table.items() if name not in ESTIMATE}

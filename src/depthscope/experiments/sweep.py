@@ -24,6 +24,7 @@ from depthscope.schema.metric import Metric
 from depthscope.schema.sweep import (
     BASELINE_EDIT,
     BASELINE_LAYER,
+    CLUSTER,
     MEASURED,
     TOKEN_KEYS,
 )
@@ -180,6 +181,9 @@ class Sweep:
         layer = np.repeat(np.array([layer for _, layer in names]), windows.tokens)
         measured = {measure.name: column.ravel() for measure, column in zip(self.measures, values, strict=True)}
         schema = pl.Schema({**TOKEN_KEYS, **dict.fromkeys(measured, pl.Float32)})
+        if windows.cluster is not None:
+            columns[CLUSTER] = np.tile(np.repeat(windows.document, windows.length), len(names))
+            schema[CLUSTER] = pl.Int64()
         return pl.DataFrame({**columns, "edit": edit, "layer": layer, **measured}).cast(schema).select(*schema)
 
 
@@ -193,7 +197,7 @@ def make(subject: Subject) -> Sweep:
 def summed(shards: Iterable[pl.DataFrame], length: int, metrics: Sequence[Metric] = MEASURED) -> Iterator[pl.DataFrame]:
     """Shards as sums over documents, including those with one row per token; windows are `length` tokens long.
 
-    A window belongs to the document of its first token.
+    A window belongs to the cluster, or without clusters to the document, of its first token.
     """
     for shard in shards:
         if "position" not in shard.columns:
@@ -201,7 +205,8 @@ def summed(shards: Iterable[pl.DataFrame], length: int, metrics: Sequence[Metric
             continue
         names = shard.select("edit", "layer").unique(maintain_order=True).rows()
         values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in metrics])
-        documents = shard["document"].to_numpy()[: values.shape[2] : length]
+        unit = CLUSTER if CLUSTER in shard.columns else "document"
+        documents = shard[unit].to_numpy()[: values.shape[2] : length]
         yield Rows(KEYS, names, metrics).shard(window_sums(values, len(documents)), length, documents)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from depthscope.edit_registry import LayerSweep, sweeps, title_of
 from depthscope.report.measured import SweepValues, Value, interval, ranked, spoken, with_unit
-from depthscope.report.wording import compared, layer_list, listed, sentence
+from depthscope.report.wording import compared, counted_units, layer_list, listed, sentence
 from depthscope.routes import COMPONENT_NAMES
+from depthscope.schema.manifest import TextEntry
 from depthscope.schema.sweep import AGREEMENT, ENTROPY_CHANGE, KL
 
 FEW_DOCUMENTS = 5
@@ -56,13 +57,16 @@ def components(measured: SweepValues) -> list[str]:
     return [*said, *_attention_against_mlp(measured)]
 
 
-def intervals_note(documents: int) -> str | None:
-    """A caution when intervals are missing or rest on few documents; None otherwise."""
+def intervals_note(documents: int, text: TextEntry) -> str | None:
+    """A caution when intervals are missing or rest on few documents (packs, clusters); None otherwise."""
     if documents == 1:
-        return "The text is a single document, so there are no intervals: they are computed from variation between documents."
+        return (
+            f"The text is a single {'cluster' if text.clustered else 'document'}, so there are no intervals: they are computed "
+            f"from variation between {counted_units(text, None)}."
+        )
     if documents <= FEW_DOCUMENTS:
         return (
-            f"The intervals rest on only {documents} documents, so they are wide and uninformative: "
+            f"The intervals rest on only {counted_units(text, documents)}, so they are wide and uninformative: "
             "use a longer text for narrower ones."
         )
     return None

@@ -6,6 +6,7 @@ A manifest of another version may lack entries; missing ones are skipped.
 from typing import Any
 
 from depthscope.report.measured import SweepValues, spoken
+from depthscope.report.wording import counted_units
 from depthscope.schema.manifest import Manifest
 from depthscope.schema.sweep import ENTROPY, LOSS
 
@@ -31,6 +32,11 @@ PACKED = (
     "positions follow another document in their window, which attention sees. Measurements there depend on it, so such a "
     "window, a pack, counts as one document wherever documents are counted or resampled."
 )
+CLUSTERED = (
+    "Documents with the same {field} are one cluster, which takes the place of the document wherever documents are counted, "
+    "resampled, or split into training and test: {documents:,} documents were used, in {clusters}. Windows are ordered by "
+    "cluster."
+)
 REPLAY = (
     "Each edit changes the order in which the residual stream visits the model’s own blocks; nothing is retrained. "
     "p is the next-token distribution of the unmodified model, q that of the edited one, at the same position of the same "
@@ -45,6 +51,8 @@ def facts(manifest: Manifest, measured: SweepValues | None) -> list[tuple[str, E
     units = text.documents
     if units is None and measured:
         units = measured.documents
+    grouped = text.clustered or text.packed
+    independent = counted_units(text, units) if text.clustered else _count(units) if grouped else None
     own = [
         (f"Own {metric.title.lower()} per token", spoken(value, metric))
         for metric in (LOSS, ENTROPY)
@@ -71,8 +79,8 @@ def facts(manifest: Manifest, measured: SweepValues | None) -> list[tuple[str, E
             _there(
                 ("Source", settings.data),
                 ("Tokens", _count(settings.tokens)),
-                ("Documents", _count(text.packed.documents if text.packed else units)),
-                ("Independent units", _count(units) if text.packed else None),
+                ("Documents", _count(grouped.documents if grouped else units)),
+                ("Clusters" if text.clustered else "Independent units", independent),
                 ("Windows of", _with(_count(settings.window), "tokens")),
             )
             + own,
@@ -110,6 +118,9 @@ def _text(manifest: Manifest) -> str:
         )
     if text.packed:
         said.append(PACKED.format(**text.packed.to_json()))
+    if text.clustered:
+        clusters = counted_units(text, text.documents)
+        said.append(CLUSTERED.format(field=text.clustered.field, documents=text.clustered.documents, clusters=clusters))
     if (bos := settings.bos) is not None:
         said.append(f"BOS policy “{bos}”: {BOS.get(bos, 'as the run recorded it')}.")
     if settings.chat:

@@ -72,7 +72,7 @@ def _answer(run: RunDirectory, measured: SweepValues | None, sections: list[dict
     if measured is None and not said:
         return None
     documents = measured.documents if measured else run.manifest.text.documents
-    note = findings.intervals_note(documents) if documents else None
+    note = findings.intervals_note(documents, run.manifest.text) if documents else None
     return {
         "headline": findings.headline(measured) if measured else said[0],
         "further": findings.further(measured) if measured else [],

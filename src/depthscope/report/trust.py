@@ -6,14 +6,14 @@ Everything comes from the manifest; missing entries are reported as unknown, nev
 from depthscope.edit_registry import title_of
 from depthscope.report.measured import SweepValues, Value, scientific, spoken
 from depthscope.report.method import BOS, Entries
-from depthscope.report.wording import counted_documents, listed
+from depthscope.report.wording import counted_documents, counted_units, largest_cluster, listed
 from depthscope.schema.dtypes import FINER
-from depthscope.schema.manifest import Manifest, NoiseFloorEntry, PrecisionOutcome, Settings
+from depthscope.schema.manifest import Manifest, NoiseFloorEntry, PrecisionOutcome, Settings, TextEntry
 from depthscope.schema.sweep import KL
 
 INTERVALS = (
-    "95%, over documents, not tokens, for one number at a time: one in twenty such intervals is expected to miss. They apply "
-    "to more documents of the same kind, not to other kinds of text or other training seeds."
+    "95%, over {units}, not tokens, for one number at a time: one in twenty such intervals is expected to miss. They apply "
+    "to more {unit}s of the same kind, not to other kinds of text or other training seeds."
 )
 
 
@@ -22,7 +22,7 @@ def trust(manifest: Manifest, measured: SweepValues | None) -> Entries:
     settings = manifest.settings
     return [
         ("Text", _text(manifest, measured)),
-        ("Intervals", INTERVALS),
+        ("Intervals", _intervals(manifest.text)),
         *([("Precision of the sweep", said)] if (said := precision_goal(manifest)) else []),
         ("BOS", _bos(settings.bos)),
         ("Precision", _precision(settings)),
@@ -30,6 +30,14 @@ def trust(manifest: Manifest, measured: SweepValues | None) -> Entries:
         *_not_done(manifest.not_done),
         ("Versions", _versions(manifest)),
     ]
+
+
+def _intervals(text: TextEntry) -> str:
+    """What intervals are over and apply to; of clusters also how many there are, and how unequal."""
+    if text.clustered is None:
+        return INTERVALS.format(units="documents", unit="document")
+    said = INTERVALS.format(units=counted_units(text, text.documents), unit="cluster")
+    return f"{said} Documents with the same {text.clustered.field} are one cluster; {largest_cluster(text.clustered)}."
 
 
 def noise_floor(manifest: Manifest, measured: SweepValues | None) -> str:
@@ -59,22 +67,25 @@ def precision_goal(manifest: Manifest) -> str | None:
     found = manifest.precision
     if found is None:
         return None
-    said = f"KL of every edit and layer within ±{_share(found.goal)}: {_reached(found)}. {_widest(found)}"
+    said = (
+        f"KL of every edit and layer within ±{_share(found.goal)}: {_reached(found, manifest.text)}. {_widest(found)}"
+    )
     return (
         f"{said} Each 95% is per row, not for the {found.rows} rows together. These intervals stay valid although "
         "precision was checked after every chunk of text, and so are wider than those in tables and figures."
     )
 
 
-def _reached(found: PrecisionOutcome) -> str:
+def _reached(found: PrecisionOutcome, text: TextEntry) -> str:
     tokens, paper = found.tokens, found.paper_tokens
-    used = f"{tokens:,} tokens of {found.documents:,} documents"
+    used = f"{tokens:,} tokens of {counted_units(text, found.documents)}"
     if found.reached:
         fewer = f" instead of the paper’s {paper:,}, {scientific(paper / tokens)} times fewer" if tokens < paper else ""
         return f"reached with {used}{fewer}"
     if found.documents < found.fewest_documents:
         return (
-            f"not reached, since it needs at least {found.fewest_documents} documents: the text has {found.documents}"
+            f"not reached, since it needs at least {counted_units(text, found.fewest_documents)}: the text has "
+            f"{found.documents}"
         )
     ended = "the text ended" if found.text_ended else "the token limit was reached"
     count = f"{found.rows - found.rows_reached} of {found.rows}"

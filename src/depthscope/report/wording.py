@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from depthscope.report.measured import Value
-from depthscope.schema.manifest import TextEntry
+from depthscope.schema.manifest import ClusteredEntry, TextEntry
 
 
 def compared(first: Mapping[int, Value], second: Mapping[int, Value]) -> tuple[list[int], list[int], list[int]]:
@@ -65,10 +65,28 @@ def joined(names: Sequence[str]) -> str:
 
 
 def counted_documents(text: TextEntry, otherwise: int | None = None) -> str:
-    """`64 documents`; for packed text `500 documents, in 120 independent units`; empty if unknown."""
+    """`64 documents`; of packed or clustered text `500 documents, in 120 independent units`, `in 9 clusters by title`.
+
+    Empty if unknown.
+    """
     units = otherwise if text.documents is None else text.documents
-    documents = text.packed.documents if text.packed else units
+    joined_up = text.clustered or text.packed
+    documents = joined_up.documents if joined_up else units
     if not documents:
         return ""
+    if text.clustered:
+        return f"{documents:,} document{'' if documents == 1 else 's'}, in {counted_units(text, units)}"
     grouped = f", in {units:,} independent unit{'' if units == 1 else 's'}" if text.packed else ""
     return f"{documents:,} document{'' if documents == 1 else 's'}{grouped}"
+
+
+def counted_units(text: TextEntry, count: int | None) -> str:
+    """What intervals are over, with their number: `64 documents`, `9 clusters by title`; without a number, `documents`."""
+    unit, by = ("cluster", f" by {text.clustered.field}") if text.clustered else ("document", "")
+    number = "" if count is None else f"{count:,} "
+    return f"{number}{unit}{'' if count == 1 else 's'}{by}"
+
+
+def largest_cluster(clustered: ClusteredEntry) -> str:
+    """How much of the text the largest cluster has: unequal clusters make intervals less reliable."""
+    return f"the largest has {clustered.largest_share:.0%} of the tokens"

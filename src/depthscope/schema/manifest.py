@@ -46,6 +46,8 @@ class Settings(Entry):
     chat: bool = False
     pack: str | None = None
     """The separator between documents joined in a window."""
+    cluster: str | None = None
+    """The field whose values are clusters of documents."""
     token_hash: str | None = None
     """SHA-256 of the token ids."""
     windows_per_unit: int | None = None
@@ -119,11 +121,20 @@ class PackedEntry(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusteredEntry(Entry):
+    """Documents with the same value of `field` are one unit. `documents` were used; `largest_share` is of all tokens."""
+
+    field: str
+    documents: int
+    largest_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextEntry(Entry):
     """What was read from the source: documents used and read, those too short for a window, and rows without text."""
 
     documents: int | None
-    """Independent units: documents, or packed windows."""
+    """Independent units, over which intervals are: documents, packed windows, or clusters."""
     documents_read: int | None
     too_short: int | None
     skipped: int | None
@@ -133,6 +144,7 @@ class TextEntry(Entry):
     """Loss, in nats, of predicting the next tokens by their frequencies in the text."""
     special_tokens: int | None
     packed: PackedEntry | None = None
+    clustered: ClusteredEntry | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,12 +50,60 @@ OVER_THRESHOLD = Metric(
     -1.0,
     1.0,
 )
-METRICS = {m.name: m for m in (ACCURACY, OVER_SINGLE, OVER_RANDOM, OVER_MODEL, OVER_THRESHOLD)}
+OVER_UNIGRAM = Metric(
+    "accuracy_over_unigram",
+    "share",
+    "Accuracy over the last token",
+    "accuracy − accuracy of the most frequent label that the context’s last token has among training examples, on the same "
+    "examples",
+    -1.0,
+    1.0,
+)
+OVER_BIGRAM = Metric(
+    "accuracy_over_bigram",
+    "share",
+    "Accuracy over the last two tokens",
+    "accuracy − accuracy of the most frequent label that the context’s last two tokens have among training examples (the last "
+    "token, where there is none), on the same examples",
+    -1.0,
+    1.0,
+)
+CONTROL_ACCURACY = Metric(
+    "control_accuracy",
+    "share",
+    "Control accuracy",
+    "accuracy of the same procedure on control tasks, where each last token of a context has a random label: mean over tasks",
+    0.0,
+    1.0,
+)
+SELECTIVITY = Metric(
+    "selectivity",
+    "share",
+    "Selectivity",
+    "accuracy − control accuracy, on the same examples (Hewitt and Liang 2019)",
+    -1.0,
+    1.0,
+)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        OVER_SINGLE,
+        OVER_RANDOM,
+        OVER_MODEL,
+        OVER_THRESHOLD,
+        OVER_UNIGRAM,
+        OVER_BIGRAM,
+        CONTROL_ACCURACY,
+        SELECTIVITY,
+    )
+}
 
 PREDICTION, SUPPRESSION, BOTH = "prediction", "suppression", "both"
 CHOSEN_GROUPS = (PREDICTION, SUPPRESSION, BOTH)
 RANDOM = {group: f"random_{group}" for group in CHOSEN_GROUPS}
 LAYER, MODEL_TOP1, MODEL_THRESHOLD, MAJORITY = "layer", "model_top1", "model_threshold", "majority"
+UNIGRAM, BIGRAM = "unigram", "bigram"
 
 GROUPS = {
     PREDICTION: "the neurons that write most towards the suffix",
@@ -67,6 +115,9 @@ GROUPS = {
     MODEL_THRESHOLD: "the unmodified model: whether its total probability of tokens with the suffix is above a threshold "
     "fitted on the training examples",
     MAJORITY: "always the class that is more frequent among the training examples",
+    UNIGRAM: "no network: the label that most training examples with the same last context token have; the more frequent class "
+    "for a token that is not among them, or has both equally often",
+    BIGRAM: "the same with the last two context tokens, or else the last one",
 }
 """What makes the prediction: the values of the column `group`, explained."""
 
@@ -87,7 +138,7 @@ PROBES_TABLE = {
 }
 """tables/probes.parquet. `k` neurons together, 0 where none are used; `layer` only where all are in one layer by definition;
 `draw` numbers the draws of random neurons and is null for the mean over them and in all other groups. `tokens` counts test
-examples."""
+examples. Control tasks are measured for k = 1, 2, 4, … and the largest."""
 
 PROBE_NEURONS_TABLE = {
     "suffix": pl.String,

@@ -35,10 +35,11 @@ TOKEN_KEYS = {
     "edit": pl.String,
     "layer": pl.Int32,
 }
+CLUSTER = "cluster"
 TOKEN_SHARD = {**TOKEN_KEYS, **{m.name: pl.Float32 for m in MEASURED}}
 """shards/sweep with --per-token: one row per edit, layer and position. `position` counts within the document, so that
 `document` and `position` identify a token; everything in a row is about the same next-token distribution. Information is in
-nats, agreement is 0 or 1."""
+nats, agreement is 0 or 1. With --cluster a last column `cluster` has the number of the cluster, that of its first document."""
 
 DOCUMENT_SHARD = {
     "document": pl.Int64,
@@ -47,7 +48,7 @@ DOCUMENT_SHARD = {
     "tokens": pl.Int64,
     **{m.name: pl.Float64 for m in MEASURED},
 }
-"""shards/sweep otherwise: one row per document, edit and layer, metrics summed over that document's tokens in the shard."""
+"""shards/sweep otherwise: one row per document (pack, cluster), edit and layer, metrics summed over its tokens in the shard."""
 
 EDITS = Option(
     name="edits",

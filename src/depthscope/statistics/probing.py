@@ -98,13 +98,13 @@ def single_probes(features: Float[np.ndarray, "examples features"], split: Split
 
 
 def probes_together(
-    features: Float[np.ndarray, "examples features"], alone: SingleProbes, split: Split, most: int
+    features: Float[np.ndarray, "examples features"], alone: SingleProbes, split: Split, sizes: Sequence[int]
 ) -> Bool[np.ndarray, "sizes test"]:
-    """Whether the probe on the best k features together is correct on each test example, for k = 1 … `most`.
+    """Whether the probe on the best k features together is correct on each test example, for each k of `sizes`.
 
     Features are ranked by `alone`, that is, on training examples only.
     """
-    best = [features[:, alone.order[:k]] for k in range(1, most + 1)]
+    best = [features[:, alone.order[:k]] for k in sizes]
     return np.stack([split.right(split.fit(chosen).predict(chosen)) for chosen in best])
 
 

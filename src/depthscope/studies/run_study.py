@@ -26,6 +26,7 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema.experiments import EXPERIMENTS, STAGES
 from depthscope.schema.manifest import (
     AdapterEntry,
+    ClusteredEntry,
     ModelEntry,
     NoiseFloorEntry,
     PackedEntry,
@@ -256,7 +257,8 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
         window=windows.length,
         bos=windows.bos,
         chat=subject.corpus.chat,
-        pack=None if windows.owner is None else windows.separator,
+        pack=windows.separator,
+        cluster=subject.corpus.cluster,
         token_hash=windows.token_hash(),
         windows_per_unit=per_unit,
         experiments={experiment.name: dict(experiment.settings) for experiment in made},
@@ -280,7 +282,7 @@ def _facts(subject: Studied) -> dict[str, Any]:
 
 
 def _text(windows: Windows) -> TextEntry:
-    packed = windows.packed
+    packed, clustered = windows.packed, windows.clustered
     return TextEntry(
         documents=windows.documents,
         documents_read=windows.read,
@@ -290,6 +292,7 @@ def _text(windows: Windows) -> TextEntry:
         token_entropy=windows.token_entropy,
         special_tokens=windows.special_tokens,
         packed=None if packed is None else PackedEntry(**packed),
+        clustered=None if clustered is None else ClusteredEntry(**clustered),
     )
 
 

@@ -8,6 +8,7 @@ from depthscope.report.charts import heat
 from depthscope.report.measured import Value, read_table, spoken
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
+from depthscope.report.wording import counted_units
 from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
 from depthscope.schema.similarity import ANGULAR_DISTANCE, CKA, GEOMETRY_TABLE
@@ -21,11 +22,11 @@ def build(run: RunDirectory) -> Section:
     table = read_table(run, NAME, GEOMETRY_TABLE)
     found = {metric: _pairs(table, metric) for metric in (ANGULAR_DISTANCE, CKA)}
     shown = {metric: pairs for metric, pairs in found.items() if pairs}
-    windows, documents = table["tokens"].max(), table["documents"].max()
+    windows, units = table["tokens"].max(), counted_units(run.manifest.text, table["documents"].max())
     return Section(
         panels=[_panel(metric, pairs) for metric, pairs in shown.items()],
         sentences=_sentences(found[ANGULAR_DISTANCE], found[CKA]),
-        notes=[f"From the last tokens of {windows} windows of {documents} documents. Depth l is the input of layer l."],
+        notes=[f"From the last tokens of {windows} windows of {units}. Depth l is the input of layer l."],
         missing=[_missing(metric, windows) for metric, pairs in found.items() if not pairs],
         definitions=(ANGULAR_DISTANCE, CKA),
         across=2,

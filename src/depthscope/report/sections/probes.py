@@ -6,31 +6,44 @@ import polars as pl
 
 from depthscope.report.charts import Curve, XAxis, lines, on_one_scale
 from depthscope.report.measured import Series, Value, read_table, series, spoken
-from depthscope.report.palette import CHOSEN, CONTROL, MLP, OWN, REFERENCE
+from depthscope.report.palette import ATTENTION, CHOSEN, CONTROL, MLP, OWN, REFERENCE
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
+from depthscope.report.wording import ends
 from depthscope.run.store import RunDirectory
 from depthscope.schema.probes import (
     ACCURACY,
+    BIGRAM,
     BOTH,
     CHOSEN_GROUPS,
+    CONTROL_ACCURACY,
     GROUPS,
     LAYER,
     METRICS,
     MODEL_THRESHOLD,
     MODEL_TOP1,
+    OVER_BIGRAM,
     OVER_MODEL,
     OVER_RANDOM,
     OVER_SINGLE,
+    OVER_UNIGRAM,
     PROBE_NEURONS_TABLE,
     PROBES_TABLE,
     RANDOM,
     SELECTED_BY,
+    SELECTIVITY,
+    UNIGRAM,
 )
 
 NAME, NEURONS = "probes", "probe_neurons"
 RANDOM_LOOK = replace(
     CONTROL, title="Random neurons", definition="the same number from the same layers; mean over draws"
+)
+CONTROL_TASK_LOOK = replace(
+    REFERENCE,
+    title="Control tasks",
+    definition="the same probes, where each last token of a context has a random label",
+    dash="longdash",
 )
 ALONE = "each neuron alone"
 LINES = {
@@ -46,11 +59,18 @@ LINES = {
         glyph="┈",
         marker="line-ew",
     ),
+    UNIGRAM: replace(
+        ATTENTION, title="Last token", definition=GROUPS[UNIGRAM], dash="longdash", glyph="╌", marker="line-ew"
+    ),
+    BIGRAM: replace(
+        ATTENTION, title="Last two tokens", definition=GROUPS[BIGRAM], dash="dot", glyph="┈", marker="line-ew"
+    ),
 }
+NGRAMS = ((OVER_UNIGRAM, UNIGRAM, "the last token"), (OVER_BIGRAM, BIGRAM, "the last two tokens"))
 
 
 def build(run: RunDirectory) -> Section:
-    """Accuracy by number of neurons, a panel per group; the model's own accuracy and a whole layer as lines."""
+    """Accuracy by number of neurons, a panel per group; the model's own accuracy, a whole layer and n-grams as lines."""
     table = read_table(run, NAME, PROBES_TABLE).filter(pl.col("draw").is_null())
     suffix = table["suffix"][0]
     panels = [panel for group in CHOSEN_GROUPS if (panel := _panel(run, table, group))]
@@ -59,6 +79,7 @@ def build(run: RunDirectory) -> Section:
         legend=[
             *(replace(look, definition=GROUPS[group]) for group, look in CHOSEN.items()),
             RANDOM_LOOK,
+            CONTROL_TASK_LOOK,
             *LINES.values(),
         ],
         sentences=_sentences(table),
@@ -78,6 +99,11 @@ def _panel(run: RunDirectory, table: pl.DataFrame, group: str) -> Panel | None:
     last = max(chosen)
     curves = [
         Curve(look=RANDOM_LOOK, values=series(table, ACCURACY, "k", group=RANDOM[group]), call="{} random"),
+        Curve(
+            look=CONTROL_TASK_LOOK,
+            values=series(table, CONTROL_ACCURACY, "k", group=group),
+            call="{} on control tasks",
+        ),
         *(Curve(look=look, values=_level(table, name, last), call=look.title) for name, look in LINES.items()),
         Curve(look=CHOSEN[group], values=chosen, call=f"{group}, {{}}"),
     ]
@@ -120,7 +146,35 @@ def _sentences(table: pl.DataFrame) -> list[str]:
         difference = series(table, metric, "k", group=BOTH).get(k)
         if difference:
             said.append(f"Compared with {than}: {_points(difference)}.")
+    return [*said, *_against_ngrams(table, k), *_selectivity(table, k)]
+
+
+def _against_ngrams(table: pl.DataFrame, k: int) -> list[str]:
+    """Whether the ensemble beats each n-gram, which reads no activation."""
+    said = []
+    for metric, group, what in NGRAMS:
+        difference = series(table, metric, "k", group=BOTH).get(k)
+        accuracy = series(table, ACCURACY, "k", group=group).get(0)
+        if difference is None or accuracy is None:
+            continue
+        low, high = ends(difference)
+        beats = "beat" if low > 0 else "are worse than" if high < 0 else "do not beat"
+        said.append(
+            f"The {k} neurons {beats} the n-gram baseline that knows only {what} of the context "
+            f"({spoken(accuracy, ACCURACY)}): {_points(difference)}."
+        )
     return said
+
+
+def _selectivity(table: pl.DataFrame, k: int) -> list[str]:
+    control = series(table, CONTROL_ACCURACY, "k", group=BOTH).get(k)
+    difference = series(table, SELECTIVITY, "k", group=BOTH).get(k)
+    if control is None or difference is None:
+        return []
+    return [
+        f"On control tasks, where each last token has a random label, the same procedure reaches "
+        f"{spoken(control, ACCURACY)}: its selectivity is {_points(difference)}."
+    ]
 
 
 def _points(value: Value) -> str:
@@ -142,6 +196,6 @@ KIND = Kind(
     file=f"tables/{NAME}.parquet",
     build=build,
     look_for="how fast accuracy rises with more neurons: neurons that work as an ensemble do better together than the best "
-    "one alone, and better than the same number of random neurons.",
+    "one alone, than the same number of random neurons, and than the last tokens of the context, which need no network.",
     more_tables=(NEURONS,),
 )
