@@ -84,13 +84,15 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            f"--experiments --precision --window --bos --edits --per-token --protocol --lens --queries --suffix {TEXT}",
+            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
+            f"--queries --suffix {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
-        ("lens", f"--prompt --top --position --protocol --lens {SHARED}"),
+        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
+        ("tune", f"--out --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
         ("report", "--out --figures"),
         ("compare", "--out --figures"),
         ("info", MODEL),

@@ -167,8 +167,10 @@ def test_a_registered_lens_reads_in_studies_and_prompts(gpt2, tmp_path):
         np.testing.assert_allclose(*means, rtol=1e-2, atol=1e-4)
         by_name, by_object = (ds.lens(gpt2, "Call me Ishmael", lens=lens) for lens in ("half", HalfLens(gpt2)))
         assert by_name.equals(by_object)
-        with pytest.raises(DepthscopeError, match="unknown lens tuned: expected some of logit, frozen_scale, half"):
-            ds.lens(gpt2, "Call me Ishmael", lens="tuned")
+        with pytest.raises(
+            DepthscopeError, match="unknown lens melted: expected some of logit, frozen_scale, tuned, half"
+        ):
+            ds.lens(gpt2, "Call me Ishmael", lens="melted")
     finally:
         ds.unregister_lens("half")
 

@@ -129,6 +129,7 @@ def test_public_names_are_frozen():
         "shuffle",
         "study",
         "swap",
+        "tune_lens",
         "unregister_edit",
         "unregister_experiment",
         "unregister_lens",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from depthscope.api import logits as logits
     from depthscope.api import measure as measure
     from depthscope.api import study as study
+    from depthscope.api import tune_lens as tune_lens
     from depthscope.edit_registry import Edit as Edit
     from depthscope.edit_registry import LayerSweep as LayerSweep
     from depthscope.edit_registry import parse_edit as parse_edit
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from depthscope.schema.metric import Metric as Metric
 
 _HOMES = {
-    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "measure", "study"),
+    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "measure", "study", "tune_lens"),
     "depthscope.edit_registry": ("Edit", "LayerSweep", "parse_edit", "register_edit", "unregister_edit"),
     "depthscope.edits": tuple(_EDITS),
     "depthscope.errors": ("DepthscopeError",),

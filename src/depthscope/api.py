@@ -19,9 +19,12 @@ from depthscope.edit_registry import Edit, parse_edit, sweeps
 from depthscope.engine.execute import execute
 from depthscope.engine.plan import make_plan
 from depthscope.errors import DataError, RouteError
-from depthscope.experiments.lenses import Lens
+from depthscope.experiments.lens_text import lens_text
+from depthscope.experiments.lenses import Lens, make_lens
 from depthscope.experiments.measure_edits import measure_edits
 from depthscope.experiments.prompt_lens import prompt_lens
+from depthscope.experiments.tune_lens import tune_lens as train_lens
+from depthscope.experiments.tuned_lens import TunedLens
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Route
@@ -34,7 +37,7 @@ from depthscope.studies.settings import check_window, study_settings
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Study", "corpus", "lens", "load", "logits", "measure", "study"]
+__all__ = ["Study", "corpus", "lens", "load", "logits", "measure", "study", "tune_lens"]
 
 
 def corpus(
@@ -247,16 +250,57 @@ def measure(
 
 
 def lens(
-    model: Model | str, text: str | Sequence[Any] | Tensor, top: int = 5, lens: str | Lens = "logit"
+    model: Model | str,
+    text: str | Sequence[Any] | Tensor,
+    top: int = 5,
+    lens: str | Lens = "logit",
+    *,
+    tuned_lens: str | Path | None = None,
 ) -> pl.DataFrame:
     """A lens on one text: the `top` most likely next tokens at every position and depth, one row each.
 
     Columns: position, token (of the text), layer (l is before block l, L after the last), kl to the final distribution
     and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`; `lens` is the name of a lens
-    (logit, frozen_scale, or a registered one) or a Lens.
+    (logit, frozen_scale, tuned, or a registered one) or a Lens. `tuned_lens` is the directory of a trained lens, which `tuned`
+    needs.
     """
     model = _model(model)
-    return prompt_lens(model, _ids(model, text), top, lens)
+    return prompt_lens(model, _ids(model, text), top, make_lens(lens, model, tuned_lens))
+
+
+def tune_lens(
+    model: Model | str,
+    text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
+    *,
+    out: str | Path,
+    tokens: int | None = None,
+    window: int | None = None,
+    bos: str = "auto",
+    progress: bool | Progress = True,
+) -> TunedLens:
+    """Train a tuned lens (Belrose et al. 2023) on a text and store it in the directory `out`.
+
+    The same call resumes training that was interrupted, and reads a lens that is complete. `tokens` is how much text trains it
+    (131,072 by default); every 8th document is held out, and that text comes on top. Measure on other documents: a study with
+    `lens="tuned"` trains on what it does not measure. `model`, `text`, `window` and `bos` are as for `study`. Raises DataError
+    for too little text, DepthscopeError if `out` has a lens trained for another model, on other text or in another way.
+    """
+    if window is not None:
+        check_window(window)
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    model = _model(model)
+
+    def trained(tell: Progress | None) -> TunedLens:
+        chosen = lens_text(text, model, length=window, bos=bos, tell=tell)
+        return train_lens(model, chosen, out, tell=tell)
+
+    if progress is True:
+        from depthscope.progress import progress_bar
+
+        with progress_bar() as tell:
+            return trained(tell)
+    return trained(progress or None)
 
 
 def _model(model: Model | str) -> Model:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from depthscope.cli import compare, explore, info, report, verify
+from depthscope.cli import compare, explore, info, report, tune, verify
 from depthscope.cli.console import errors_console
 from depthscope.cli.measuring import experiment_command, study_command
 from depthscope.errors import DepthscopeError
@@ -47,6 +47,7 @@ def build_app() -> typer.Typer:
     add("study", "Run the whole study of a model: all experiments, stages, page.", study_command())
     for name in (name for name, one in EXPERIMENTS.items() if one.command == name):
         add(name.replace("_", "-"), EXPERIMENTS[name].title, experiment_command(name))
+    add("tune", "Train a tuned lens for a model.", tune.command)
     add("explore", "Explore a model and its runs in the browser.", explore.command)
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)

@@ -10,6 +10,7 @@ from depthscope.cli import options
 from depthscope.cli.console import console
 
 if TYPE_CHECKING:
+    from depthscope.experiments.tuned_lens import TunedLens
     from depthscope.models.model import Model
 
 Subject = Annotated[
@@ -17,6 +18,13 @@ Subject = Annotated[
     typer.Argument(
         metavar="RUN | MODEL",
         help="A run directory, a folder of runs (explores the run's model, or else the embedded one), or a model.",
+    ),
+]
+TunedLensPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="The directory of a tuned lens trained for the model, shown next to the logit lens.",
+        show_default="that of the run, if it has one",
     ),
 ]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Local port; the next free one if it is in use.")]
@@ -29,6 +37,7 @@ def command(
     device: options.Device = "auto",
     revision: options.Revision = None,
     adapter: options.Adapter = None,
+    tuned_lens: TunedLensPath = None,
 ) -> None:
     """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and your runs.
 
@@ -52,7 +61,9 @@ def command(
     model, note = _loaded(name, is_folder_of_runs, dtype, device, revision, adapter)
     facts = model.facts
     said = f"{facts.name}: {facts.layers} blocks of {facts.d_model}, {facts.vocabulary:,} tokens, {facts.family}"
-    page = build(Answers(Session(model)), Runs(folder if is_folder_of_runs else Path()), said, note)
+    tuned, why = _tuned_lens(model, tuned_lens, folder if is_folder_of_runs else None)
+    note = " ".join(filter(None, (note, why)))
+    page = build(Answers(Session(model, tuned)), Runs(folder if is_folder_of_runs else Path()), said, note)
     free = free_port(port)
     if free != port:
         console.print(f"port {port} is in use, using the next free one", highlight=False)
@@ -63,6 +74,22 @@ def command(
         )
     except KeyboardInterrupt:
         console.print()
+
+
+def _tuned_lens(model: "Model", given: Path | None, run: Path | None) -> "tuple[TunedLens | None, str]":
+    """The tuned lens that was named, else that of the run; a note if the run's is for another model or dtype."""
+    from depthscope.errors import DepthscopeError
+    from depthscope.experiments.lens import WHERE
+    from depthscope.experiments.tuned_lens import CONFIG, TunedLens
+
+    if given is not None:
+        return TunedLens.load(given, model), ""
+    if run is None or not (run / WHERE / CONFIG).exists():
+        return None, ""
+    try:
+        return TunedLens.load(run / WHERE, model), ""
+    except DepthscopeError as error:
+        return None, f"The tuned lens of this run is not shown: {error}."
 
 
 def _loaded(

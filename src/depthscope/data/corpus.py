@@ -51,6 +51,9 @@ class Corpus:
     texts: tuple[Document, ...] = ()
     """The documents themselves, where they are not read from `source`, which then only names them."""
 
+    skip: int = 0
+    """Documents (rows with or without text) at the beginning that are left out."""
+
     def __post_init__(self) -> None:
         if self.special_tokens not in SPECIAL_TOKENS:
             raise DataError(f"special_tokens is {self.special_tokens!r}: expected text or keep")
@@ -92,7 +95,7 @@ class Corpus:
         """
         first: dict[Hashable, int] = {}
         empty = 0
-        for number, row in enumerate(self._rows(passage)):
+        for number, row in enumerate(islice(self._rows(passage), self.skip, None)):
             empty = 0 if row.document else empty + 1
             if empty >= MOST_EMPTY:
                 raise DataError(

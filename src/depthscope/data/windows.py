@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from depthscope.data.bos import NONE, WINDOW, check_bos
@@ -135,6 +135,10 @@ class Windows:
     def part(self, start: int, stop: int) -> "Windows":
         """Windows `start … stop-1` of these."""
         return self._rows(slice(start, stop))
+
+    def take(self, rows: Bool[np.ndarray, " windows"] | Int64[np.ndarray, " rows"]) -> "Windows":
+        """The windows with these numbers, or for which `rows` is true."""
+        return self._rows(rows)
 
     def in_random_order(self, seed: int) -> "Windows":
         """The documents (packs, clusters) in random order, drawn from `seed` alone; the windows of each stay together."""

@@ -5,8 +5,9 @@ take what they need from that run. An *own-unit* experiment defines separate wor
 reads.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
@@ -80,6 +81,15 @@ class Partial(Running, Protocol):
     """An experiment that may be unable to do part of what was requested: `not_done` states what, and why."""
 
     not_done: Mapping[str, str]
+
+
+@runtime_checkable
+class Prepared(Running, Protocol):
+    """An experiment with something to do in the run directory before its first unit, such as training a lens."""
+
+    def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
+        """Do it, resume it, or find it done. `tell` reports (what, done, of how many)."""
+        ...
 
 
 @runtime_checkable

@@ -2,9 +2,11 @@
 prompts and the explorer.
 """
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from depthscope.errors import UnsupportedError
+from depthscope.errors import DepthscopeError, UnsupportedError
+from depthscope.experiments.tuned_lens import TunedLens
 from depthscope.models.model import Model
 from depthscope.models.weights import norm_affine
 from depthscope.schema.lens import LENSES
@@ -25,15 +27,27 @@ class Lens(Protocol):
         ...
 
 
-def make_lens(lens: str | Lens, model: Model) -> Lens:
-    """A lens by its name in LENSES, created for a model; a Lens unchanged.
+def make_lens(lens: str | Lens, model: Model, directory: str | Path | None = None) -> Lens:
+    """A lens by its name in LENSES, created for a model; a Lens unchanged. `directory`: of a trained lens, where it is.
 
-    Raises DepthscopeError for an unknown name, UnsupportedError if the model does not support the lens.
+    Raises DepthscopeError for an unknown name or a trained lens that is not there, UnsupportedError if the model does not
+    support the lens.
     """
     if not isinstance(lens, str):
         return lens
     LENSES.known([lens])
-    return LENSES[lens].maker()(model)
+    make = LENSES[lens].maker()
+    return make(model, directory) if LENSES[lens].trained else make(model)
+
+
+def stored_lens(model: Model, directory: str | Path | None) -> TunedLens:
+    """The tuned lens in a directory. Raises DepthscopeError if none is named, and what TunedLens.load raises."""
+    if directory is None:
+        raise DepthscopeError(
+            f"the tuned lens is trained for a model: expected the directory of one for {model.name} (--tuned-lens, or "
+            "tuned_lens=…). `depthscope tune`, ds.tune_lens, or a study with --lens tuned trains it"
+        )
+    return TunedLens.load(directory, model)
 
 
 class LogitLens:

@@ -22,10 +22,13 @@ class Answers:
         self.depth = session.model.depth
 
     def lens(self, text: str, colour: str) -> tuple[str, str]:
-        """(note on the prompt, the lens table)."""
+        """(note on the prompt, the lens table, with that of the tuned lens below if there is one)."""
         try:
             with self.session.reading(text) as prompt:
-                table = lens.lens_table(prompt.lens, self.session.model.unembedding.vocabulary, colour)
+                vocabulary = self.session.model.unembedding.vocabulary
+                table = lens.lens_table(prompt.lens, vocabulary, colour)
+                if (tuned := prompt.tuned_lens) is not None:
+                    table += lens.lens_table(tuned, vocabulary, colour, lens.TUNED_TITLE)
                 return markup.message(prompt.note, "problem" if prompt.cut else "note"), table
         except DepthscopeError as error:
             return markup.message(str(error), "problem"), ""

@@ -9,12 +9,16 @@ from depthscope.explore import markup
 
 PROBABILITY, ENTROPY, KL = "probability", "entropy", "KL to the last layer"
 COLOURS = (PROBABILITY, ENTROPY, KL)
+TUNED_TITLE = "Tuned lens"
 FULL_KL = 10.0
 """KL in nats at which a cell has full colour."""
 
 
-def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str) -> str:
-    """PROMPT_LENS as HTML. `colour` is one of COLOURS; `vocabulary` is the number of tokens, which sets the maximum entropy."""
+def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str, title: str = "") -> str:
+    """PROMPT_LENS as HTML. `colour` is one of COLOURS; `vocabulary` is the number of tokens, which sets the maximum entropy.
+
+    `title` begins the caption.
+    """
     if colour not in COLOURS:
         colour = PROBABILITY
     rows = []
@@ -32,8 +36,9 @@ def lens_table(lens: pl.DataFrame, vocabulary: int, colour: str) -> str:
         ENTROPY: f"bluer: higher entropy, full colour at {most:.2f} nats, the uniform distribution",
         KL: f"bluer: further from the model's final prediction, full colour at {FULL_KL:g} nats",
     }[colour]
+    begin = f"{title}: the" if title else "The"
     caption = (
-        f"The most likely next token at each depth ({scale}). Column l is before block l; {depths[-1]} is after the last. "
+        f"{begin} most likely next token at each depth ({scale}). Column l is before block l; {depths[-1]} is after the last. "
         "Hover over a cell for its five most likely tokens."
     )
     return markup.table(["token", *depths], rows, caption, "lens")

@@ -14,6 +14,7 @@ from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
 from depthscope.experiments.neurons import Neurons
 from depthscope.experiments.prompt_lens import prompt_lens
+from depthscope.experiments.tuned_lens import TunedLens
 from depthscope.explore.attention import HeadScores, head_scores
 from depthscope.explore.surgery import LAST, MEAN, Surgery, operate
 from depthscope.models.model import Model
@@ -30,8 +31,11 @@ TOP = 10
 class Prompt:
     """A prompt and its cached results. To be used within Session.reading."""
 
-    def __init__(self, model: Model, ids: TokenIds, tokens: list[str], cut: bool) -> None:
+    def __init__(
+        self, model: Model, ids: TokenIds, tokens: list[str], cut: bool, tuned: TunedLens | None = None
+    ) -> None:
         self.model = model
+        self.tuned = tuned
         self.ids = ids
         self.tokens = tokens
         """As displayed."""
@@ -59,6 +63,11 @@ class Prompt:
         return prompt_lens(self.model, self.ids, top=5)
 
     @cached_property
+    def tuned_lens(self) -> pl.DataFrame | None:
+        """The same of the tuned lens, if there is one."""
+        return None if self.tuned is None else prompt_lens(self.model, self.ids, top=5, lens=self.tuned)
+
+    @cached_property
     def head_scores(self) -> HeadScores:
         """Every head's attention to the previous and to the first token."""
         return head_scores(self.baseline)
@@ -74,8 +83,10 @@ class Prompt:
 class Session:
     """A model shared by several users, one request at a time: hooks and attention settings change the model's state."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, tuned: TunedLens | None = None) -> None:
         self.model = model
+        self.tuned = tuned
+        """A lens trained for the model, shown next to the logit lens."""
         self.vocabulary = vocabulary_of(model)
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._turn = threading.RLock()
@@ -117,4 +128,6 @@ class Session:
         ids = torch.tensor([found[:most]], dtype=torch.int64)
         self.model.check_ids(ids)
         tokens = [self.vocabulary.shown(one) for one in found[:most]]
-        return Prompt(self.model, ids.to(self.model.device), tokens, len(found) > most or len(taken) < len(text))
+        return Prompt(
+            self.model, ids.to(self.model.device), tokens, len(found) > most or len(taken) < len(text), self.tuned
+        )

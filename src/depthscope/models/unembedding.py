@@ -40,6 +40,12 @@ class ElementwiseMap:
             return torch.tanh(logits / self.constant) * self.constant
         return logits
 
+    def slope(self, mapped: Tensor) -> Tensor | float:
+        """Its derivative where its value is `mapped`; one number for a linear map."""
+        if self.kind == "softcap":
+            return 1 - (mapped / self.constant) ** 2
+        return {"multiply": self.constant, "divide": 1 / self.constant}.get(self.kind, 1.0)
+
 
 class Unembedding:
     """Final norm, unembedding and logit map of a model.

@@ -51,6 +51,8 @@ class Quantity:
     """Whether that value is 0 by definition, and so not drawn."""
     level: float | None = None
     """The y value of a dotted line."""
+    optional: bool = False
+    """Whether a study measures it only on request: if none of the runs has it, it is left out without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def overlay(kind: Overlay, compared: Sequence[Compared]) -> Section:
     panels, missing, definitions = [], [], []
     for quantity in kind.quantities:
         curves, without = _curves(quantity, compared)
-        if without:
+        if without and (curves or not quantity.optional):
             missing.append(f"Missing {quantity.title[0].lower()}{quantity.title[1:]}: {joined(without)}.")
         if curves:
             panels.append(_panel(kind, quantity, curves))
@@ -83,7 +85,7 @@ def overlay(kind: Overlay, compared: Sequence[Compared]) -> Section:
         if any(quantity.ends_at_zero for quantity in kind.quantities) and panels
         else [],
         log_note="Values of 0 are not shown on a logarithmic axis." if any(map(_hides, panels)) else None,
-        across=3 if len(kind.quantities) % 3 == 0 else 2,
+        across=3 if len([one for one in kind.quantities if not one.optional]) % 3 == 0 else 2,
     )
 
 
@@ -168,6 +170,13 @@ def _lens(metric: Metric, log: bool = False) -> Quantity:
     return replace(_by_layer("lens", lens.LENS_TABLE, metric, log), call="x_{}", after_last=True, ends_at_zero=log)
 
 
+def _tuned_lens(metric: Metric, log: bool = False) -> Quantity:
+    """A quantity of the lens as the tuned lens has it."""
+    read = partial(_estimated, lens.TABLE_OF_TUNED, lens.LENS_TABLE, metric)
+    title = f"Tuned lens: {metric.title if metric is lens.KL else 'entropy'}"
+    return replace(_lens(metric, log), name=f"{lens.TUNED}-{metric.name}", title=title, read=read, optional=True)
+
+
 def _density(kind: str) -> Quantity:
     return Quantity(
         name=kind,
@@ -216,6 +225,8 @@ OVERLAYS = (
         quantities=[
             _lens(lens.KL, log=True),
             _lens(lens.ENTROPY),
+            _tuned_lens(lens.KL, log=True),
+            _tuned_lens(lens.ENTROPY),
             _density("prediction"),
             _density("suppression"),
         ],

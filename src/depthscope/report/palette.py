@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import neurons, probes
+from depthscope.schema import lens, neurons, probes
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
+from depthscope.schema.lens import LENSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ _EDITS = {
 """The edits with a fixed look; `edit_looks` assigns looks to others."""
 
 OWN = Look("own", "The model", "the unmodified model", *INK, "circle", "●")
+TUNED = Look("tuned", "Tuned lens", LENSES[lens.TUNED].definition, "#0072B2", "#56B4E9", "diamond-open", "◇", "dash")
 REFERENCE = Look("reference", "Reference", "what the others are compared with", *SOFT, "square-open", "□", "dash")
 CONTROL = Look("control", "Control", "what would be expected anyway", *SOFT, "diamond-open", "◇", "dot")
 ATTENTION = Look(
@@ -103,6 +105,7 @@ LOOKS = {
     for look in (
         *_EDITS.values(),
         OWN,
+        TUNED,
         REFERENCE,
         CONTROL,
         ATTENTION,

@@ -1,11 +1,12 @@
-"""The logit lens: what the unembedding predicts from the residual stream at every depth."""
+"""Lenses: what the unembedding predicts from the residual stream at every depth, as it is or after a trained map."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
+from depthscope.errors import DepthscopeError
 from depthscope.schema.declaration import Experiment, Option, Registry, Table, loaded
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
@@ -30,8 +31,15 @@ ENTROPY = Metric("entropy", "nats", "Lens entropy", "entropy of the lens's next-
 LOSS = Metric("loss", "nats", "Lens loss", "−log lens(next token)", 0.0)
 METRICS = (KL, AGREEMENT, ENTROPY, LOSS)
 
+TUNED = "tuned"
+TABLE_OF_TUNED = "tuned_lens"
+TUNED_METRICS = tuple(replace(metric, name=f"{TUNED}_{metric.name}") for metric in METRICS)
+"""The tuned lens's metrics as columns of the shards of `lens`; in its table they have the names of METRICS."""
+
 LENS_TABLE = {"layer": pl.Int32, **ESTIMATE}
-"""tables/lens.parquet. `layer` l is the residual stream before block l; L, the number of blocks, is after the last one."""
+"""tables/lens.parquet and, of the tuned lens, tables/tuned_lens.parquet.
+
+`layer` l is the residual stream before block l; L, the number of blocks, is after the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,9 @@ class LensKind:
     title: str
     definition: str
     make: str | Callable[..., Any]
-    """`module:function` or the function: it takes a Model and returns a Lens."""
+    """`module:function` or the function: it takes a Model (and the directory, if trained) and returns a Lens."""
+    trained: bool = False
+    """Whether it is trained and stored in a directory; its values are in a table of their own, next to the other lens's."""
 
     def maker(self) -> Callable[..., Any]:
         """The function that creates it for a model."""
@@ -71,21 +81,59 @@ LENSES: Registry[LensKind] = Registry(
             make="depthscope.experiments.lenses:FrozenScaleLens",
         ),
     ),
+    (
+        TUNED,
+        LensKind(
+            name=TUNED,
+            title="Tuned lens",
+            definition="the logit lens after an affine map, one per depth, that is trained to minimise KL(p‖lens) on other "
+            "documents than those measured (Belrose et al. 2023)",
+            make="depthscope.experiments.lenses:stored_lens",
+            trained=True,
+        ),
+    ),
 )
 
 
-def check_lens(name: str) -> None:
-    """Raise DepthscopeError for an unknown lens."""
-    LENSES.known([name])
+def lens_names(text: str) -> tuple[str, ...]:
+    """The lenses that a list separated by commas names: one that is not trained (logit if none is named), then the tuned one.
+
+    Raises DepthscopeError for an unknown lens, and for several that are not trained.
+    """
+    names = LENSES.known(
+        list(dict.fromkeys(name.strip().replace("-", "_") for name in text.split(",") if name.strip()))
+    )
+    plain = [name for name in names if not LENSES[name].trained]
+    if not names or len(plain) > 1:
+        raise DepthscopeError(
+            f"expected one of {', '.join(LENSES)}, or one of them and {TUNED} separated by a comma, got {text!r}"
+        )
+    return (*(plain or ["logit"]), *(name for name in names if LENSES[name].trained))
 
 
 LENS = Option(
     name="lens",
     type=str,
     default="logit",
-    help="Which lens reads the residual stream: logit (the final norm and unembedding) or frozen_scale (the norm's scale "
-    "taken after the last block, as under the protocol lad2024).",
-    check=check_lens,
+    help="Which lens reads the residual stream: logit (the final norm and unembedding), frozen_scale (the norm's scale "
+    "taken after the last block, as under the protocol lad2024), or tuned (an affine map per depth before the final norm, "
+    "trained on documents that are not measured), which is measured next to the logit lens.",
+    check=lens_names,
+)
+TUNED_LENS = Option(
+    name="tuned_lens",
+    type=str,
+    default=None,
+    help="With --lens tuned: the directory of a lens that was trained already (lenses/tuned in a run, or written by "
+    "`depthscope tune`). It must have been trained for this model and dtype.",
+    shown_default="trained in the run directory",
+)
+LENS_DATA = Option(
+    name="lens_data",
+    type=str,
+    default=None,
+    help="With --lens tuned: the text the lens is trained on, named as for --data.",
+    shown_default="the documents of --data after the last measured one",
 )
 EXPERIMENT = Experiment(
     name="lens",
@@ -93,9 +141,12 @@ EXPERIMENT = Experiment(
     question="What would the model predict from the residual stream at each depth, decoded with its final norm and "
     "unembedding: KL divergence to the final distribution, entropy, loss?",
     make="depthscope.experiments.lens:make",
-    tables={"lens": Table(columns=LENS_TABLE, metrics=METRICS)},
-    options=(PROTOCOL, LENS),
-    source="Lad et al. 2024, figures 6 and 8",
+    tables={
+        "lens": Table(columns=LENS_TABLE, metrics=METRICS),
+        TABLE_OF_TUNED: Table(columns=LENS_TABLE, metrics=METRICS),
+    },
+    options=(PROTOCOL, LENS, TUNED_LENS, LENS_DATA),
+    source="Lad et al. 2024, figures 6 and 8; tuned lens: Belrose et al. 2023",
 )
 
 

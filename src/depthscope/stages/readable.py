@@ -17,14 +17,19 @@ MOST_RISE = 0.1
 def monotone_enough(kl: Float64[np.ndarray, " depths"]) -> bool:
     """Whether lens KL at x_0 to x_L falls steadily from x_1: the sum of its rises is at most MOST_RISE of that of its falls.
 
-    x_0, the embedding, is left out: a lens can read it only because of tied weights.
+    x_0, the embedding, is left out: a lens can read it only because of tied weights. A curve that never falls, or is not
+    finite, cannot be read.
     """
     steps = np.diff(kl[1:])
-    return bool(steps[steps > 0].sum() <= MOST_RISE * -steps[steps < 0].sum())
+    falls = -steps[steps < 0].sum()
+    return bool(np.isfinite(steps).all() and falls > 0 and steps[steps > 0].sum() <= MOST_RISE * falls)
 
 
-def lens_to_read(values: Mapping[str, Float64[np.ndarray, "rows depths"]]) -> Literal["lens", "tuned"] | None:
-    """The lens whose values can be read, by the first row of its KL: "lens" (the run's), "tuned", or None for neither."""
+def lens_to_read(values: Mapping[str, Float64[np.ndarray, "_ _"]]) -> Literal["lens", "tuned"] | None:
+    """The lens whose values can be read, by the first row of its KL: "lens" (the run's), "tuned", or None for neither.
+
+    The first row, of the original documents, decides for all replicates.
+    """
     for lens in ("lens", "tuned"):
         if f"{lens}.kl" in values and monotone_enough(values[f"{lens}.kl"][0]):
             return lens

@@ -84,9 +84,16 @@ def _sweep(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
 
 
 def _lens(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
-    _, sampled = _resampled(shards, ["layer"], [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name])
-    for metric, values in sampled.items():
-        measured.add(f"lens.{metric}", values)
+    """`lens.kl` and so on and, where the tuned lens was measured, `tuned.kl` and so on."""
+    found = iter(shards)
+    first = next(found)
+    names = [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name]
+    columns = {name: f"lens.{name}" for name in names}
+    columns |= {f"{lens.TUNED}_{name}": f"{lens.TUNED}.{name}" for name in names}
+    columns = {column: value for column, value in columns.items() if column in first.columns}
+    _, sampled = _resampled(_with_first(first, found), ["layer"], list(columns))
+    for column, values in sampled.items():
+        measured.add(columns[column], values)
 
 
 def _norms(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:

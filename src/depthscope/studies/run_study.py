@@ -18,7 +18,7 @@ from depthscope.engine.reductions import Reductions, reductions_for
 from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError
 from depthscope.experiments import sweep
-from depthscope.experiments.experiment import Explained, Halving, OwnUnits, Partial, Reading, Running, Subject
+from depthscope.experiments.experiment import Explained, Halving, OwnUnits, Partial, Prepared, Reading, Running, Subject
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
@@ -84,6 +84,7 @@ def run_study(
     with RunDirectory.writing(out, asked, _facts(subject)) as run:
         earlier = {what: why for what, why in run.manifest.not_done.items() if not _asked(what, made)}
         run.update(not_done={**earlier, **not_done})
+        _prepare(made, run.path, tell)
         units_done = _shared_pass(run, subject, readings, tell)
         for experiment in others:
             shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment))
@@ -102,6 +103,12 @@ def run_study(
         if STAGES in names:
             run.write_stages(stages.find_stages(_measured(run, subject, units_done)))
     return run
+
+
+def _prepare(made: Sequence[Running], directory: Path, tell: Progress) -> None:
+    for experiment in made:
+        if isinstance(experiment, Prepared):
+            experiment.prepare(directory, tell)
 
 
 def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Reading], list[OwnUnits], dict[str, str]]:

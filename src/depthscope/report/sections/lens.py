@@ -1,16 +1,18 @@
-"""The logit lens by depth (the paper's figures 6 and 8), with counts of prediction and suppression neurons."""
+"""The logit lens by depth (the paper's figures 6 and 8), the tuned lens if measured, and counts of prediction neurons."""
 
 import math
+from dataclasses import replace
 
 from depthscope.report.charts import Curve, XAxis, lines, with_y
 from depthscope.report.measured import Series, protocol_note, read_table, series, spoken
-from depthscope.report.palette import NEURONS, OWN
+from depthscope.report.palette import NEURONS, OWN, TUNED, Look
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import neurons
 from depthscope.report.wording import ends
 from depthscope.run.store import RunDirectory
-from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE
+from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE, LENSES, TABLE_OF_TUNED
+from depthscope.schema.metric import Metric
 
 NAME = "lens"
 WIDE = 2.5
@@ -25,29 +27,30 @@ def build(run: RunDirectory) -> Section:
     """KL to the final distribution and entropy of the lens at x_0 … x_L, with counts of neurons if available."""
     table = read_table(run, NAME, LENS_TABLE)
     by_metric = {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
+    tuned = _tuned(run)
     x = XAxis(title="depth l of x_l", last=max(by_metric[KL], default=1))
-    panels = [
-        lines(f"{NAME}-{m.name}", m.title, m, [Curve(look=OWN, values=by_metric[m], call="x_{}")], x, log=m is KL)
-        for m in (KL, ENTROPY)
-    ]
-    panels[0] = _without_the_end(panels[0], by_metric[KL])
-    legend = []
+    own = OWN if not tuned else _named(run)
+
+    def panel(metric: Metric) -> Panel:
+        curves = [Curve(look=own, values=by_metric[metric], call="x_{}")]
+        if tuned:
+            curves.append(Curve(look=TUNED, values=tuned[metric], call="tuned, x_{}"))
+        return lines(f"{NAME}-{metric.name}", metric.title, metric, curves, x, log=metric is KL)
+
+    panels = [panel(KL), panel(ENTROPY)]
+    panels[0] = _without_the_end(panels[0], *(values[KL] for values in (by_metric, tuned) if values))
+    legend = [own, TUNED] if tuned else []
     if counted := _neurons_beside(run, x):
         panels.append(counted)
-        legend = [NEURONS["prediction"], NEURONS["suppression"]]
+        legend += [NEURONS["prediction"], NEURONS["suppression"]]
     else:
-        panels.append(
-            lines(
-                f"{NAME}-agreement",
-                AGREEMENT.title,
-                AGREEMENT,
-                [Curve(look=OWN, values=by_metric[AGREEMENT], call="x_{}")],
-                x,
-            )
-        )
+        panels.append(panel(AGREEMENT))
     return Section(
         panels=panels,
-        sentences=_sentences(by_metric[KL], by_metric[AGREEMENT], by_metric[ENTROPY]),
+        sentences=[
+            *_sentences(by_metric[KL], by_metric[AGREEMENT], by_metric[ENTROPY]),
+            *_tuned_sentences(by_metric[KL], tuned.get(KL, {})),
+        ],
         notes=[
             "x_l is the residual stream before layer l, and after the last layer for l = L.",
             *protocol_note(run, NAME, LAD2024),
@@ -58,9 +61,35 @@ def build(run: RunDirectory) -> Section:
     )
 
 
-def _without_the_end(panel: Panel, kl: Series) -> Panel:
+def _tuned(run: RunDirectory) -> dict[Metric, Series]:
+    """The tuned lens's values; empty if it was not measured."""
+    if TABLE_OF_TUNED not in run.tables():
+        return {}
+    table = read_table(run, TABLE_OF_TUNED, LENS_TABLE)
+    return {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
+
+
+def _named(run: RunDirectory) -> Look:
+    """The look of the lens without training, next to the tuned one: under the name of its kind."""
+    name = str(run.settings.of(NAME).get("lens", "logit")).split(",")[0]
+    kind = LENSES.get(name)  # a lens that a reader of the run need not have registered
+    return replace(OWN, title=kind.title if kind else name, definition=kind.definition if kind else OWN.definition)
+
+
+def _tuned_sentences(kl: Series, tuned: Series) -> list[str]:
+    both = [depth for depth in tuned if depth in kl and depth < max(kl)]
+    if not both or max(both) < 1:
+        return []
+    middle = max(both) // 2 + 1
+    return [
+        f"At x_{middle} KL is {spoken(tuned[middle], KL)} under the tuned lens, {spoken(kl[middle], KL)} without its map: the "
+        "difference is what the stream contains in another basis than the unembedding’s."
+    ]
+
+
+def _without_the_end(panel: Panel, *curves: Series) -> Panel:
     """Exclude x_L from the y range: its KL is 0 up to rounding, which would add many empty decades."""
-    seen = [end for depth, value in kl.items() if depth < max(kl) for end in ends(value) if end > 0]
+    seen = [end for kl in curves for depth, value in kl.items() if depth < max(kl) for end in ends(value) if end > 0]
     if not seen:
         return panel
     low, high = math.log10(min(seen)), math.log10(max(seen))
@@ -108,4 +137,5 @@ KIND = Kind(
     build=build,
     look_for="when KL begins to fall steadily, and whether entropy falls with it: a long plateau and a late fall mean "
     "that predictions form late; entropy that rises at the very end means that the last layers flatten them.",
+    more_tables=(TABLE_OF_TUNED,),
 )

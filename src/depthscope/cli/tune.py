@@ -1,0 +1,67 @@
+"""`depthscope tune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depthscope.cli import options
+from depthscope.cli.console import console, errors_console
+from depthscope.data.bos import AUTO
+
+Out = Annotated[Path, typer.Option(help="The directory of the lens. The same command resumes interrupted training.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens to train on; held-out documents come on top.", show_default="131,072"),
+]
+Window = Annotated[
+    int | None, typer.Option(help="Tokens in a window.", show_default="the model's context, at most 512")
+]
+Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none or window.")]
+
+
+def command(
+    model: options.ModelName = options.DEFAULT_MODEL,
+    *,
+    out: Out,
+    data: options.Data = options.DEFAULT_DATA,
+    tokens: Tokens = None,
+    window: Window = None,
+    bos: Bos = AUTO,
+    special_tokens: options.SpecialTokens = "text",
+    chat: options.Chat = False,
+    pack: options.Pack = False,
+    dtype: options.Dtype = options.DEFAULT_DTYPE,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    stream: options.Stream = "auto",
+    unused_tensors: options.UnusedTensors = "refuse",
+    adapter: options.Adapter = None,
+) -> None:
+    """Train a tuned lens: an affine map per depth before the model's final norm and unembedding (Belrose et al. 2023).
+
+    Training minimises KL(p‖lens) and ends when it no longer falls on held-out documents. Give the lens to a study with
+    --lens tuned --tuned-lens OUT; a study without --tuned-lens trains one on the documents it does not measure.
+    """
+    from depthscope.data.corpus import Corpus
+
+    text = Corpus(source=data, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+    text.check()
+    from depthscope import api
+
+    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
+    try:
+        lens = api.tune_lens(loaded, text, out=out, window=window, bos=bos)
+    except KeyboardInterrupt:
+        errors_console.print(f"stopped; the same command resumes it ({out})")
+        raise typer.Exit(130) from None
+    training = lens.config["training"]
+    first, kept = training["curve"][0]["held_out_kl"], training["held_out_kl"]
+    console.print(
+        f"mean held-out KL over depths: logit lens {_mean(first)}, tuned lens {_mean(kept)} nats", highlight=False
+    )
+    console.print(f"lens {out}", highlight=False, soft_wrap=True)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f}"

@@ -1,0 +1,131 @@
+"""The state of training a tuned lens, stored so that training can be interrupted at any time and resumed.
+
+One file, `training.safetensors`: tensors (sums, maps, those kept, Adam's moments), and in its header what is not a tensor
+(position, KL curve, settings). It is replaced atomically and removed when the lens is written.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from depthscope.errors import DepthscopeError
+from depthscope.experiments.lens_sums import LensSums, Matrices, Vectors
+from depthscope.models.model import Model
+from depthscope.run.store import atomic_file
+
+FILE = "training.safetensors"
+STORE_EVERY = 15.0
+"""Seconds between two writes of the state. They do not change the result."""
+
+
+@dataclass(slots=True)
+class LensState:
+    """Where training is."""
+
+    settings: dict[str, Any]
+    sums: LensSums
+    units: int = 0
+    """Pieces of the training text that are in the sums."""
+    step: int = 0
+    stalled: int = 0
+    """Evaluations in a row without improvement."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """Held-out KL by depth: of the logit lens and of least squares at step 0, then of the maps."""
+    lowest: list[float] = field(default_factory=list)
+    """For each depth the KL of the map that is kept."""
+    matrix: Matrices | None = None
+    bias: Vectors | None = None
+    kept_matrix: Matrices | None = None
+    kept_bias: Vectors | None = None
+    adam: torch.optim.Adam | None = None
+    _stored: float = field(default_factory=time.monotonic)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the sums are complete and the steps have begun."""
+        return self.matrix is not None
+
+    def begin(self, matrix: Matrices, bias: Vectors) -> None:
+        """Begin the steps from these maps."""
+        self.matrix, self.bias = matrix.clone(), bias.clone()
+        self.kept_matrix, self.kept_bias = matrix.clone(), bias.clone()
+        self.adam = torch.optim.Adam([self.matrix, self.bias])
+
+    def measured(self, name: str, kl: Float64[Tensor, " depth"], matrix: Matrices, bias: Vectors) -> None:
+        """Note held-out KL by depth, and keep the map of each depth where it is the lowest so far."""
+        assert self.kept_matrix is not None
+        assert self.kept_bias is not None
+        values = kl.tolist()
+        self.curve.append({"step": self.step, "maps": name, "held_out_kl": values})
+        for depth, value in enumerate(values):
+            if not self.lowest or value < self.lowest[depth]:
+                self.kept_matrix[depth], self.kept_bias[depth] = matrix[depth], bias[depth]
+        self.lowest = [min(pair) for pair in zip(values, self.lowest or values, strict=True)]
+
+    def back_to_kept(self) -> None:
+        """Go on from the maps that are kept."""
+        assert self.matrix is not None
+        assert self.bias is not None
+        self.matrix.copy_(self.kept_matrix)
+        self.bias.copy_(self.kept_bias)
+
+    def store(self, directory: Path, *, now: bool = False) -> None:
+        """Write the state if that is due, or `now`."""
+        if not now and time.monotonic() - self._stored < STORE_EVERY:
+            return
+        tensors = {name: getattr(self.sums, name) for name in ("shift", "moments", "final")}
+        if self.adam is not None:
+            tensors |= {name: getattr(self, name) for name in MAPS}
+            for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
+                tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[parameter].items()}
+        header = {name: getattr(self, name) for name in PLAIN} | {"tokens": self.sums.tokens}
+        with atomic_file(directory / FILE) as stream:
+            content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            stream.write(save(content, {"state": json.dumps(header)}))
+        self._stored = time.monotonic()
+
+    @classmethod
+    def resume(cls, directory: Path, model: Model) -> "LensState | None":
+        """The state stored in a directory; None if there is none. Raises DepthscopeError if it is damaged."""
+        path = directory / FILE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name).to(model.device) for name in file.keys()}  # noqa: SIM118
+            sums = LensSums(*(tensors[name] for name in ("shift", "moments", "final")), header.pop("tokens"))
+            state = cls(sums=sums, **header)
+            if "matrix" in tensors:
+                state.begin(tensors["matrix"], tensors["bias"])
+                state.kept_matrix, state.kept_bias = tensors["kept_matrix"], tensors["kept_bias"]
+                state._resume_adam(tensors)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise DepthscopeError(f"{path} is damaged ({error}): delete it and train again") from error
+        return state
+
+    def _resume_adam(self, tensors: dict[str, Tensor]) -> None:
+        assert self.adam is not None
+        for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
+            start = f"adam.{name}."
+            parts = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+            if parts:
+                # Adam counts its steps on the CPU, wherever the parameters are.
+                self.adam.state[parameter] = parts | {"step": parts["step"].cpu()}
+
+    @staticmethod
+    def remove(directory: Path) -> None:
+        """Remove the stored state."""
+        (directory / FILE).unlink(missing_ok=True)
+
+
+MAPS = ("matrix", "bias", "kept_matrix", "kept_bias")
+PLAIN = ("settings", "units", "step", "stalled", "curve", "lowest")

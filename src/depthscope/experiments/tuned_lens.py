@@ -1,0 +1,158 @@
+"""The tuned lens (Belrose et al. 2023): for each depth an affine map, then the model's own final norm and unembedding.
+
+At depth l < L the stream x becomes x + A_l x + b_l, with A_l and b_l trained so that the decoded distribution is close to the
+model's final one (`tune_lens`). After the last block it is the identity. A lens on disk is a directory:
+
+    params.safetensors   matrix [L, d_model, d_model] and bias [L, d_model]
+    config.json          the model it was trained for, how, on what, and the SHA-256 of params.safetensors
+
+The `tuned-lens` package stores its lenses with pickle (params.pt), which depthscope does not read.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from depthscope.errors import DepthscopeError
+from depthscope.models.model import Model
+from depthscope.run.store import atomic_file
+from depthscope.shapes import Hidden, Residual
+
+PARAMS, CONFIG = "params.safetensors", "config.json"
+FORMAT = 1
+
+
+class TunedLens:
+    """Affine maps for depths 0 … L−1 of a model. A Lens.
+
+    `matrix` and `bias` are float32, or float64 for a float64 model. `config` is the content of config.json.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        matrix: Float[Tensor, "depth d_model d_model"],
+        bias: Float[Tensor, "depth d_model"],
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.unembedding, self.depth = model.unembedding, model.depth
+        self.matrix, self.bias = (part.to(model.device) for part in (matrix, bias))
+        self.config = config or {}
+
+    @classmethod
+    def identity(cls, model: Model) -> "TunedLens":
+        """The lens whose maps are all the identity: the logit lens, bit for bit."""
+        width = model.unembedding.weight.shape[1]
+        dtype = parameter_dtype(model)
+        return cls(
+            model, torch.zeros(model.depth, width, width, dtype=dtype), torch.zeros(model.depth, width, dtype=dtype)
+        )
+
+    def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
+        """The final norm applied to the stream after the depth's map, which is computed in the lens's dtype."""
+        if depth == self.depth:
+            return self.unembedding.hidden(residual)
+        stream = residual.to(self.matrix.dtype)
+        moved = stream + (stream @ self.matrix[depth].T + self.bias[depth])
+        return self.unembedding.hidden(moved.to(residual.dtype))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file of parameters."""
+        return _digest(self._bytes())
+
+    def save(self, directory: str | Path) -> None:
+        """Write the lens: the parameters, then the configuration, without which a directory has no lens."""
+        content = self._bytes()
+        with atomic_file(Path(directory) / PARAMS) as stream:
+            stream.write(content)
+        config = {**self.config, "params_sha256": _digest(content)}
+        with atomic_file(Path(directory) / CONFIG) as stream:
+            stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, directory: str | Path, model: Model) -> "TunedLens":
+        """Read a lens for a model.
+
+        Raises DepthscopeError if there is none, if it is damaged, or if it was trained for another model: one with other
+        weights, or with the same weights in another dtype.
+        """
+        directory = Path(directory)
+        config = read_config(directory)
+        _require_model(directory, config.get("model", {}), model)
+        try:
+            content = (directory / PARAMS).read_bytes()
+            tensors = load(content)
+            matrix, bias = tensors["matrix"], tensors["bias"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DepthscopeError(f"{directory / PARAMS} cannot be read ({error}): train the lens again") from error
+        if _digest(content) != config.get("params_sha256"):
+            raise DepthscopeError(
+                f"{directory / PARAMS} is not the file that {CONFIG} describes: its SHA-256 is {_digest(content)}, expected "
+                f"{config.get('params_sha256')}. Restore it or train the lens again"
+            )
+        width = model.unembedding.weight.shape[1]
+        if (matrix.shape, bias.shape) != ((model.depth, width, width), (model.depth, width)):
+            raise DepthscopeError(
+                f"{directory / PARAMS} has a matrix of {list(matrix.shape)} and a bias of {list(bias.shape)}: expected "
+                f"{[model.depth, width, width]} and {[model.depth, width]}"
+            )
+        return cls(model, matrix, bias, config)
+
+    def _bytes(self) -> bytes:
+        return save({"matrix": self.matrix.cpu().contiguous(), "bias": self.bias.cpu().contiguous()})
+
+
+def parameter_dtype(model: Model) -> torch.dtype:
+    """The dtype of a lens's parameters: float32, or float64 for a float64 model."""
+    return torch.float64 if model.unembedding.weight.dtype == torch.float64 else torch.float32
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The configuration of a stored lens. Raises DepthscopeError if there is no complete lens of a known format."""
+    path = Path(directory) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DepthscopeError(
+            f"{directory} holds no trained lens: expected a directory with {PARAMS} and {CONFIG}, as written by "
+            "`depthscope tune` or in lenses/tuned of a run. depthscope does not read params.pt"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DepthscopeError(f"{path} cannot be read ({error}): restore it or train the lens again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise DepthscopeError(f"{path} has format {found}: expected {FORMAT}, of a tuned lens trained with depthscope")
+    return config
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What a lens records of the model it is for."""
+    return {
+        "name": model.name,
+        "depth": model.depth,
+        "d_model": model.unembedding.weight.shape[1],
+        "vocabulary": model.unembedding.vocabulary,
+        "dtype": model.facts.dtype,
+        "weights": model.weight_hash(),
+    }
+
+
+def _require_model(directory: Path, trained_for: dict[str, Any], model: Model) -> None:
+    for key, own in describe(model).items():
+        if key != "name" and trained_for.get(key) != own:
+            raise DepthscopeError(
+                f"the tuned lens in {directory} is for another model, {trained_for.get('name')}: its {key} is "
+                f"{trained_for.get(key)}, that of {model.name} {own}. Train one for this model and dtype with `depthscope tune`"
+            )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
