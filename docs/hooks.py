@@ -148,7 +148,9 @@ def definitions(reference: str) -> str:
     module, _, name = reference.partition(".")
     rows = []
     for key, value in getattr(_schema(module), name).items():
-        rows.append((f"`{key}`", value if isinstance(value, str) else getattr(value, "definition", None) or value.sentence))
+        rows.append(
+            (f"`{key}`", value if isinstance(value, str) else getattr(value, "definition", None) or value.sentence)
+        )
     return _table(("name", "definition"), rows)
 
 

@@ -25,7 +25,7 @@ from depthscope.experiments.lenses import LogitLens
 from depthscope.experiments.tune_lens import Recipe, tune_lens
 from depthscope.experiments.tuned_lens import CONFIG, PARAMS, TunedLens
 from depthscope.models.load import load
-from depthscope.stages.readable import monotone_enough, lens_to_read
+from depthscope.stages.readable import lens_to_read, monotone_enough
 from depthscope.stages.signals import SOURCES, ResampledLayers
 
 LENGTH = 16

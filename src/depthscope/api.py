@@ -125,7 +125,7 @@ class Study:
         settings = self.run.settings
         state = "complete" if self.run.complete else "incomplete"
         tokens = settings.tokens or "some"  # with a precision goal their number is known at the end
-        return f"Study({str(self.path)!r}: {settings.model}, {tokens} tokens of {settings.data}, {state})"
+        return f"Study({str(self.path)!r}: {settings.subject}, {tokens} tokens of {settings.data}, {state})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: model, text, five numbers, the stages as a bar, and the available tables."""

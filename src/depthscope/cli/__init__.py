@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from depthscope.cli import compare, explore, info, report, tune, verify
+from depthscope.cli import compare, explore, info, models, report, tune, verify
 from depthscope.cli.console import errors_console
 from depthscope.cli.measuring import experiment_command, study_command
 from depthscope.errors import DepthscopeError
@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)
     add("info", "Show layers, heads, widths, experts, layout, norm, context.", info.command)
+    add("models", "List the models that can be studied here, and get more.", models.command)
     add("verify", "Check that replay reproduces the model, logits bit for bit.", verify.command)
     return app
 

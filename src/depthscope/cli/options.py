@@ -16,8 +16,8 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="An embedded model (bookshelf-gpt2, bookshelf-neox), a folder with config.json and safetensors, or a "
-        "Hugging Face id.",
+        help="An embedded model (bookshelf-gpt2, bookshelf-neox), a named one (see depthscope models), a folder with "
+        "config.json and safetensors, a GGUF file, a folder with one, FOLDER#FILE, or a Hugging Face id.",
     ),
 ]
 Data = Annotated[
@@ -40,7 +40,7 @@ Out = Annotated[
     Path | None,
     typer.Option(help="The run directory. The same command resumes an incomplete run.", show_default="runs/MODEL-DATA"),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32; bfloat16 for GGUF), float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda or cuda:N.")]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.", show_default="main")
@@ -104,7 +104,7 @@ Cluster = Annotated[
 
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
-DEFAULT_DTYPE = "float32"
+DEFAULT_DTYPE = "auto"
 
 
 def parameter(option: Option) -> inspect.Parameter:

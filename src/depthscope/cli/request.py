@@ -93,6 +93,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
 
     loaded = request.load()
     blocks = f"{loaded.depth} blocks" + (" (streamed: read as they run)" if loaded.facts.streamed else "")
+    blocks += "" if loaded.gguf is None else f", {loaded.gguf}"
     console.print(f"[bold]{loaded.name}[/]: {blocks}, {request.data}, into {directory}", highlight=False)
     try:
         study = api.study(loaded, text, out=directory, **asked)

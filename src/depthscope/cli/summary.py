@@ -36,7 +36,7 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     """Print the tables of some experiments, by default the sweep, then the stages and what was not done."""
     settings, text = run.settings, run.manifest.text
     console.print(
-        f"\n{settings.model} on {settings.tokens:,} tokens of {counted_documents(text)} ({settings.data})\n"
+        f"\n{settings.subject} on {settings.tokens:,} tokens of {counted_documents(text)} ({settings.data})\n"
         f"values are mean ± half-width of the 95% interval over {counted_units(text, None)}; KL and entropy in nats, shares in "
         "%\n",
         highlight=False,

@@ -74,6 +74,8 @@ class LensState:
         """Go on from the maps that are kept."""
         assert self.matrix is not None
         assert self.bias is not None
+        assert self.kept_matrix is not None
+        assert self.kept_bias is not None
         self.matrix.copy_(self.kept_matrix)
         self.bias.copy_(self.kept_bias)
 
@@ -83,6 +85,8 @@ class LensState:
             return
         tensors = {name: getattr(self.sums, name) for name in ("shift", "moments", "final")}
         if self.adam is not None:
+            assert self.matrix is not None
+            assert self.bias is not None
             tensors |= {name: getattr(self, name) for name in MAPS}
             for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
                 tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[parameter].items()}
@@ -102,7 +106,7 @@ class LensState:
             with safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name).to(model.device) for name in file.keys()}  # noqa: SIM118
-            sums = LensSums(*(tensors[name] for name in ("shift", "moments", "final")), header.pop("tokens"))
+            sums = LensSums(tensors["shift"], tensors["moments"], tensors["final"], header.pop("tokens"))
             state = cls(sums=sums, **header)
             if "matrix" in tensors:
                 state.begin(tensors["matrix"], tensors["bias"])
@@ -114,6 +118,8 @@ class LensState:
 
     def _resume_adam(self, tensors: dict[str, Tensor]) -> None:
         assert self.adam is not None
+        assert self.matrix is not None
+        assert self.bias is not None
         for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
             start = f"adam.{name}."
             parts = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

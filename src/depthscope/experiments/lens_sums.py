@@ -57,7 +57,8 @@ class LensSums:
         """Sums over nothing."""
         depth, width = model.depth, model.unembedding.weight.shape[1]
         shapes = (depth + 1, width), (depth, width + 1, 2 * width + 1), (2, width)
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=model.device) for shape in shapes), 0)
+        shift, moments, final = (torch.zeros(shape, dtype=torch.float64, device=model.device) for shape in shapes)
+        return cls(shift, moments, final, 0)
 
     def add(self, streams: Sequence[Positions]) -> None:
         """Add positions, given the streams x_0 … x_L at them."""

@@ -137,7 +137,7 @@ class Runs:
     def _row(self, name: str) -> list[str]:
         try:
             run = self.open(name)
-            cells = [run.settings.model or "?", run.settings.data or "?", _state(run)]
+            cells = [run.settings.subject, run.settings.data or "?", _state(run)]
         except BROKEN as error:
             return [f"<td colspan='3'>{markup.message(_why(error), 'problem')}</td>"]
         return [f"<td>{markup.escaped(cell)}</td>" for cell in cells]

@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
@@ -25,25 +26,32 @@ HUB_SECONDS = 5.0
 """How long the hub has to answer whether it knows a model."""
 
 
-def read_config(location: str, source: str, revision: str | None) -> Any:
-    """The configuration at a folder or hub id `location`, which the user calls `source`.
+def read_config(location: str, source: str, revision: str | None, gguf: Path | None = None) -> Any:
+    """The configuration at a folder or hub id `location`, or in a GGUF file there; the user calls it `source`.
 
     Raises ModelError where it cannot be read, asks for code, or declares a quantisation that transformers does not know.
     """
     raw: dict[str, Any] = {}
+    where: dict[str, Any] = {"revision": revision or "main"} if gguf is None else {"gguf_file": gguf.name}
+    file = f"{source} config.json" if gguf is None else str(gguf)
     try:
         with quiet():
-            raw, _ = transformers.PretrainedConfig.get_config_dict(location, revision=revision or "main")
-            check_trust(raw, f"{source} config.json")
+            raw, _ = transformers.PretrainedConfig.get_config_dict(location, **where)
+            check_trust(raw, file)
             _check_quantisation(raw, source)
-            config = AutoConfig.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
+            # A GGUF file is not read again: that takes seconds where it holds a large vocabulary.
+            config = (
+                AutoConfig.from_pretrained(location, **where, trust_remote_code=False)
+                if gguf is None
+                else CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+            )
             depth = config.get_text_config(decoder=True).num_hidden_layers
     except ModelError:
         raise
     except Exception as error:  # validators, missing keys, attributes of torch: every kind there is
-        raise ModelError(f"{source} config.json cannot be used: {reason(error, raw)}") from error
+        raise ModelError(f"{file} cannot be used: {reason(error, raw)}") from error
     if depth < 1:
-        raise ModelError(f"{source} config.json: num_hidden_layers is {depth}, expected at least 1")
+        raise ModelError(f"{file}: num_hidden_layers is {depth}, expected at least 1")
     return config
 
 
@@ -93,9 +101,9 @@ def _cached(source: str, revision: str | None, known: list[str], unreachable: Ex
         folder = snapshot_download(source, revision=revision, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no model {source!r}: expected an embedded model ({', '.join(known)}), a folder with config.json, or a Hugging "
-            f"Face id. The hub cannot be reached ({reason(unreachable)}) and the cache has no copy{_at(revision)}"
-            f"{_near(source, known)}"
+            f"no model {source!r}: expected a model by name ({', '.join(known)}; depthscope models lists those that are here "
+            "and gets others with --get NAME), a folder with config.json, a GGUF file, or a Hugging Face id. The hub cannot be "
+            f"reached ({reason(unreachable)}) and the cache has no copy{_at(revision)}{_near(source, known)}"
         ) from error
     return folder, Path(folder).name
 

@@ -74,7 +74,7 @@ def check_trust(config: dict[str, Any], where: str) -> None:
 
 
 def _check_kind(folder: Path) -> None:
-    """Raise ModelError for an adapter, a GGUF file or Git LFS pointers in place of a model's weights."""
+    """Raise ModelError for an adapter or Git LFS pointers in place of a model's weights."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     adapter = next(
         (f for f in files if f.name.startswith("adapter_") and f.suffix in (".json", ".safetensors", ".bin")), None
@@ -87,9 +87,6 @@ def _check_kind(folder: Path) -> None:
         )
     if adapter is not None:
         raise ModelError(f"{folder} holds an adapter next to the model's weights ({adapter.name}). {ADAPTER}")
-    gguf = next((file for file in files if file.suffix == ".gguf"), None)
-    if gguf is not None and not weights:
-        raise ModelError(f"{folder} holds a GGUF file ({gguf.name}): expected safetensors with config.json")
     for file in weights:
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:

@@ -1,8 +1,9 @@
-"""Loading: a Hugging Face id, a local folder, an embedded model or a transformers model, checked before it is used.
+"""Loading: a Hugging Face id, a folder, a GGUF file, an embedded model or a transformers model, checked before it is used.
 
-Only safetensors are read and no code from a model's repository is run; there is no switch for either.
+Only safetensors and GGUF are read and no code from a model's repository is run; there is no switch for either.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,28 @@ from depthscope.errors import DepthscopeError, ModelError, UnsupportedError
 from depthscope.models.adapter import put_adapter
 from depthscope.models.configuration import hub_folder, model_class, read_config, reason
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
+from depthscope.models.gguf import (
+    SUFFIX,
+    check_not_streamed,
+    choose,
+    choose_on_hub,
+    gguf_tokenizer,
+    load_gguf,
+    read_entry,
+)
 from depthscope.models.model import PROBE_TEXT, Model
+from depthscope.models.named import NAMED
 from depthscope.models.offload.residency import Residency
 from depthscope.models.offload.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
+from depthscope.models.packages import require_named
 from depthscope.models.quiet import quiet
 from depthscope.models.verify import require_verified
+from depthscope.schema.manifest import GgufEntry
 
 EMBEDDED = Path(__file__).parent / "bookshelf"
 DEFAULT = "bookshelf-gpt2"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -35,7 +50,7 @@ def load(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     device: str = "auto",
     stream: str = "auto",
     adapter: str | Path | None = None,
@@ -44,12 +59,14 @@ def load(
 ) -> Model:
     """Load a causal language model and check that replay gives its own logits.
 
-    `source` is the name of an embedded model, a folder with config.json and safetensors, a Hugging Face id, or a
-    transformers model that is loaded already (then `dtype` and `device` are its own). Of a model that also takes images or
-    sound, the text model is studied, on text alone. `device` "auto" takes CUDA where there is one. `stream` "yes" leaves the
-    blocks on disk (with CUDA in the host's memory, where they fit) and reads each when it is run, one thread using the model
-    at a time; "auto" does so where the weights would take more than 70% of the memory available. The weights are the same, and
-    so are the numbers except for the rounding of packed products (`kernels`). `adapter` is a folder or Hugging Face id of a
+    `source` is the name of an embedded model or of a published one (`depthscope models`), a folder with config.json and
+    safetensors, a GGUF file or a folder with one (FOLDER#FILE of several), a Hugging Face id, or a transformers model that is
+    loaded already (then `dtype` and `device` are its own). `dtype` "auto" is float32, or bfloat16 for GGUF. Of a model that
+    also takes images or sound, the text model is studied, on text alone. `device` "auto" takes CUDA where there is one.
+    `stream` "yes" leaves the blocks on disk (with CUDA in the host's memory, where they fit) and reads each when it is run,
+    one thread using the model at a time; "auto" does so where the weights would take more than 70% of the memory available.
+    The weights are the same, and so are the numbers except for the rounding of packed products (`kernels`). GGUF files are
+    not streamed. `adapter` is a folder or Hugging Face id of a
     PEFT adapter to put into the model (`Model.adapter`). `unused_tensors` "ignore" loads a checkpoint with tensors the model
     does not use (`Model.unused` names them).
 
@@ -60,40 +77,45 @@ def load(
         raise UnsupportedError(
             "a model with an adapter cannot be streamed: merge the adapter and save the result first"
         )
-    residency, found, unused = None, None, ()
     if isinstance(source, PreTrainedModel):
         if stream == "yes":
             raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
-        hf, name, commit = source, source.name_or_path or type(source).__name__, revision
+        loaded = _Loaded(hf=source, name=source.name_or_path or type(source).__name__, commit=revision)
     elif isinstance(source, str | Path):
         if unused_tensors not in ("refuse", "ignore"):
             raise ModelError(f"unused_tensors is {unused_tensors!r}: expected 'refuse' or 'ignore'")
         stream = "no" if adapter is not None else stream
-        hf, residency, found, name, commit, unused = _from_pretrained(
-            str(source), revision, _dtype(dtype), _device(device), stream
-        )
-        if unused and unused_tensors == "refuse":
-            raise ModelError(unused_message(name, unused))
+        loaded = _from_pretrained(str(source), revision, dtype, _device(device), stream)
+        if loaded.unused and unused_tensors == "refuse":
+            raise ModelError(unused_message(loaded.name, loaded.unused))
     else:
         raise ModelError(_no_source(source))
     put = None
     if adapter is not None:
-        hf, put = put_adapter(hf, adapter)
-    model = _taken_apart(hf, tokenizer or found, name, commit, residency, verify)
-    model.unused, model.adapter = tuple(unused), put
+        loaded.hf, put = put_adapter(loaded.hf, adapter)
+    loaded.tokenizer = tokenizer or loaded.tokenizer
+    model = _taken_apart(loaded, verify)
+    model.adapter = put
     return model
 
 
-def _taken_apart(
-    hf: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    name: str,
-    revision: str | None,
-    residency: Residency | None,
-    verify: bool,
-) -> Model:
+@dataclass(slots=True, kw_only=True)
+class _Loaded:
+    """What transformers loaded, and from where."""
+
+    hf: PreTrainedModel
+    name: str
+    commit: str | None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    residency: Residency | None = None
+    unused: list[str] = field(default_factory=list)
+    gguf: GgufEntry | None = None
+
+
+def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
     try:
-        model = Model(hf, tokenizer, name, revision, residency)
+        model = Model(loaded.hf, loaded.tokenizer, loaded.name, loaded.commit, loaded.residency)
+        model.unused, model.gguf = tuple(loaded.unused), loaded.gguf
         _ = model.facts  # looks for attention and MLP too
         _check_vocabulary(model)
         if verify:
@@ -104,15 +126,17 @@ def _taken_apart(
         Exception
     ) as error:  # a family may do anything between its blocks: any failure means that replay does not fit it
         raise UnsupportedError(
-            f"{name} ({hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails with "
+            f"{loaded.name} ({loaded.hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails with "
             f"{type(error).__name__}: {reason(error)}"
         ) from error
     return model
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str, gguf: bool) -> torch.dtype:
+    if name == AUTO:
+        return torch.bfloat16 if gguf else torch.float32
     if name not in DTYPES:
-        raise ModelError(f"unknown dtype {name!r}: expected one of {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {name!r}: expected one of {', '.join([AUTO, *DTYPES])}")
     return DTYPES[name]
 
 
@@ -129,22 +153,31 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _from_pretrained(
-    source: str, revision: str | None, dtype: torch.dtype, device: torch.device, stream: str
-) -> tuple[PreTrainedModel, Residency | None, PreTrainedTokenizerBase | None, str, str | None, list[str]]:
-    location, commit = _located(source, revision)
-    config = read_config(location, source, revision)
+def _from_pretrained(source: str, revision: str | None, dtype: str, device: torch.device, stream: str) -> _Loaded:
+    _dtype(dtype, gguf=False)  # before anything is looked for
+    place = _located(source, revision)
+    location, gguf = place.location, place.gguf
+    entry = None if gguf is None else read_entry(gguf)
+    if entry is not None and source in NAMED and entry.sha256 != NAMED[source].sha256:
+        raise ModelError(
+            f"{gguf} has SHA-256 {entry.sha256}, expected {NAMED[source].sha256}: delete it and get {source} again"
+        )
+    config = read_config(location, source, revision, gguf)
     made_by = model_class(config, source)
     settings = {
         "config": config,
-        "dtype": dtype,
+        "dtype": _dtype(dtype, gguf is not None),
         "attn_implementation": "sdpa" if getattr(made_by, "_supports_sdpa", False) else "eager",
         "ignore_mismatched_sizes": True,  # reported by _check_loading, with names
     }
+    stored = None
+    hf: Any
     try:
         with quiet():
-            stored = checkpoint_to_stream(location, revision, config, stream, dtype, device)
-            if stored is not None:
+            if gguf is not None:
+                check_not_streamed(stream, source)
+                hf, loading = load_gguf(made_by, gguf, **settings)
+            elif stored := checkpoint_to_stream(location, revision, config, stream, settings["dtype"], device):
                 hf, loading = load_deferred(made_by, stored, **settings)
             else:
                 hf, loading = made_by.from_pretrained(
@@ -155,22 +188,50 @@ def _from_pretrained(
     except Exception as error:  # files, shapes, packages that a quantisation needs: every kind there is
         raise ModelError(f"the weights of {source} cannot be loaded: {reason(error, config)}") from error
     _check_loading(source, hf, loading)
-    unused = sorted(name for name in set(loading["unexpected_keys"]) if not HARMLESS.search(name))
-    residency = None if stored is None else keep_blocks_out(hf, device)
-    hf = hf if residency else hf.to(device)
-    commit = getattr(config, "_commit_hash", None) or commit
-    return hf, residency, _tokenizer(location, source, revision), source.rstrip("/"), commit, unused
+    residency = keep_blocks_out(hf, device) if stored else None
+    return _Loaded(
+        hf=hf if residency else hf.to(device),
+        name=source.rstrip("/"),
+        commit=getattr(config, "_commit_hash", None) or place.commit,
+        tokenizer=_tokenizer(location, source, revision, gguf),
+        residency=residency,
+        unused=sorted(name for name in set(loading["unexpected_keys"]) if not HARMLESS.search(name)),
+        gguf=entry,
+    )
 
 
-def _located(source: str, revision: str | None) -> tuple[str, str | None]:
-    """Where transformers is to look for a model, and its commit where that is known."""
-    folder = EMBEDDED / source if source in embedded() else Path(source).expanduser()
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where transformers is to look for a model."""
+
+    location: str
+    """A folder or a Hugging Face id."""
+    commit: str | None = None
+    gguf: Path | None = None
+    """The file with the model, where it is GGUF."""
+
+
+def _located(source: str, revision: str | None) -> _Place:
+    path, _, file = source.partition("#")
+    if source in NAMED:
+        named = require_named(source)
+        return _Place(str(named.parent), None, named)
+    folder = EMBEDDED / source if source in embedded() else Path(path).expanduser()
+    if folder.is_file() and folder.suffix.lower() == SUFFIX and not file:
+        return _Place(str(folder.parent), None, folder)
     if folder.is_dir():
-        check_folder(folder)
-        return str(folder), None
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ModelError(f"no model folder at {source}: expected a folder with config.json and model.safetensors")
-    return hub_folder(source, revision, embedded())
+        gguf = choose(folder, file or None, path)
+        if gguf is None:
+            check_folder(folder)
+        return _Place(str(folder), None, gguf)
+    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(SUFFIX):
+        raise ModelError(
+            f"no model folder at {source}: expected a folder with config.json and model.safetensors, one with a GGUF file, or "
+            "such a file"
+        )
+    location, commit = hub_folder(path, revision, [*embedded(), *NAMED])
+    gguf = choose_on_hub(location, file or None, path, revision)
+    return _Place(location if gguf is None else str(gguf.parent), commit, gguf)
 
 
 def _check_loading(source: str, hf: PreTrainedModel, loading: dict[str, Any]) -> None:
@@ -197,14 +258,16 @@ def _no_source(source: object) -> str:
     return f"expected the name of a model, a folder or a transformers model, got {type(source).__name__}"
 
 
-def _tokenizer(location: str, source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the same folder, None where there is none (the model can still be studied on token ids)."""
+def _tokenizer(location: str, source: str, revision: str | None, gguf: Path | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the same folder or GGUF file, None where there is none (the model can still be studied on token
+    ids)."""
     folder = Path(location)
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-    if folder.is_dir() and not any((folder / name).exists() for name in names):
-        return None
     try:
         with quiet():
+            if gguf is not None:
+                return gguf_tokenizer(gguf)
+            if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+                return None
             return AutoTokenizer.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"the tokenizer of {source} cannot be loaded: {reason(error)}") from error

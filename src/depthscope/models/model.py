@@ -23,6 +23,7 @@ from depthscope.models.unembedding import Unembedding
 from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
 from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route, Step
+from depthscope.schema.manifest import GgufEntry
 from depthscope.shapes import Residual, TokenIds
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -51,6 +52,8 @@ class Model:
         """Tensors of the checkpoint that the model does not read, where loading went on all the same."""
         self.adapter: Adapter | None = None
         """The adapter that was put into the model."""
+        self.gguf: GgufEntry | None = None
+        """The GGUF file that the model came from."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
@@ -150,7 +153,7 @@ class Model:
             context=self.context,
             parameters=parameters(self.hf),
             stored=stored(self.hf),
-            quantisation=quantisation(self.hf.config),
+            quantisation=quantisation(self.hf.config) if self.gguf is None else str(self.gguf),
             layout="unknown" if found is None else found.layout,
             norm=self._norm(),
             tied=embedding is self.unembedding.weight,

@@ -28,7 +28,7 @@ def _heading(run: RunDirectory) -> str:
     text += [f"({settings.data})"] if settings.data else []
     state = "" if run.complete else ", incomplete: the same call resumes"
     said = escape(f"{' '.join(text)}{state} · {run.path}")
-    return f'<div><b>{escape(settings.model or "a model")}</b></div><div style="{SMALL}">{said}</div>'
+    return f'<div><b>{escape(settings.subject)}</b></div><div style="{SMALL}">{said}</div>'
 
 
 def _numbers(numbers: list[KeyNumber]) -> str:

@@ -74,7 +74,7 @@ def side_by_side(runs: Sequence[RunDirectory]) -> list[Compared]:
     """
     if not 2 <= len(runs) <= MOST_RUNS:
         raise DepthscopeError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(runs)}")
-    models = [run.settings.model or "a model" for run in runs]
+    models = [run.settings.subject for run in runs]
     seen = Counter(models)
     names = [
         f"{model} ({run.path.resolve().name})" if seen[model] > 1 else model

@@ -105,7 +105,7 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
         raise RunError(f"{run.path} has no data for the figure {name!r}. {' '.join(section.missing)}".strip())
     shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
     # plotly reads titles as HTML, and model names are arbitrary.
-    model = escape(run.settings.model or "")
+    model = escape(run.settings.subject)
     shown.update_layout(
         title={
             "text": f"{there[name].title}: {model}",

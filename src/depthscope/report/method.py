@@ -7,7 +7,7 @@ from typing import Any
 
 from depthscope.report.measured import SweepValues, spoken
 from depthscope.report.wording import counted_units
-from depthscope.schema.manifest import Manifest
+from depthscope.schema.manifest import GgufEntry, Manifest
 from depthscope.schema.sweep import ENTROPY, LOSS
 
 Entries = list[tuple[str, str]]
@@ -71,6 +71,7 @@ def facts(manifest: Manifest, measured: SweepValues | None) -> list[tuple[str, E
                 ("Vocabulary", _count(model.vocabulary)),
                 ("Context", _with(_count(model.context), "tokens")),
                 ("Family", model.family),
+                ("Weights", None if settings.gguf is None else f"GGUF, {settings.gguf}"),
                 ("Computed in", _joined(settings.dtype, settings.device, " on ")),
             ),
         ),
@@ -99,10 +100,17 @@ def method(manifest: Manifest) -> dict[str, Any]:
             ("Model", settings.model),
             ("Revision", settings.revision),
             ("Weights, SHA-256", settings.weights),
+            *_gguf(settings.gguf),
             ("Tokens, SHA-256", settings.token_hash),
             ("Attention backend", settings.attention_backend),
         ),
     }
+
+
+def _gguf(entry: GgufEntry | None) -> Entries:
+    if entry is None:
+        return []
+    return [("GGUF file", entry.file), ("GGUF file, SHA-256", entry.sha256)]
 
 
 def _text(manifest: Manifest) -> str:

@@ -39,7 +39,7 @@ def render(run: RunDirectory) -> str:
     others = [("table", "Every layer in numbers")] if table else []
     return fill(
         "page.html",
-        title=run.settings.model or "a model",
+        title=run.settings.subject,
         looks=LOOKS | {look.name: look for look in edit_looks(measured.edits if measured else ()).values()},
         panels=[panel for section in sections for panel in section["panels"]],
         tables=tables,

@@ -50,7 +50,7 @@ def publish_run(run: RunDirectory, folder: Path) -> list[Path]:
 
     Figures without data are skipped. Raises DepthscopeError if matplotlib is missing, RunError if a file cannot be written.
     """
-    return _publish(_figures_of(run), run.settings.model or "", folder)
+    return _publish(_figures_of(run), run.settings.subject, folder)
 
 
 def publish_comparison(runs: Sequence[RunDirectory], folder: Path) -> list[Path]:

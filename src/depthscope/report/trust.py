@@ -8,7 +8,14 @@ from depthscope.report.measured import SweepValues, Value, scientific, spoken
 from depthscope.report.method import BOS, Entries
 from depthscope.report.wording import counted_documents, counted_units, largest_cluster, listed
 from depthscope.schema.dtypes import FINER
-from depthscope.schema.manifest import Manifest, NoiseFloorEntry, PrecisionOutcome, Settings, TextEntry
+from depthscope.schema.manifest import (
+    GgufEntry,
+    Manifest,
+    NoiseFloorEntry,
+    PrecisionOutcome,
+    Settings,
+    TextEntry,
+)
 from depthscope.schema.sweep import KL
 
 INTERVALS = (
@@ -24,6 +31,7 @@ def trust(manifest: Manifest, measured: SweepValues | None) -> Entries:
         ("Text", _text(manifest, measured)),
         ("Intervals", _intervals(manifest.text)),
         *([("Precision of the sweep", said)] if (said := precision_goal(manifest)) else []),
+        *([] if settings.gguf is None else [("Weights", _gguf(settings.gguf))]),
         ("BOS", _bos(settings.bos)),
         ("Precision", _precision(settings)),
         ("Noise floor", noise_floor(manifest, measured)),
@@ -142,6 +150,14 @@ def _text(manifest: Manifest, measured: SweepValues | None) -> str:
     if settings.data == "bookshelf":
         said += ". Documents here are passages of nine novels, which are more similar than documents of a mixed corpus"
     return f"{said}."
+
+
+def _gguf(entry: GgufEntry) -> str:
+    said = f"{entry} ({entry.file}, tensors: {', '.join(f'{n} {kind}' for kind, n in entry.tensor_types.items())})."
+    said = said[0].upper() + said[1:]
+    if entry.quantised:
+        said += " Quantised and dequantised again, this is a real model, but not exactly the published one."
+    return said
 
 
 def _bos(policy: str | None) -> str:

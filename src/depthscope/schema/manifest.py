@@ -21,6 +21,29 @@ class AdapterEntry(Entry):
     sha256: str
 
 
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Tensor types of a GGUF file that are not quantised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufEntry(Entry):
+    """The GGUF file the model came from: its name, its SHA-256, how it is quantised, how many tensors it has of each type."""
+
+    file: str
+    sha256: str
+    quantisation: str
+    tensor_types: dict[str, int]
+
+    def __str__(self) -> str:
+        """How its weights were made, such as `dequantised from Q4_1`."""
+        return f"{'dequantised from' if self.quantised else 'stored as'} {self.quantisation}"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any tensor had to be dequantised."""
+        return not set(self.tensor_types) <= set(PLAIN)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Entry):
     """What determines the numbers of a run. A run can be resumed only with the same settings."""
@@ -30,6 +53,7 @@ class Settings(Entry):
     weights: str | None = None
     """SHA-256 of the weights."""
     adapter: AdapterEntry | None = None
+    gguf: GgufEntry | None = None
     dtype: str | None = None
     device: str | None = None
     attention_backend: str | None = None
@@ -56,6 +80,12 @@ class Settings(Entry):
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Each experiment's settings, by its name."""
     others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """The model as a reader should know it: its name, and what was done to its weights."""
+        name = self.model or "a model"
+        return name if self.gguf is None else f"{name} ({self.gguf})"
 
     def of(self, experiment: str) -> dict[str, Any]:
         """An experiment's settings; empty if it was not requested."""

@@ -109,7 +109,7 @@ class Interior:
         )
         directions = self.directions[transition]
         mine = np.flatnonzero(directions)
-        own = sum(ways[int(directions[k] < 0), :, k] for k in mine).max(0)
+        own = np.sum([ways[int(directions[k] < 0), :, k] for k in mine], axis=0).max(0)
         as_good = np.zeros(several)
         for _ in range(count):
             chosen = generator.permutation(signals)[: len(mine)]

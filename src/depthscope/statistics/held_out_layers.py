@@ -69,7 +69,7 @@ def _errors(scaled: Signals, predict: Predict) -> Float64[np.ndarray, " layers"]
 
 def _curve(at: float, rest: Signals, where: Float64[np.ndarray, " layers"], degree: int) -> Values:
     legendre = np.polynomial.legendre
-    return legendre.legval(at, legendre.legfit(where, rest, degree))
+    return np.asarray(legendre.legval(at, legendre.legfit(where, rest, degree)))
 
 
 def _knee(at: float, rest: Signals, where: Float64[np.ndarray, " layers"]) -> Values:

@@ -256,6 +256,7 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
         revision=model.revision,
         weights=model.weight_hash(),
         adapter=None if model.adapter is None else AdapterEntry(**asdict(model.adapter)),
+        gguf=model.gguf,
         dtype=model.facts.dtype,
         device=model.device.type,
         attention_backend=model.facts.attention_backend,

@@ -22,7 +22,7 @@ def build(run: RunDirectory) -> Section:
     table = read_table(run, NAME, GEOMETRY_TABLE)
     found = {metric: _pairs(table, metric) for metric in (ANGULAR_DISTANCE, CKA)}
     shown = {metric: pairs for metric, pairs in found.items() if pairs}
-    windows, units = table["tokens"].max(), counted_units(run.manifest.text, table["documents"].max())
+    windows, units = table["tokens"].max(), counted_units(run.manifest.text, int(table["documents"].max()))  # type: ignore[arg-type]
     return Section(
         panels=[_panel(metric, pairs) for metric, pairs in shown.items()],
         sentences=_sentences(found[ANGULAR_DISTANCE], found[CKA]),
