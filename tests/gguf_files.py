@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ ARCHITECTURES = {
 
 def tiny(family: str, **changes: object) -> PreTrainedModel:
     """A random model of a family whose rows are long enough to be quantised in blocks of 32."""
-    config = ARCHITECTURES[family].config | {"tie_word_embeddings": True} | changes
+    config: dict[str, Any] = ARCHITECTURES[family].config | {"tie_word_embeddings": True} | changes
     return tiny_model(family, vocab_size=VOCABULARY, **config)
 
 

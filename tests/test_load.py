@@ -142,8 +142,9 @@ def test_a_tokenizer_larger_than_the_embedding(saved):
 
 def test_unknown_names(saved):
     assert "no model folder at ./nowhere" in _refused("./nowhere")
-    assert "no model 'no-such-model': expected an embedded model (bookshelf-gpt2, bookshelf-neox)" in _refused(
-        "no-such-model"
+    assert (
+        "no model 'no-such-model': expected a model by name (bookshelf-gpt2, bookshelf-neox, smollm2-135m"
+        in _refused("no-such-model")
     )
     assert "unknown dtype 'float8'" in refuse(saved, dtype="float8")
     assert "device 'tpu' cannot be used" in refuse(saved, device="tpu")

@@ -120,6 +120,7 @@ def test_public_names_are_frozen():
         "parallel",
         "parse_edit",
         "parse_route",
+        "reference",
         "register_edit",
         "register_experiment",
         "register_lens",

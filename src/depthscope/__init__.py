@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from depthscope.errors import DepthscopeError as DepthscopeError
     from depthscope.routes import Route as Route
     from depthscope.routes import parse_route as parse_route
+    from depthscope.run.references import reference as reference
     from depthscope.schema.declaration import Experiment as Experiment
     from depthscope.schema.declaration import Option as Option
     from depthscope.schema.declaration import Table as Table
@@ -62,6 +63,7 @@ _HOMES = {
     "depthscope.edits": tuple(_EDITS),
     "depthscope.errors": ("DepthscopeError",),
     "depthscope.routes": ("Route", "parse_route"),
+    "depthscope.run.references": ("reference",),
     "depthscope.schema.declaration": ("Experiment", "Option", "Table"),
     "depthscope.schema.experiments": ("register_experiment", "unregister_experiment"),
     "depthscope.schema.lens": ("LensKind", "register_lens", "unregister_lens"),

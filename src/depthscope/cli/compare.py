@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
-from depthscope.cli.report import Figures, write_several
+from depthscope.cli.report import Figures, Reference, write_several
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, at least two.")]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, at least two; one with --reference.")
+]
 Page = Annotated[Path, typer.Option(help="Where to write the page.")]
 
 
-def command(runs: Runs, out: Page = Path("comparison.html"), figures: Figures = None) -> None:
+def command(
+    runs: Runs, out: Page = Path("comparison.html"), figures: Figures = None, reference: Reference = None
+) -> None:
     """Compare runs: one page with all models' curves over relative depth, stages and signatures side by side."""
-    write_several(runs, out, figures)
+    write_several(runs, out, figures, reference)

@@ -16,35 +16,45 @@ Figures = Annotated[
     Path | None,
     typer.Option(help="Also write every figure into this directory, as SVG, PDF and PNG (needs matplotlib)."),
 ]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Also show reference models that ship with depthscope, over relative depth: all, or some of their names, "
+        "separated by commas (an unknown name lists them).",
+    ),
+]
 
 
-def command(runs: Runs, out: Page = None, figures: Figures = None) -> None:
+def command(runs: Runs, out: Page = None, figures: Figures = None, reference: Reference = None) -> None:
     """Write the page of a run, or one page that compares several: one HTML file that opens offline. Needs no torch."""
     if len(runs) == 1:
-        write_one(runs[0], out, figures)
+        write_one(runs[0], out, figures, reference)
     else:
-        write_several(runs, out, figures)
+        write_several(runs, out, figures, reference)
 
 
-def write_one(path: Path, out: Path | None, figures: Path | None) -> None:
-    """Write the page of one run, and its figures if requested."""
+def write_one(path: Path, out: Path | None, figures: Path | None, reference: str | None = None) -> None:
+    """Write the page of one run, with faint lines of reference models and its figures if requested."""
     from depthscope.report.page import write_page
+    from depthscope.run.references import reference_runs
     from depthscope.run.store import RunDirectory
 
     run = RunDirectory.reading(path)
-    say_page(write_page(run, out or path / "report.html"))
+    say_page(write_page(run, out or path / "report.html", reference_runs(reference) if reference else ()))
     if figures:
         from depthscope.report.publish import publish_run
 
         say_figures(publish_run(run, figures), figures)
 
 
-def write_several(paths: list[Path], out: Path | None, figures: Path | None) -> None:
-    """Write the page that compares runs, and its figures if requested."""
+def write_several(paths: list[Path], out: Path | None, figures: Path | None, reference: str | None = None) -> None:
+    """Write the page that compares runs, and reference models and its figures if requested."""
     from depthscope.report.comparison import write_comparison
+    from depthscope.run.references import reference_runs
     from depthscope.run.store import RunDirectory
 
-    runs = [RunDirectory.reading(path) for path in paths]
+    runs = [*(RunDirectory.reading(path) for path in paths), *(reference_runs(reference) if reference else ())]
     say_page(write_comparison(runs, out or Path("comparison.html")))
     if figures:
         from depthscope.report.publish import publish_comparison

@@ -8,6 +8,7 @@ import polars as pl
 from depthscope.errors import RunError
 from depthscope.report import downloads
 from depthscope.report.charts import relative_axis
+from depthscope.report.compared_transitions import transition_table, transitions_said
 from depthscope.report.measured import NBSP, Value
 from depthscope.report.overlays import Compared
 from depthscope.report.panels import Axis, Bar, Bars, Hover, Note, Panel, Points
@@ -45,13 +46,21 @@ def compared_stages(compared: Sequence[Compared]) -> tuple[Section, dict[str, pl
     found, without = _read(compared)
     section = Section(
         panels=[_bars(found)] if any(one.stages for _, one in found) else [],
-        sentences=signatures_said(found),
+        sentences=[*transitions_said([one for _, one in found]), *signatures_said(found)],
         missing=[f"No readable stages (not run, or damaged): {joined(without)}."] if without else [],
-        notes=["Points on the bars are boundaries, with their 95% intervals over documents."] if found else [],
-        tables=[signature_table(found)] if found else [],
+        notes=["Points on the bars are boundaries, with their 95% intervals over documents and layer noise."]
+        if found
+        else [],
+        tables=[*_transitions(found), signature_table(found)] if found else [],
         across=1,
     )
     return section, _frames(found)
+
+
+def _transitions(found: Found) -> list[TextTable]:
+    """Runs of the first finder have no tests of transitions."""
+    tested = [(one.look.title, stages) for one, stages in found if stages.transitions]
+    return [transition_table(tested)] if tested else []
 
 
 def _read(compared: Sequence[Compared]) -> tuple[Found, list[str]]:

@@ -12,7 +12,7 @@ from depthscope.report.compared_stages import Stages, compared_stages
 from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import SweepValues, read_sweep
-from depthscope.report.overlays import OVERLAYS, Compared, Overlay, overlay
+from depthscope.report.overlays import OVERLAYS, Compared, Overlay, overlay, reference_title
 from depthscope.report.palette import MOST_RUNS, run_look
 from depthscope.report.section import Section, TextTable
 from depthscope.report.wording import joined
@@ -74,7 +74,7 @@ def side_by_side(runs: Sequence[RunDirectory]) -> list[Compared]:
     """
     if not 2 <= len(runs) <= MOST_RUNS:
         raise DepthscopeError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(runs)}")
-    models = [run.settings.subject for run in runs]
+    models = [reference_title(run) for run in runs]
     seen = Counter(models)
     names = [
         f"{model} ({run.path.resolve().name})" if seen[model] > 1 else model

@@ -13,6 +13,7 @@ from depthscope.report.panels import RELATIVE_DEPTH, Axis, Level, Panel
 from depthscope.report.section import Section
 from depthscope.report.sections.overview import DENSITY, density, density_axis
 from depthscope.report.wording import joined
+from depthscope.run.references import about
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, lens, norms
 from depthscope.schema.metric import Metric
@@ -31,6 +32,12 @@ class Compared:
     def depth(self) -> int:
         """Layers of the model; 1 if the manifest does not record it."""
         return depth_of(self.run.manifest, 1)
+
+
+def reference_title(run: RunDirectory) -> str:
+    """A run's model, and whether the run is a reference that ships with the package."""
+    facts = about(run)
+    return f"{facts.get('title', run.settings.model)} (reference)" if facts else run.settings.subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ First the headline, five key numbers and the model at a glance; then a section p
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import SweepValues, decimals_for, interval, number, read_sweep
 from depthscope.report.palette import LOOKS, edit_looks
+from depthscope.report.reference_lines import with_references
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import overview, stages
 from depthscope.report.trust import trust
@@ -22,18 +24,24 @@ from depthscope.schema.manifest import Settings
 from depthscope.schema.sweep import AGREEMENT, KL
 
 
-def write_page(run: RunDirectory, out: Path) -> Path:
-    """Write the page of a run, complete or not, to `out` and return `out`. Raises RunError if it cannot be written."""
-    content = render(run).encode()
+def write_page(run: RunDirectory, out: Path, references: Sequence[RunDirectory] = ()) -> Path:
+    """Write the page of a run, complete or not, to `out` and return `out`. Raises RunError if it cannot be written.
+
+    `references` are other models' runs, drawn as faint lines.
+    """
+    content = render(run, references).encode()
     with atomic_file(out) as stream:
         stream.write(content)
     return out
 
 
-def render(run: RunDirectory) -> str:
-    """The page as HTML. Missing or damaged tables are reported in place of their figures."""
+def render(run: RunDirectory, references: Sequence[RunDirectory] = ()) -> str:
+    """The page as HTML, with the curves of `references` behind the run's own.
+
+    Missing or damaged tables are reported in place of their figures.
+    """
     measured = _measured(run)
-    tables, sections = _with_downloads(run, _sections(run))
+    tables, sections = _with_downloads(run, _sections(run, references))
     names = [one["name"] for one in sections]
     table = _table(measured)
     others = [("table", "Every layer in numbers")] if table else []
@@ -109,12 +117,12 @@ def _units(settings: Settings) -> int | None:
     return math.ceil(tokens / window / per_unit) if tokens and window and per_unit else None
 
 
-def _sections(run: RunDirectory) -> list[tuple[Kind, Section]]:
+def _sections(run: RunDirectory, references: Sequence[RunDirectory]) -> list[tuple[Kind, Section]]:
     """The sections of the page: those with results, and those that were requested but have none."""
     sections = []
     for kind in figures(run).values():
         try:
-            section = kind.build(run)
+            section = with_references(kind.build(run), references)
         except RunError as error:
             reason = _gap(kind, run, error)
             section = Section(panels=(), missing=[reason]) if reason else None
