@@ -73,8 +73,8 @@ def test_windows_of_a_cluster_are_contiguous_and_know_their_own_document(gpt2, t
 def studied(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clusters")
     text = ds.corpus(written(folder, BOOKS), cluster="book")
-    told = ds.study(tiny, text, out=folder / "t", per_token=True, experiments=["sweep", "stages"], **SETTINGS)
-    return told, text, ds.study(tiny, text, out=folder / "d", experiments=READINGS, **SETTINGS)
+    per_token = ds.study(tiny, text, out=folder / "t", per_token=True, experiments=["sweep", "stages"], **SETTINGS)
+    return per_token, text, ds.study(tiny, text, out=folder / "d", experiments=READINGS, **SETTINGS)
 
 
 def shards(study, name="sweep"):
@@ -112,7 +112,7 @@ def test_all_experiments_count_clusters_and_replicates_resample_them(studied):
     weights = np.stack([drawn[book] for book in part["document"]])
     with np.errstate(invalid="ignore"):
         expected = weights.T @ part["kl"].to_numpy() / (weights.T @ part["tokens"].to_numpy())
-    np.testing.assert_allclose(means["kl"][1:, 2], expected, rtol=1e-9)
+    np.testing.assert_allclose(means["kl"].means[1:, 2], expected, rtol=1e-9)
     assert per_token.stages.method["documents"] == 5
 
 

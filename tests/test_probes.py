@@ -108,7 +108,7 @@ def test_probes_that_only_recognise_tokens_have_no_selectivity():
     last = np.random.default_rng(1).integers(0, 8, (2_000, 2))
     table = constructed(shuffled=False, last=last, see=True)[0]["probes"]
     row = of(table, "both", 4, "control_accuracy")
-    assert row["mean"] > 0.7, "four tokens of eight are told by four neurons"
+    assert row["mean"] > 0.7, "four tokens of eight are recognised by four neurons"
     assert of(table, "layer", 40, "control_accuracy")["mean"] > 0.99
     decided = constructed(shuffled=False, last=last)[0]["probes"]
     control = of(decided, "prediction", 1, "control_accuracy")

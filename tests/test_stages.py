@@ -247,3 +247,12 @@ def test_stages_are_objects_that_hold_what_the_file_does(found):
     content["later"] = 1
     content["method"] = {}
     assert Stages.from_json(content).boundaries[0].support is None, "runs of other versions are read too"
+
+
+def test_a_signal_that_is_flat_but_for_one_catastrophic_layer_is_flat():
+    measured = model_with_stages()
+    measured.values["drop.kl"] = np.full_like(measured.values["drop.kl"], 0.1)
+    measured.values["drop.kl"][:, 12] = 5.0
+    found = find_stages(measured)
+    assert [signal.name for signal in found.signals if signal.flat] == ["drop"]
+    assert all(np.isfinite(shape.error) for shape in found.shapes)

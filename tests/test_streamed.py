@@ -43,9 +43,10 @@ def both(folder: Path | str, **options) -> tuple[Model, Model]:
 
 def unchecked(folder: Path, dtype: torch.dtype) -> list[BlockStack]:
     """In memory and streamed, without the search for head and components."""
-    loaded = [_from_pretrained(str(folder), None, dtype, torch.device("cpu"), stream) for stream in ("no", "yes")]
+    name = str(dtype).removeprefix("torch.")
+    loaded = [_from_pretrained(str(folder), None, name, torch.device("cpu"), stream) for stream in ("no", "yes")]
     with torch.inference_mode():
-        return [BlockStack(hf, residency) for hf, residency, *_ in loaded]
+        return [BlockStack(one.hf, one.residency) for one in loaded]
 
 
 def differing(whole: BlockStack, streamed: BlockStack) -> list[str]:

@@ -228,9 +228,9 @@ def test_a_study_ends_with_the_stage_map(tmp_path, monkeypatch):
     said = shown("study", "--tokens", 384, "--window", 48, "--experiments", names, "--out", tmp_path / "run")
     for words in (
         "Stages of inference",
-        "layers 0",
-        "Detokenization",
-        "detokenization ends before layer 1",
+        "12 layers are too few to tell stages from smooth change with depth",
+        "detokenization → feature engineering: not named",
+        "layer 0 is exceptional: cost of dropping the layer",
         "The first layer is catastrophic to lose",
         "Lens entropy",
         "prediction neurons",

@@ -8,6 +8,7 @@ from benchmarks.findings.claims import CLAIMS, DEPTH, SHARE, Claim
 from benchmarks.findings.evidence import ABSENT, FAILS, HOLDS, OPEN, VERDICTS, Finding, swept
 from benchmarks.findings.layer_sections import layer_sections
 from benchmarks.findings.markdown import shown_value, table
+from benchmarks.findings.stage_answers import stage_sections
 from depthscope.report.wording import joined
 from depthscope.run.references import about
 from depthscope.run.store import RunDirectory
@@ -45,6 +46,7 @@ def render(runs: Sequence[RunDirectory], layers: Mapping[str, dict[str, Any]]) -
         _verdicts(runs, found),
         METHOD,
         *(part for heading, claims in CLAIMS.items() for part in (f"## {heading}", *_details(claims, runs, found))),
+        *stage_sections(runs),
         *layer_sections(layers, {run.path.name: swept(run, "drop", KL) for run in runs}),
         REMAKING,
     ]

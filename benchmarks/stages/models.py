@@ -2,16 +2,19 @@
 
 import tempfile
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import depthscope as ds
 from depthscope.models.model import Model
 from depthscope.schema.found_stages import Stages
 from depthscope.stages import find
+from depthscope.stages.signals import ResampledLayers, read_measured
 
 EXPERIMENTS = ("sweep", "lens", "norms", "attention", "neurons", "stages")
 EMBEDDED = ("bookshelf-gpt2", "bookshelf-neox")
@@ -55,8 +58,6 @@ def networks() -> Iterator[tuple[str, Model]]:
 
 def fresh(family: str, depth: int, vocabulary: int, seed: int = 0) -> PreTrainedModel:
     """A network with the weights it would begin training with."""
-    from transformers import AutoConfig
-
     torch.manual_seed(seed)
     shape = (
         {"n_layer": depth, "n_embd": WIDTH, "n_head": 4} if family == "gpt2" else SHAPE | {"num_hidden_layers": depth}
@@ -69,17 +70,17 @@ def fresh(family: str, depth: int, vocabulary: int, seed: int = 0) -> PreTrained
 
 def reordered(model: PreTrainedModel, order: list[int]) -> PreTrainedModel:
     """The model with its blocks in another order, some of them left out or repeated."""
-    again = AutoModelForCausalLM.from_config(model.config).eval()
+    again = AutoModelForCausalLM.from_config(deepcopy(model.config)).eval()
     again.load_state_dict(model.state_dict())
     blocks, parent, name = _blocks(again)
-    setattr(parent, name, nn.ModuleList([blocks[int(i)] for i in order]))
+    setattr(parent, name, nn.ModuleList([deepcopy(blocks[int(i)]) for i in order]))
     again.config.num_hidden_layers = len(order)
     return again
 
 
 def averaged(model: PreTrainedModel) -> PreTrainedModel:
     """The model with the mean of its middle blocks' weights in each of them: all layers but the ends compute the same."""
-    again = AutoModelForCausalLM.from_config(model.config).eval()
+    again = AutoModelForCausalLM.from_config(deepcopy(model.config)).eval()
     again.load_state_dict(model.state_dict())
     blocks, _, _ = _blocks(again)
     middle = list(blocks)[1:-1]
@@ -107,12 +108,8 @@ def found_in(model: Model, tokens: int) -> tuple[Stages, bool]:
         return found, bool(find.find_stages(_waived(study)).boundaries)
 
 
-def _waived(study: ds.Study):
+def _waived(study: ds.Study) -> ResampledLayers:
     """The measurements as if the text's token frequencies predicted nothing."""
-    from dataclasses import replace
-
-    from depthscope.stages.signals import read_measured
-
     run = study.run
     depth = int(run.table("lens")["layer"].max())  # type: ignore[arg-type]
     units = {

@@ -65,9 +65,11 @@ def nulls(count: int, depths: Iterable[int] = DEPTHS, workers: int = 2) -> dict[
     return _shares(_null, NULLS, depths, count, workers)
 
 
-def power(count: int, depths: Iterable[int] = DEPTHS, workers: int = 2) -> dict[str, dict[int, dict[str, float]]]:
+def power(
+    count: int, depths: Iterable[int] = DEPTHS, workers: int = 2
+) -> dict[str, dict[int, dict[str, float | None]]]:
     """For every plan and depth: shares with a step, of transitions named, and of named ones placed and covered."""
-    table: dict[str, dict[int, dict[str, float]]] = {}
+    table: dict[str, dict[int, dict[str, float | None]]] = {}
     with ProcessPoolExecutor(workers) as pool:
         for name in PLANS:
             for depth in depths:
@@ -80,7 +82,7 @@ def power(count: int, depths: Iterable[int] = DEPTHS, workers: int = 2) -> dict[
                     "named": float(named.mean()),
                     "within a layer": float(results[..., 2].mean()),
                     "covered": float(results[..., 3].mean()),
-                    "covered, named": float(results[..., 3][named].mean()) if named.any() else float("nan"),
+                    "covered, named": float(results[..., 3][named].mean()) if named.any() else None,
                     "count, named": int(named.sum()),
                 }
                 print(name, depth, table[name][depth], flush=True)

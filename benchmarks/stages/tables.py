@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+COVERED = "covered, named"
+
 
 def tables(results: Mapping[str, Any]) -> str:
     """All parts that were measured."""
@@ -32,9 +34,12 @@ def _power(part: Mapping[str, Any]) -> str:
         ("step", "sets with a step beyond smooth change"),
         ("named", "transitions that are named"),
         ("within a layer", "transitions placed within a layer of the truth, named or not"),
-        ("covered", "intervals that contain the true layer, named or not"),
+        (COVERED, "intervals of named transitions that contain the true layer (number of named ones)"),
     ):
-        rows = [[name, *(_share(of[depth][what]) for depth in depths)] for name, of in cells.items()]
+        rows = [
+            [name, *(_share(of[depth][what]) + (_count(of[depth]) if what == COVERED else "") for depth in depths)]
+            for name, of in cells.items()
+        ]
         blocks.append(_table([title, *(f"{depth} layers" for depth in depths)], rows))
     return (
         f"**Planted stages.** All three transitions, steps in standard deviations of the noise over layers (autoregression, "
@@ -71,12 +76,16 @@ def _kind(name: str) -> str:
     return name
 
 
+def _count(cell: Mapping[str, Any]) -> str:
+    return f" ({cell['count, named']})" if cell["count, named"] else ""
+
+
 def _where(part: Mapping[str, Any]) -> str:
     return f"{part['machine']}, {part['made']}"
 
 
-def _share(value: float) -> str:
-    return "–" if value != value else f"{value:.2f}"
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

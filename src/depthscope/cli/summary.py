@@ -66,10 +66,12 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
 
 def _print_tables(run: RunDirectory, experiment: Experiment) -> None:
     there = run.tables()
-    for name, declared in experiment.tables.items():
-        if name in there and (show := printer(name, declared)):
-            show(run.table(name))
-            console.print()
+    shown = {name: show for name, one in experiment.tables.items() if name in there and (show := printer(name, one))}
+    for name, show in shown.items():
+        if len(shown) > 1:
+            console.print(f"[bold]{name.replace('_', ' ').capitalize()}[/]", highlight=False)
+        show(run.table(name))
+        console.print()
 
 
 def _print_sweep(table: pl.DataFrame) -> None:

@@ -57,7 +57,7 @@ def _embedded() -> Iterator[Available]:
 def _named() -> Iterator[Available]:
     for name, model in NAMED.items():
         if (file := find_named(name)) is not None:
-            yield Available(name=name, where=str(file), **{**_of_gguf(file), "licence": model.licence})
+            yield Available(name=name, where="downloaded", **{**_of_gguf(file), "licence": model.licence})
 
 
 def _cached() -> Iterator[Available]:

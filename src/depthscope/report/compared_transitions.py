@@ -68,7 +68,7 @@ def transition_table(found: Sequence[tuple[str, Stages]]) -> TextTable:
         over = spread([stages for _, stages in found], before, after)
         cells = [_cell(stages, before, after) for _, stages in found]
         rows.append((f"{stage_title(before)} → {stage_title(after).lower()}", *cells, *_over(over)))
-    head = ("Transition", *(title for title, _ in found), "Relative depth", "Established in")
+    head = ("Transition", *(title for title, _ in found), "Relative depth of the best place", "Established in")
     return TextTable(title="The transitions, model by model", head=head, rows=rows, words=True)
 
 

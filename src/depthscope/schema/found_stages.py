@@ -101,8 +101,8 @@ class Edge(Entry):
 class Transition(Entry):
     """A transition of the hypothesis: whether it is named, where, and why or why not.
 
-    `layer` is the first layer of the later stage where the transition fits best, with its 95% interval over resamples in which
-    it is named. `absent` is the share of resamples in which it is not, `places` the share that puts it before each layer.
+    `layer` is the first layer of the later stage where the transition fits best, with the 95% interval over resamples if it is
+    named. `absent` is the share of resamples in which it is not, `places` the share that puts it before each layer.
     `p_readings` is corrected for three transitions; `p_hypotheses` is the share of random hypotheses that fit as well.
     """
 

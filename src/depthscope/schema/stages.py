@@ -44,7 +44,7 @@ INTERVENTION, READING = "intervention", "reading"
 
 LEVEL = 0.05
 FEWEST_LAYERS = 16
-"""With fewer, a clear step is rarely told from smooth change (docs/stages.md), and no stage is named."""
+"""With fewer, a clear step is rarely distinguished from smooth change (docs/stages.md), and no stage is named."""
 NOT_NAMED = "not_named"
 """Layers between named transitions whose own defining signature is not supported."""
 

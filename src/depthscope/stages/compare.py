@@ -146,6 +146,8 @@ def _transition(
     places: list[float] = []
     if again is not None and layer is not None:
         low, high, absent, places = again.summary(place, depth, defining == SUPPORTED and depth >= FEWEST_LAYERS)
+        if not named:  # the interval of a place that may not exist covers too rarely (benchmarks/stages)
+            low = high = None
     before, after = TRANSITIONS[place]
     return Transition(
         before=before,

@@ -32,24 +32,27 @@ from depthscope.schema.stages import (
 )
 from depthscope.stages.compare import OMNIBUS_LEVEL, SEED, compare
 from depthscope.stages.edges import edges
-from depthscope.stages.signals import ResampledLayers, Rows, signals
+from depthscope.stages.signals import ResampledLayers, signals
 from depthscope.stages.signatures import verdicts
 from depthscope.stages.transitions import NULLS, Interior
 from depthscope.statistics.held_out_layers import shapes
-from depthscope.statistics.smooth_steps import TO_SPREAD
+from depthscope.statistics.smooth_steps import TO_SPREAD, despiked
 
 NAME = "stages"
 FEWEST_COMPARED = 8
 """With fewer layers the smooth curve alone explains the signals."""
 FEWEST_SIGNALS = 3
+FEWEST_FOR_SPREAD = 3
+"""Layers below which no spread between the ends is defined."""
 
 
 def find_stages(measured: ResampledLayers) -> Stages:
     """Stages, boundaries, transitions, signals, signatures, method: the content of RUN/stages.json."""
     rows = signals(measured)
     tested = verdicts(measured)
-    reason = _too_little(measured, rows)
-    compared = [name for name, values in rows.items() if not _flat(name, values[0])]
+    deep = measured.depth >= FEWEST_COMPARED
+    compared = [name for name, values in rows.items() if deep and not _flat(name, values[0])]
+    reason = _too_little(measured, compared)
     structure, transitions, boundaries, unnamed = None, [], [], []
     curves: list[DepthShape] = []
     if reason is None:
@@ -85,25 +88,26 @@ def find_stages(measured: ResampledLayers) -> Stages:
     )
 
 
-def _too_little(measured: ResampledLayers, rows: Rows) -> str | None:
+def _too_little(measured: ResampledLayers, compared: Sequence[str]) -> str | None:
+    """Why the signals are not compared, if they are not."""
     if measured.depth < FEWEST_COMPARED:
         return (
             f"{measured.depth} layers are too few to compare with a smooth curve: expected at least {FEWEST_COMPARED}"
         )
-    usable = [name for name, values in rows.items() if not _flat(name, values[0])]
-    if len(usable) < FEWEST_SIGNALS:
+    if "lens.loss" in measured.values:
+        loss = float(measured.values["lens.loss"][0, -1])
+        if loss >= measured.token_entropy:
+            return (
+                f"the model predicts this text no better than token frequencies do (loss {loss:.2f} nats, frequencies "
+                f"{measured.token_entropy:.2f}), so there is no inference to divide"
+            )
+    if len(compared) < FEWEST_SIGNALS:
         return (
-            f"only {len(usable)} signals were measured that are not flat ({', '.join(usable) or 'none'}): expected at least "
-            f"{FEWEST_SIGNALS}"
+            f"only {len(compared)} signals were measured that are not flat ({', '.join(compared) or 'none'}): expected at "
+            f"least {FEWEST_SIGNALS}"
         )
     if "lens.loss" not in measured.values:
         return "the lens was not measured, so it is unknown whether the model predicts anything"
-    loss = float(measured.values["lens.loss"][0, -1])
-    if loss >= measured.token_entropy:
-        return (
-            f"the model predicts this text no better than token frequencies do (loss {loss:.2f} nats, frequencies "
-            f"{measured.token_entropy:.2f}), so there is no inference to divide"
-        )
     return None
 
 
@@ -173,7 +177,8 @@ def _shapes(own: Float64[np.ndarray, "layers signals"]) -> list[DepthShape]:
 
 
 def _flat(name: str, values: Float64[np.ndarray, " layers"]) -> bool:
-    return bool(values[1:-1].std() < SIGNALS[name].smallest)
+    """Whether it hardly varies between the ends, single catastrophic layers aside."""
+    return bool(despiked(values[1:-1, None]).std() < SIGNALS[name].smallest)
 
 
 def _signal(name: str, values: Float64[np.ndarray, " layers"], compared: bool) -> StageSignal:
@@ -186,7 +191,7 @@ def _signal(name: str, values: Float64[np.ndarray, " layers"], compared: bool) -
         title=signal.title,
         unit=signal.unit,
         sentence=signal.sentence,
-        flat=_flat(name, values),
+        flat=len(values) > FEWEST_FOR_SPREAD and _flat(name, values),
         values=values.tolist(),
         standardised=np.clip(away / spread, -FURTHEST, FURTHEST).tolist() if compared else None,
     )

@@ -1,7 +1,7 @@
 """The procedure repeated on other documents and other layer noise: how often a transition is found again, and where.
 
 Each resample is the fitted curve with a step at every transition's place, plus the difference that resampling the documents
-makes, plus new noise over layers with the autocorrelation and correlation of the old. Place, tests and order are found anew;
+makes, plus new noise over layers with the autocorrelation and correlation of the old. Place, tests and order are found again;
 only the null signals that the evidence is compared with are those of the original.
 """
 

@@ -170,7 +170,7 @@ def signals(measured: ResampledLayers) -> dict[str, Layers]:
     """
     rows: dict[str, Layers] = {}
     for edit, signal in (("drop", "drop"), ("swap", "swap"), ("drop_attn", "drop_attention"), ("drop_mlp", "drop_mlp")):
-        if kl := measured.get(f"{edit}.kl"):
+        if (kl := measured.get(f"{edit}.kl")) and kl[0].shape[1]:  # one layer cannot be swapped
             rows[signal] = _log10(kl[0])
     if local := measured.get("attention.local"):
         rows["local_attention"] = local[0]

@@ -1,1 +1,1 @@
-"""Statistics: estimates with intervals over documents, moments, change points, ranks, probes. Independent of models."""
+"""Statistics: estimates with intervals over documents, moments, steps over layers, ranks, probes. Independent of models."""

@@ -34,7 +34,7 @@ class Shape:
 
 
 def shapes(signals: Signals) -> list[Shape]:
-    """All shapes that so many layers allow."""
+    """All shapes that so many layers allow. No signal is constant."""
     scaled = (signals - signals.mean(0)) / signals.std(0)
     layers = len(signals)
     found = [

@@ -30,7 +30,7 @@ def established(found: Stages) -> list[str]:
         beyond = "have" if found.structure.beyond_smooth else "do not have"
         said.append(
             f"The signals {beyond} a step beyond smooth change with depth and autocorrelated noise "
-            f"(p = {_p(found.structure.p)}; level {100 * found.structure.level:g} %)."
+            f"({_said_p(found.structure.p)}; level {100 * found.structure.level:g} %)."
         )
     if shape := _best_shapes(found.shapes):
         said.append(shape)
@@ -38,7 +38,7 @@ def established(found: Stages) -> list[str]:
         if one.exceptional:
             said.append(
                 f"Layer {one.layer} is exceptional: its {in_sentence(_title(one))} is {said_number(one.ratio, 'times')} the "
-                f"median layer’s, off a smooth continuation of the others (p = {_p(one.p)})."
+                f"median layer’s, off a smooth continuation of the others ({_said_p(one.p)})."
             )
     return said
 
@@ -121,6 +121,10 @@ def _interval(one: Transition) -> str:
 
 def _title(one: Edge) -> str:
     return SIGNALS[one.signal].title if one.signal in SIGNALS else one.signal
+
+
+def _said_p(value: float) -> str:
+    return f"p {_p(value)}" if value < 0.001 else f"p = {_p(value)}"
 
 
 def _p(value: float) -> str:
