@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from depthscope.schema import signatures
 from depthscope.schema.found_stages import SignatureVerdict
-from depthscope.schema.signatures import DEFINING, SIGNATURES, TABLE_1, THRESHOLDS, defining_verdict, may_be_named
+from depthscope.schema.signatures import SIGNATURES, TABLE_1, THRESHOLDS
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
 from depthscope.stages.effects import EFFECTS
 from depthscope.stages.readable import lens_to_read, monotone_enough
@@ -71,9 +71,9 @@ def verdict_of(name: str, measured: ResampledLayers):
 def test_every_cell_of_table_1_is_a_signature_and_each_stage_has_one_that_defines_it():
     for stage, names in CELLS.items():
         assert {one.name for one in SIGNATURES.values() if one.stage == stage and one.source == TABLE_1} == names
-    assert list(DEFINING) == list(STAGES)
-    assert [one.stage for one in SIGNATURES.values() if one.defining] == list(STAGES)
-    assert all(SIGNATURES[name].measured and name in CELLS[stage] for stage, name in DEFINING.items())
+    defining = [one for one in SIGNATURES.values() if one.defining]
+    assert [one.stage for one in defining] == list(STAGES)
+    assert all(one.measured and one.name in CELLS[one.stage] for one in defining)
     assert set(EFFECTS) == {name for name, one in SIGNATURES.items() if one.measured}
 
 
@@ -234,17 +234,16 @@ def test_what_was_not_measured_is_inconclusive_and_says_why():
     assert "3 documents are too few" in sampled[0].reason
 
 
-def test_a_stage_may_be_named_only_by_its_defining_signature():
+def test_each_stage_s_defining_verdict_follows_what_was_measured():
+    def defining(of: ResampledLayers) -> dict[str, bool]:
+        return {one.stage: one.verdict == SUPPORTED for one in verdicts(of) if one.defining}
+
     measured = hypothesised()
-    found = verdicts(measured)
-    assert [one.name for one in found if one.defining] == list(DEFINING.values())
-    for stage in STAGES:
-        assert defining_verdict(stage, found).stage == stage
-        assert may_be_named(stage, found)
+    assert defining(measured) == dict.fromkeys(STAGES, True)
     fewer = replace(measured, values=measured.values | {"neurons.suppression": np.zeros((1, LAYERS))})
-    assert not may_be_named("residual_calibration", verdicts(fewer))
-    assert may_be_named("prediction_ensembling", verdicts(fewer))
-    assert not may_be_named("feature_engineering", verdicts(replace(measured, values={})))
+    assert defining(fewer) == dict.fromkeys(STAGES, True) | {"residual_calibration": False}
+    assert defining(replace(measured, values={})) == dict.fromkeys(STAGES, False)
+    found = verdicts(measured)
     assert all(math.isfinite(one.threshold) for one in found)
 
 

@@ -7,17 +7,14 @@ date and a reason each.
 import datetime
 import math
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.stages import (
     DETOKENIZATION,
     FEATURE_ENGINEERING,
     PREDICTION_ENSEMBLING,
     RESIDUAL_CALIBRATION,
-    SUPPORTED,
     written,
 )
 
@@ -233,16 +230,3 @@ SIGNATURES = {
     )
 }
 """In the order of depth; in the table's order within a stage, then what the text adds."""
-
-DEFINING = {signature.stage: signature.name for signature in SIGNATURES.values() if signature.defining}
-"""Each stage's defining signature."""
-
-
-def defining_verdict(stage: str, verdicts: Sequence[SignatureVerdict]) -> SignatureVerdict:
-    """The verdict of a stage's defining signature, from the verdicts of all. Raises KeyError for an unknown stage."""
-    return next(verdict for verdict in verdicts if verdict.name == DEFINING[stage])
-
-
-def may_be_named(stage: str, verdicts: Sequence[SignatureVerdict]) -> bool:
-    """Whether the stage's defining signature is supported, without which the stage is not named."""
-    return defining_verdict(stage, verdicts).verdict == SUPPORTED

@@ -4,7 +4,7 @@ A transition is named where readings confirm, near where interventions put it, a
 hypotheses fit as well; and where the defining signature of the stage that it begins or ends is supported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,14 @@ from depthscope.schema.stages import (
 )
 from depthscope.stages.resampled import RESAMPLES, Resampled, resampled
 from depthscope.stages.signals import Rows
-from depthscope.stages.transitions import NULLS, Interior, holm, p_value
+from depthscope.stages.signatures import FEWEST_DOCUMENTS
+from depthscope.stages.transitions import NULLS, Interior, holm, in_order, p_values
 
-FEWEST_DOCUMENTS = 8
 OMNIBUS_LEVEL = 0.02
-"""At a nominal 2 % the test of any step rejects at most 5 % of the nulls of benchmarks/stages: strong autocorrelation cannot
-be estimated well from so few layers."""
+"""At a nominal 2 % the test of any step rejects about 5 % of the worst nulls of benchmarks/stages: strong
+autocorrelation cannot be estimated well from so few layers."""
 SEED = 0
-DEFINING = {0: DETOKENIZATION, 1: PREDICTION_ENSEMBLING, 2: RESIDUAL_CALIBRATION}
+NEEDED = {0: DETOKENIZATION, 1: PREDICTION_ENSEMBLING, 2: RESIDUAL_CALIBRATION}
 """The stage whose defining signature a transition needs: of the two that meet there, the one that is rarer to find (the paper
 defines feature engineering by little happening)."""
 
@@ -63,19 +63,17 @@ def compare(
     own = interior.matrix({name: values[0] for name, values in rows.items()})
     without = [interior.statistics(sets) for sets in interior.nulls(own, generator, nulls)]
     mine = interior.statistics(own[:, :, None])
-    p = p_value(float(mine.any_step[0]), [null.any_step for null in without])
+    p = p_values(mine.any_step, [null.any_step for null in without]).item()
     structure = Structure(p=p, level=OMNIBUS_LEVEL, layer=int(mine.any_layer[0]), beyond_smooth=p <= OMNIBUS_LEVEL)
     testable = [place for place in range(len(TRANSITIONS)) if interior.testable(place)]
-    raw = {
-        place: p_value(float(mine.confirmed[place, 0]), [null.confirmed[place] for null in without])
-        for place in testable
-    }
-    confirmed = holm(raw)
+    raw = [p_values(mine.confirmed[place], [null.confirmed[place] for null in without]) for place in testable]
+    confirmed = dict(zip(testable, holm(np.array(raw).reshape(-1, 1))[:, 0].tolist(), strict=True))
     others = {place: interior.hypotheses(own[:, :, None], place, generator)[0].item() for place in testable}
     failing = {
-        place: _failing(place, confirmed, others, float(mine.found[place, 0]), holds, depth) for place in range(3)
+        place: _failing(place, confirmed, others, float(mine.found[place, 0]), holds, depth)
+        for place in range(len(TRANSITIONS))
     }
-    named = _in_order(
+    named = in_order(
         [place for place in testable if not failing[place]], mine.layer[:, 0].tolist(), mine.total[:, 0].tolist()
     )
     again = None
@@ -89,7 +87,7 @@ def compare(
             failing[place]
             or ("" if place in named else "another transition is stronger where this one would have to be"),
             (confirmed.get(place), others.get(place)),
-            holds.get(DEFINING[place], ""),
+            holds.get(NEEDED[place], ""),
             again,
             depth,
         )
@@ -107,7 +105,7 @@ def _failing(
     depth: int,
 ) -> str:
     """The first condition of a name that is not met, in words; empty if all are."""
-    stage = STAGES[DEFINING[place]].lower()
+    stage = STAGES[NEEDED[place]].lower()
     if place not in confirmed:
         return "interventions and readings were not both measured"
     if depth < FEWEST_LAYERS:
@@ -118,18 +116,9 @@ def _failing(
         return f"the readings do not confirm a step beyond smooth change (p = {confirmed[place]:.2g})"
     if others[place] > LEVEL:
         return f"{100 * others[place]:.0f} % of random hypotheses fit as well"
-    if holds.get(DEFINING[place]) != SUPPORTED:
+    if holds.get(NEEDED[place]) != SUPPORTED:
         return f"the defining signature of {stage} is not supported"
     return ""
-
-
-def _in_order(places: Sequence[int], layers: Sequence[int], total: Sequence[float]) -> set[int]:
-    """The named transitions in the order of the hypothesis: of two in the wrong order the one with more evidence stays."""
-    kept: set[int] = set()
-    for place in sorted(places, key=lambda one: -total[one]):
-        if all((layers[place] - layers[one]) * (place - one) > 0 for one in kept):
-            kept.add(place)
-    return kept
 
 
 def _transition(

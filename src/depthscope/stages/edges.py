@@ -30,7 +30,7 @@ def edges(rows: Rows, values: Rows) -> list[Edge]:
             tried.append(
                 (name, end, layer, float(kl[layer]) / max(middle, 1e-12), rises if end == "first" else 1 - rises)
             )
-    corrected = holm(dict(enumerate(p for *_, p in tried)))
+    corrected = holm(np.array([p for *_, p in tried]).reshape(-1, 1))[:, 0].tolist()
     return [
         Edge(end=end, layer=layer, signal=name, ratio=ratio, p=corrected[i], exceptional=corrected[i] <= LEVEL)
         for i, (name, end, layer, ratio, _) in enumerate(tried)

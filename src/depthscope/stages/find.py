@@ -42,16 +42,13 @@ NAME = "stages"
 FEWEST_COMPARED = 8
 """With fewer layers the smooth curve alone explains the signals."""
 FEWEST_SIGNALS = 3
-FEWEST_FOR_SPREAD = 3
-"""Layers below which no spread between the ends is defined."""
 
 
 def find_stages(measured: ResampledLayers) -> Stages:
     """Stages, boundaries, transitions, signals, signatures, method: the content of RUN/stages.json."""
     rows = signals(measured)
     tested = verdicts(measured)
-    deep = measured.depth >= FEWEST_COMPARED
-    compared = [name for name, values in rows.items() if deep and not _flat(name, values[0])]
+    compared = [name for name, values in rows.items() if not _flat(name, values[0])]
     reason = _too_little(measured, compared)
     structure, transitions, boundaries, unnamed = None, [], [], []
     curves: list[DepthShape] = []
@@ -178,7 +175,8 @@ def _shapes(own: Float64[np.ndarray, "layers signals"]) -> list[DepthShape]:
 
 def _flat(name: str, values: Float64[np.ndarray, " layers"]) -> bool:
     """Whether it hardly varies between the ends, single catastrophic layers aside."""
-    return bool(despiked(values[1:-1, None]).std() < SIGNALS[name].smallest)
+    inner = values[1:-1, None]
+    return len(inner) > 1 and bool(despiked(inner).std() < SIGNALS[name].smallest)
 
 
 def _signal(name: str, values: Float64[np.ndarray, " layers"], compared: bool) -> StageSignal:
@@ -191,7 +189,7 @@ def _signal(name: str, values: Float64[np.ndarray, " layers"], compared: bool) -
         title=signal.title,
         unit=signal.unit,
         sentence=signal.sentence,
-        flat=len(values) > FEWEST_FOR_SPREAD and _flat(name, values),
+        flat=_flat(name, values),
         values=values.tolist(),
         standardised=np.clip(away / spread, -FURTHEST, FURTHEST).tolist() if compared else None,
     )

@@ -2,7 +2,7 @@
 
 Each resample is the fitted curve with a step at every transition's place, plus the difference that resampling the documents
 makes, plus new noise over layers with the autocorrelation and correlation of the old. Place, tests and order are found again;
-only the null signals that the evidence is compared with are those of the original.
+the null signals that the evidence is compared with, and the verdict on the defining signature, are those of the original.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from depthscope.schema.stages import LEVEL, TRANSITIONS
 from depthscope.stages.signals import Rows
-from depthscope.stages.transitions import HYPOTHESES_AGAIN, Interior, Statistics, clean
+from depthscope.stages.transitions import HYPOTHESES_AGAIN, Interior, Statistics, clean, holm, in_order, p_values
 
 RESAMPLES = 200
 
@@ -59,25 +59,13 @@ def resampled(
     raw = np.ones((len(TRANSITIONS), count))
     others = np.ones_like(raw)
     for place in testable:
-        own_evidence = again.confirmed[place]
-        raw[place] = np.max(
-            [
-                (1 + (null.confirmed[place][:, None] >= own_evidence).sum(0)) / (1 + null.confirmed.shape[1])
-                for null in nulls
-            ],
-            axis=0,
-        )
+        raw[place] = p_values(again.confirmed[place], [null.confirmed[place] for null in nulls])
         others[place] = interior.hypotheses(sets, place, generator, HYPOTHESES_AGAIN)
-    corrected = _holm(raw[testable])
-    found = np.zeros(raw.shape, dtype=bool)
-    found[testable] = (corrected <= LEVEL) & (others[testable] <= LEVEL) & (again.found[testable] > 0)
+    passed = np.zeros(raw.shape, dtype=bool)
+    passed[testable] = (holm(raw[testable]) <= LEVEL) & (others[testable] <= LEVEL) & (again.found[testable] > 0)
+    found = np.zeros_like(passed)
+    for column in range(count):
+        places = np.flatnonzero(passed[:, column]).tolist()
+        kept = in_order(places, again.layer[:, column].tolist(), again.total[:, column].tolist())
+        found[sorted(kept), column] = True
     return Resampled(again.layer, found)
-
-
-def _holm(p: Float64[np.ndarray, "tests sets"]) -> Float64[np.ndarray, "tests sets"]:
-    order = p.argsort(0)
-    count = len(p) - np.arange(len(p))[:, None]
-    stepped = np.maximum.accumulate(np.minimum(np.take_along_axis(p, order, 0) * count, 1.0), 0)
-    corrected = np.empty_like(p)
-    np.put_along_axis(corrected, order, stepped, 0)
-    return corrected

@@ -154,18 +154,30 @@ class Interior:
         return [clean(drawn), clean(shuffled)]
 
 
-def p_value(own: float, nulls: Sequence[Float64[np.ndarray, " sets"]]) -> float:
-    """The largest of the p-values against each kind of null."""
-    return max((1 + int((null >= own).sum())) / (1 + len(null)) for null in nulls)
+def p_values(
+    own: Float64[np.ndarray, " sets"], nulls: Sequence[Float64[np.ndarray, " nulls"]]
+) -> Float64[np.ndarray, " sets"]:
+    """For each set, the largest of the p-values against each kind of null."""
+    return np.max([(1 + (null[:, None] >= own).sum(0)) / (1 + len(null)) for null in nulls], axis=0)
 
 
-def holm(p_values: Mapping[int, float]) -> dict[int, float]:
-    """p-values corrected for their number (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
-        corrected[name] = largest
+def holm(p: Float64[np.ndarray, "tests sets"]) -> Float64[np.ndarray, "tests sets"]:
+    """p-values corrected for the number of tests, in each set (Holm 1979)."""
+    order = p.argsort(0)
+    remaining = len(p) - np.arange(len(p))[:, None]
+    stepped = np.maximum.accumulate(np.minimum(np.take_along_axis(p, order, 0) * remaining, 1.0), 0)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, stepped, 0)
     return corrected
+
+
+def in_order(places: Sequence[int], layers: Sequence[int], total: Sequence[float]) -> set[int]:
+    """Transitions in the order of the hypothesis: of two in the wrong order the one with more evidence stays."""
+    kept: set[int] = set()
+    for place in sorted(places, key=lambda one: -total[one]):
+        if all((layers[place] - layers[one]) * (place - one) > 0 for one in kept):
+            kept.add(place)
+    return kept
 
 
 def _mixed(log_bayes: Float64[np.ndarray, "*cells"]) -> Float64[np.ndarray, "*cells"]:
