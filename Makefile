@@ -3,6 +3,7 @@
 # make test    set up and run linters, type checker and all tests
 # make bench   compare the speed of sweeps with the alternatives (an hour) and write docs/performance.md
 # make findings write docs/findings, its pictures and the README's paragraph again from the tables in the package
+# make torture try every fault and attack as often as docs/reliability.md states (40 minutes) and write its table
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
 # make browser install Debian's chromium, which tests of pages use where it is (as root); without it they are skipped
 # make setup   only set up (.venv); make format mends style; make clean removes what was made
@@ -13,7 +14,7 @@ BIN := .venv/bin
 MODEL ?= bookshelf-gpt2
 OUT ?= $(if $(filter bookshelf-gpt2,$(MODEL)),runs/first,runs/$(notdir $(MODEL)))
 
-.PHONY: study models test lint bench findings docs tutorials browser setup format clean
+.PHONY: study models test lint bench findings torture docs tutorials browser setup format clean
 
 study: .venv/.installed
 	$(BIN)/depthscope study $(MODEL) --out $(OUT)
@@ -36,6 +37,9 @@ bench: .venv/.installed
 
 findings: .venv/.tested
 	$(BIN)/python -m benchmarks.findings --write
+
+torture: .venv/.tested
+	$(BIN)/python -m benchmarks.torture --write
 
 docs: .venv/.tested
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -16,6 +16,7 @@ from depthscope.data.corpus import Corpus
 from depthscope.models.load import load
 from depthscope.models.model import Model
 
+pytest_plugins = ["faults"]
 torch.set_num_threads(1)  # tests run side by side; their tensors are small
 
 

@@ -29,6 +29,7 @@ LAYERS = [
     {"edits"},
     {"edit_registry"},
     {"routes"},
+    {"untrusted"},
     {"errors"},
 ]
 """Highest first: a module may import from layers below its own, and from its own package."""
