@@ -36,20 +36,41 @@ def child(*arguments: object) -> multiprocessing.Process:
     return process
 
 
+KILLED = "a study is ended by SIGKILL at random moments, again and again, and run again"
+SAME_BYTES = "nothing that was finished is lost or measured again, and tables and stages are the same bytes"
+
+
 def whole_and_killed(
-    folder: Path, *about: object, settings: StudySettings, after: Sequence[int], seed: int
-) -> tuple[Path, Path]:
-    """The directories of a study done at once and of one that SIGKILL ended again and again before it was done.
+    folder: Path, *about: object, settings: StudySettings, after: Sequence[int], seed: int, kills: int
+) -> tuple[Path, list[Path]]:
+    """The directories of a study done at once, and of those that SIGKILL ended again and again before they were done.
 
     `after`: how many shards each child has written before, at some moment in the time a shard takes, it is ended. That counts
-    shards and not seconds, of which a child needs many or few to begin.
+    shards and not seconds, of which a child needs many or few to begin. There are as many studies as it takes for so many
+    kills; those after the first take `after` in another order.
     """
-    whole, killed = folder / "whole", folder / "killed"
+    whole = folder / "whole"
     start = time.perf_counter()
     finish(*about, whole, settings)
     a_shard = (time.perf_counter() - start) / shards(whole)
     assert sum(after) < shards(whole), "the study would be done before it is last killed"
     moments = random.Random(seed)
+    runs = [folder / f"killed-{number}" for number in range(max(1, kills // len(after)))]
+    for number, killed in enumerate(runs):
+        order = moments.sample(after, len(after)) if number else after
+        _killed(killed, whole, order, a_shard, moments, *about, settings=settings)
+    return whole, runs
+
+
+def _killed(
+    killed: Path,
+    whole: Path,
+    after: Sequence[int],
+    a_shard: float,
+    moments: random.Random,
+    *about: object,
+    settings: StudySettings,
+) -> None:
     for more in after:
         enough, process = shards(killed) + more, child(*about, killed, settings)
         while shards(killed) < enough and process.is_alive():
@@ -61,7 +82,6 @@ def whole_and_killed(
     assert sum(after) <= shards(killed) < shards(whole)
     finish(*about, killed, settings)
     assert not list(killed.rglob("*.unfinished"))
-    return whole, killed
 
 
 def shards(run: Path) -> int:

@@ -1,6 +1,5 @@
 """Run directories for tests of the page: made-up tables with every column the schemas have, and made-up stages."""
 
-import json
 from itertools import product
 
 import polars as pl
@@ -10,6 +9,7 @@ from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
+from depthscope.schema.stored import sealed_json
 from depthscope.schema.sweep import AGREEMENT, METRICS, SWEEP_TABLE
 
 EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
@@ -140,7 +140,7 @@ def made_up_stages(depth=6, **changes):
     names = list(STAGES)
     signature = {"unit": "times", "threshold": 3.0, "reason": "", "stage": RESIDUAL_CALIBRATION}
     return {
-        "format": 1,
+        "format": 2,
         "found": True,
         "summary": "2 of the three transitions are found.",
         "layers": depth,
@@ -222,10 +222,19 @@ def made_up_stages(depth=6, **changes):
 
 
 def make_run(
-    path, depth=6, frame=None, model="tiny", complete=True, not_done=None, tables=None, stages=None, experiments=()
+    path,
+    depth=6,
+    frame=None,
+    model="tiny",
+    complete=True,
+    not_done=None,
+    tables=None,
+    stages=None,
+    experiments=(),
+    data="bookshelf",
 ):
     """A run directory with some tables; `frame` is the sweep's."""
-    settings = {"model": model, "weights": "ab" * 32, "dtype": "float32", "device": "cpu", "data": "bookshelf"}
+    settings = {"model": model, "weights": "ab" * 32, "dtype": "float32", "device": "cpu", "data": data}
     settings |= {"tokens": 1024, "window": 64, "bos": "none", "token_hash": "cd" * 32, "windows_per_unit": 4}
     tables = {**({} if frame is None else {"sweep": frame}), **(tables or {})}
     settings["experiments"] = {name: {} for name in (*tables, *experiments)}
@@ -240,7 +249,7 @@ def make_run(
         for name, table in tables.items():
             run.write_table(name, table)
         if stages is not None:
-            (path / "stages.json").write_text(json.dumps(stages), encoding="utf-8")
+            (path / "stages.json").write_bytes(sealed_json(stages, run.seal("stages")))
         if complete:
             run.update(status=COMPLETE)
     return RunDirectory.reading(path)

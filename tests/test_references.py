@@ -61,9 +61,9 @@ def test_what_cannot_become_a_reference_is_refused(run, tmp_path):
         store_reference(unfinished, "half", FACTS, tmp_path / "r")
     with pytest.raises(RunError, match="no table 'sweep'"):
         store_reference(make_run(tmp_path / "bare", 6), "bare", FACTS, tmp_path / "r")
-    run.update(settings=run.settings.from_json({**run.settings.to_json(), "data": "/home/me/texts"}))
+    named = make_run(tmp_path / "named", 6, tables=all_tables(6), data="/home/me/texts")
     with pytest.raises(RunError, match="holds paths of this machine, such as '/home/me/texts'"):
-        store_reference(run, "own", FACTS, tmp_path / "r")
+        store_reference(named, "own", FACTS, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from depthscope.errors import RunError, RunMismatchError
+from depthscope.run.files import atomic_file
 from depthscope.run.local import run_units, work_units
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.store import RunDirectory
 from depthscope.schema.manifest import Settings
 
 FRAME = pl.DataFrame({"a": [1, 2]})
@@ -69,7 +70,7 @@ def test_other_peoples_directories_are_left_alone(tmp_path):
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"), RunDirectory.writing(tmp_path / "file", NONE, {}):
+    with pytest.raises(RunError, match="is a file"), RunDirectory.writing(tmp_path / "file", NONE, {}):
         pass
 
 
@@ -104,7 +105,7 @@ def test_what_is_not_a_run_is_named(tmp_path):
         ("{", "cannot be read"),
         ("[]", "run.json is damaged: expected an object"),
         ('{"format": 1}', "run.json is damaged: it lacks settings"),
-        ('{"settings": {}, "format": 99}', "format 99: this depthscope reads formats up to 1. Open it with a newer"),
+        ('{"settings": {}, "format": 99}', "format 99: this depthscope reads formats up to 2. Open it with a newer"),
     ):
         manifest.write_text(text)
         with pytest.raises(RunError, match=says):
@@ -115,7 +116,9 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     with RunDirectory.writing(tmp_path, NONE, {}) as run:
         run.write_shard("sweep", 0, FRAME)
         run.shard_path("sweep", 0).write_bytes(b"damaged")
-        with pytest.raises(RunError, match=r"00000.parquet is damaged .* delete it and run the study again"):
+        with pytest.raises(
+            RunError, match=r"00000.parquet is damaged .*\. Run the study again: it makes again what is"
+        ):
             list(run.shards("sweep", 1))
         run.write_shard("sweep", 0, FRAME)
         with pytest.raises(RunError, match=r"00001\.parquet is missing"):

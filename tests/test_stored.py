@@ -66,20 +66,28 @@ def written(path) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_before_is_read_and_written_as_it_was_but_for_its_format(name):
     found = FILES[name].read(BEFORE / name)
-    again = json.dumps({"format": found.to_json()["format"]} | content(name), indent=2, ensure_ascii=False)
+    unsealed = {"unsealed": True} if name == "run.json" else {}
+    now = {"format": 0} | content(name) | {"format": found.format} | unsealed
+    again = json.dumps(now, indent=2, ensure_ascii=False)
     assert json.dumps(found.to_json(), indent=2, ensure_ascii=False) == again
     assert FILES[name].from_json(json.loads(again)) == found
 
 
-def test_a_run_of_before_opens_and_resumes_and_its_manifest_stays_byte_for_byte(before):
-    text = (before / "run.json").read_text(encoding="utf-8")
+def test_a_run_of_before_opens_and_resumes_and_its_manifest_keeps_every_entry(before):
+    earlier = json.loads((before / "run.json").read_text(encoding="utf-8"))
     run = RunDirectory.reading(before)
     assert (run.settings.model, run.settings.tokens, run.manifest.model.layers) == ("bookshelf-gpt2", 1024, 12)
     assert Study(before).stages.boundaries[0].layer == 1
     assert "Feature engineering + prediction ensembling" in render(run)
-    with RunDirectory.writing(before, run.settings, {"versions": run.manifest.versions}) as again:
-        again.finish([])
-    assert (before / "run.json").read_text(encoding="utf-8") == text
+    texts = []
+    for _ in range(2):
+        with RunDirectory.writing(before, run.settings, {"versions": run.manifest.versions}) as again:
+            again.finish([])
+        texts.append((before / "run.json").read_text(encoding="utf-8"))
+    written = json.loads(texts[0])
+    assert written == earlier | {"format": 2, "unsealed": True, "seal": written["seal"]}
+    assert list(written)[-1] == "seal"
+    assert texts[0] == texts[1]
     other = replace(run.settings, tokens=2048)
     with pytest.raises(RunMismatchError, match="tokens: 1024 stored, 2048 requested"):
         RunDirectory.writing(before, other, {}).__enter__()
@@ -131,7 +139,7 @@ def test_an_entry_that_is_missing_is_named_or_can_be_done_without(name, tmp_path
 def test_a_newer_format_and_what_is_no_json_are_refused_with_what_to_do(name, before):
     file = before / name
     file.write_text(json.dumps(content(name) | {"format": 99}))
-    with pytest.raises(RunError, match=r"has format 99: this depthscope reads formats up to 1\. Open it with a newer"):
+    with pytest.raises(RunError, match=r"has format 99: this depthscope reads formats up to 2\. Open it with a newer"):
         FILES[name].read(file)
     file.write_text(json.dumps(content(name) | {"format": "one"}))
     with pytest.raises(RunError, match=r"is damaged: format: expected a whole number, got \"one\""):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from families import tiny_model
-from killing import whole_and_killed
+from killing import KILLED, SAME_BYTES, whole_and_killed
 from rebuilt import logits_of, with_order, without_component
 from scipy import stats
 from typer.testing import CliRunner
@@ -111,15 +111,15 @@ def test_the_table_is_the_mean_over_tokens_with_intervals_over_documents(tmp_pat
         assert high == pytest.approx(np.clip(expected + half, *clip), abs=1e-7)
 
 
-def test_keeping_every_token_changes_no_byte_of_the_table(tmp_path):
+def test_keeping_every_token_changes_no_number_of_the_table(tmp_path):
     model = load(save("llama", tmp_path / "model"))
     text = ds.corpus(tokens=1200)
     for name, per_token in (("a", False), ("b", True)):
         ds.study(
             model, text, out=tmp_path / name, per_token=per_token, window=30, experiments=["sweep"], progress=False
         )
-    a, b = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("a", "b"))
-    assert a == b
+    a, b = (pl.read_parquet(tmp_path / name / "tables" / "sweep.parquet") for name in ("a", "b"))
+    assert a.equals(b)
     shard = pl.read_parquet(tmp_path / "a" / "shards" / "sweep" / "00000.parquet")
     assert dict(shard.schema) == DOCUMENT_SHARD
     assert [metric.name for metric in MEASURED] == ["kl", "agreement", "entropy", "loss"]
@@ -191,13 +191,15 @@ def test_one_document_has_means_but_no_interval(tmp_path, gpt2):
     assert study.table("sweep")["mean"].null_count() == 0
 
 
-def test_killed_at_six_moments_and_resumed_gives_the_same_bytes(few, tmp_path):
+@pytest.mark.fault(KILLED, SAME_BYTES)
+def test_killed_at_six_moments_and_resumed_gives_the_same_bytes(few, tmp_path, tries):
     """SIGKILL, as a scheduler or a power cut would: tables of the resumed run equal those of an uninterrupted one."""
     model = save("gpt2", tmp_path / "model")
     settings = study_settings(experiments=("sweep",), window=16, unit_tokens=16)
-    whole, killed = whole_and_killed(tmp_path, model, few, None, settings=settings, after=(0, 1, 3, 0, 7, 2), seed=0)
-    a, b = ((run / "tables" / "sweep.parquet").read_bytes() for run in (whole, killed))
-    assert a == b
+    about = {"settings": settings, "after": (0, 1, 3, 0, 7, 2), "seed": 0, "kills": tries(6, of=24)}
+    whole, killed = whole_and_killed(tmp_path, model, few, None, **about)
+    for one in killed:
+        assert (one / "tables" / "sweep.parquet").read_bytes() == (whole / "tables" / "sweep.parquet").read_bytes()
 
 
 def test_trained_models_show_the_papers_robustness(shelf, tmp_path):

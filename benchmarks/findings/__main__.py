@@ -19,8 +19,9 @@ from benchmarks.findings import page, pictures
 from benchmarks.findings.layer_sections import PICTURED
 from benchmarks.findings.models import MODELS
 from depthscope.errors import DepthscopeError
+from depthscope.run.files import atomic_file
 from depthscope.run.references import reference_names, reference_runs, store_reference
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.store import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 PAGE, README, IMAGES = ROOT / "docs" / "findings" / "index.md", ROOT / "README.md", ROOT / "docs" / "images"

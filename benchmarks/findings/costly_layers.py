@@ -31,7 +31,7 @@ from depthscope.models.hooks import hooked
 from depthscope.models.model import Model
 from depthscope.models.patterns import attention_patterns
 from depthscope.routes import ATTN, Step
-from depthscope.run.store import atomic_file
+from depthscope.run.files import atomic_file
 from depthscope.schema.measures import BUILT_IN
 from depthscope.shapes import Residual
 from depthscope.statistics.estimate import Estimate, estimate_of

@@ -23,8 +23,9 @@ from depthscope.report.charts import layers, lines
 from depthscope.report.palette import DROP, INK, OWN, PURPLE, SOFT
 from depthscope.report.panels import Panel
 from depthscope.report.publish import STYLE
+from depthscope.run.files import atomic_file
 from depthscope.run.references import about
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.store import RunDirectory
 from depthscope.schema.sweep import AGREEMENT
 
 MOST = 0.95

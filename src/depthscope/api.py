@@ -115,7 +115,8 @@ class Study:
     def report(self, out: str | Path | None = None) -> Path:
         """Write the page, one file that opens offline (RUN/report.html by default), and return its path.
 
-        It shows what the run contains and states what is missing. Raises RunError if the file cannot be written.
+        It shows what the run contains and states what is missing. Raises RunError if the file cannot be written, or would
+        replace one that is not a page as depthscope wrote it.
         """
         from depthscope.report.page import write_page
 
@@ -146,10 +147,10 @@ def study(
     """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
 
     `model` may be a name or folder as for `load`, `text` anything that `corpus` accepts; `tokens` is how much of it to use.
-    The same call on the same directory resumes; other experiments are added to those already there. `settings` are those of
-    the study (`experiments`, `precision`, `window`, `bos`) and of its experiments, which the commands have as options: see
-    the table of settings, or `depthscope study --help`. Raises a DepthscopeError that states what was expected and what was
-    found; invalid values are rejected before the model is loaded.
+    The same call on the same directory resumes; other experiments are added to those already there; what is damaged there is
+    computed again, with a DamageWarning. `settings` are those of the study (`experiments`, `precision`, `window`, `bos`) and
+    of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`. Raises a
+    DepthscopeError that states what was expected and what was found; invalid values are rejected before the model is loaded.
     """
     if others := [edit.name if isinstance(edit, Edit) else repr(edit) for edit in _others(settings.get("edits"))]:
         raise RouteError(

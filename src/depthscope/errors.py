@@ -42,15 +42,28 @@ class RunError(DepthscopeError):
     """A run directory that cannot be used as requested."""
 
 
-class RunMismatchError(RunError):
-    """The run directory was made with other settings; `differences` maps each to (stored value, requested value)."""
+class DamagedError(RunError):
+    """A file of a run is not what was written there: changed, cut, or put in another's place."""
 
-    def __init__(self, directory: str, differences: Mapping[str, tuple[object, object]]) -> None:
+
+class DamageWarning(UserWarning):
+    """Something stored was damaged or lost, and is computed or written again."""
+
+
+class RunMismatchError(RunError):
+    """The run directory was made with other settings; `differences` maps each to (stored value, requested value).
+
+    `advice` says what to do.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        differences: Mapping[str, tuple[object, object]],
+        advice: str = "Use the same settings to resume it, or give another --out.",
+    ) -> None:
         self.differences = differences
         lines = "\n".join(
             f"  {key}: {there!r} stored, {asked!r} requested" for key, (there, asked) in differences.items()
         )
-        super().__init__(
-            f"{directory} holds a run made with other settings:\n{lines}\n"
-            "Use the same settings to resume it, or give another --out."
-        )
+        super().__init__(f"{directory} holds a run made with other settings:\n{lines}\n{advice}")

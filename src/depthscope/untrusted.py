@@ -37,12 +37,22 @@ def read_bounded(path: Path, wrong: type[DepthscopeError], most: int = MOST_JSON
     """The content of a regular file of at most `most` bytes. Raises `wrong` for a longer one, before it is read."""
     with open_regular(path, wrong) as stream:
         try:
-            content = stream.read(most + 1)
+            content = _read(stream, most + 1)
         except OSError as error:
             raise wrong(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) > most:
         raise wrong(f"{path} is longer than {most // MIB} MiB: expected at most that much in such a file")
     return content
+
+
+def _read(stream: BinaryIO, most: int) -> bytes:
+    """At most so many bytes, without asking for memory that the file does not need."""
+    size = os.fstat(stream.fileno()).st_size
+    parts = []
+    while most > 0 and (part := stream.read(min(most, max(size + 1, MIB)))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def parse_json(text: bytes | str, where: str, wrong: type[DepthscopeError], deepest: int = DEEPEST_JSON) -> Any:

@@ -1,18 +1,19 @@
 """The command line: no logic here, and heavy imports only when a command runs."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from depthscope.cli import compare, explore, info, models, report, tune, verify
+from depthscope.cli import check, compare, explore, info, models, report, tune, verify
 from depthscope.cli.console import errors_console
 from depthscope.cli.measuring import experiment_command, study_command
-from depthscope.errors import DepthscopeError
+from depthscope.errors import DamageWarning, DepthscopeError
 from depthscope.schema.experiments import EXPERIMENTS
 
 ABOUT = "Take a language model apart layer by layer and see what each depth does."
@@ -51,6 +52,7 @@ def build_app() -> typer.Typer:
     add("explore", "Explore a model and its runs in the browser.", explore.command)
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)
+    add("check", "Verify every file of a run by its checksum.", check.command)
     add("info", "Show layers, heads, widths, experts, layout, norm, context.", info.command)
     add("models", "List the models that can be studied here, and get more.", models.command)
     add("verify", "Check that replay reproduces the model, logits bit for bit.", verify.command)
@@ -64,6 +66,7 @@ def main() -> None:
     """Run the command line. User errors exit with one message and status 2, without a traceback."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    warnings.showwarning = _showing_damage(warnings.showwarning)
     try:
         for plugin in entry_points(group=PLUGINS):
             plugin.load()
@@ -73,3 +76,15 @@ def main() -> None:
             raise
         errors_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _showing_damage(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: of a damaged file in one line, without the place in the code; `others` shows the rest."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DamageWarning):
+            errors_console.print(f"[bold yellow]note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+        else:
+            others(message, category, *place, **more)
+
+    return show

@@ -80,6 +80,8 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     Errors in options, text or directory are reported before torch is imported and the model is loaded.
     """
     from depthscope.data.corpus import Corpus
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
     from depthscope.run.store import RunDirectory
     from depthscope.studies.settings import study_settings
 
@@ -89,6 +91,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     text.check()
     directory = request.out or Path("runs") / _slug(f"{request.model}-{request.data}")
     RunDirectory.check_place(directory)
+    require_replaceable(directory / PAGE)
     from depthscope import api
 
     loaded = request.load()

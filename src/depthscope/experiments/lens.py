@@ -3,6 +3,7 @@
 `lenses` and `tuned_lens` compute what a lens decodes from a residual stream; here it is compared with the final distribution.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.engine.divergence import compare
+from depthscope.errors import DamageWarning
 from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.experiments.lens_text import LensText, lens_text
@@ -57,7 +59,10 @@ class LensReading:
         """Have the tuned lens in the run directory: trained there, or a copy of the given one."""
         if isinstance(self.tuned, LensText):
             self.tuned = tune_lens(self.model, self.tuned, directory / WHERE, tell=tell)
-        elif self.tuned is not None and not (directory / WHERE / CONFIG).exists():
+        elif self.tuned is not None and not self.tuned.is_stored(directory / WHERE):
+            if (directory / WHERE / CONFIG).exists():
+                message = f"the lens in {directory / WHERE} is damaged. It is copied again"
+                warnings.warn(message, DamageWarning, stacklevel=2)
             self.tuned.save(directory / WHERE)
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:

@@ -1,27 +1,31 @@
 """The state of training a tuned lens, stored so that training can be interrupted at any time and resumed.
 
 One file, `training.safetensors`: tensors (sums, maps, those kept, Adam's moments), and in its header what is not a tensor
-(position, KL curve, settings). It is replaced atomically and removed when the lens is written.
+(position, KL curve, settings) and the file's SHA-256. It is replaced atomically and removed when the lens is written.
 """
 
 import json
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from depthscope.errors import DepthscopeError
+from depthscope.errors import DamagedError, DamageWarning
 from depthscope.experiments.lens_sums import LensSums, Matrices, Vectors
 from depthscope.models.model import Model
-from depthscope.run.store import atomic_file
+from depthscope.run.files import write_file
+from depthscope.schema.seal import BLANK, SealError, hash_in_safetensors, require_hash, safetensors_header, with_hash
+from depthscope.untrusted import read_bounded
 
 FILE = "training.safetensors"
+MOST_BYTES = 1 << 36
 STORE_EVERY = 15.0
 """Seconds between two writes of the state. They do not change the result."""
 
@@ -91,29 +95,32 @@ class LensState:
             for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
                 tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[parameter].items()}
         header = {name: getattr(self, name) for name in PLAIN} | {"tokens": self.sums.tokens}
-        with atomic_file(directory / FILE) as stream:
-            content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            stream.write(save(content, {"state": json.dumps(header)}))
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(plain, {"state": json.dumps(header), "sha256": BLANK})
+        write_file(directory / FILE, with_hash(content, hash_in_safetensors(content)))
         self._stored = time.monotonic()
 
     @classmethod
     def resume(cls, directory: Path, model: Model) -> "LensState | None":
-        """The state stored in a directory; None if there is none. Raises DepthscopeError if it is damaged."""
+        """The state stored in a directory; None if there is none, or, with a DamageWarning, if it is damaged."""
         path = directory / FILE
         if not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name).to(model.device) for name in file.keys()}  # noqa: SIM118
+            content = read_bounded(path, DamagedError, MOST_BYTES)
+            require_hash(content, hash_in_safetensors(content))
+            header = json.loads(json.loads(safetensors_header(content))["__metadata__"]["state"])
+            tensors = {name: tensor.to(model.device) for name, tensor in load(content).items()}
             sums = LensSums(tensors["shift"], tensors["moments"], tensors["final"], header.pop("tokens"))
             state = cls(sums=sums, **header)
             if "matrix" in tensors:
                 state.begin(tensors["matrix"], tensors["bias"])
                 state.kept_matrix, state.kept_bias = tensors["kept_matrix"], tensors["kept_bias"]
                 state._resume_adam(tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise DepthscopeError(f"{path} is damaged ({error}): delete it and train again") from error
+        except (DamagedError, SealError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            message = f"{path} is damaged ({error}). The lens is trained from the beginning"
+            warnings.warn(message, DamageWarning, stacklevel=2)
+            return None
         return state
 
     def _resume_adam(self, tensors: dict[str, Tensor]) -> None:

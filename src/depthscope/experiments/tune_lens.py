@@ -16,6 +16,7 @@
 The state is stored as it goes on; a run that was killed resumes from there and gives the same bytes on a CPU.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,20 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare, reference
 from depthscope.engine.lens_gradient import kl_gradient, log_probabilities, positions_at_once
-from depthscope.errors import DepthscopeError
+from depthscope.errors import DamagedError, DamageWarning, DepthscopeError
 from depthscope.experiments.lens_state import LensState
 from depthscope.experiments.lens_sums import Coordinates, LensSums, Matrices, Vectors
 from depthscope.experiments.lens_text import LensText
-from depthscope.experiments.tuned_lens import CONFIG, FORMAT, TunedLens, describe, parameter_dtype, read_config
+from depthscope.experiments.tuned_lens import (
+    AGAIN,
+    CONFIG,
+    FORMAT,
+    PARAMS,
+    TunedLens,
+    describe,
+    parameter_dtype,
+    read_config,
+)
 from depthscope.models.model import Model
 
 UNIT = 1024
@@ -78,9 +88,17 @@ def tune_lens(
     directory, recipe = Path(directory), recipe or Recipe()
     record = {"model": describe(model), "text": text.record(), "recipe": recipe.record()}
     asked: dict[str, Any] = {"format": FORMAT, **record}
+    known: str | None = None
+    """SHA-256 of the parameters of a lens that was complete, if its file is damaged."""
     if (directory / CONFIG).exists():
-        _require_same(directory, read_config(directory), asked)
-        return TunedLens.load(directory, model)
+        try:
+            config = read_config(directory)
+            _require_same(directory, config, asked)
+            known = config.get("params_sha256")
+            return TunedLens.load(directory, model)
+        except DamagedError as error:
+            reason = str(error).removesuffix(f". {AGAIN}")
+            warnings.warn(f"{reason}. The lens is trained again", DamageWarning, stacklevel=2)
     state = LensState.resume(directory, model) or LensState(asked, LensSums.empty(model))
     _require_same(directory, state.settings, asked)
     model.kernels.forget()
@@ -88,6 +106,11 @@ def tune_lens(
     training.add_sums()
     matrix, bias = training.steps()
     lens = TunedLens(model, matrix, bias, {**asked, "training": training.record()})
+    if known not in (None, lens.sha256):
+        raise DepthscopeError(
+            f"{directory / PARAMS} is damaged, and training it again on this machine gives other numbers. Restore it "
+            f"from a copy, or delete {directory} and whatever was measured with the lens"
+        )
     lens.save(directory)
     state.remove(directory)
     return lens

@@ -4,13 +4,12 @@ At depth l < L the stream x becomes x + A_l x + b_l, with A_l and b_l trained so
 model's final one (`tune_lens`). After the last block it is the identity. A lens on disk is a directory:
 
     params.safetensors   matrix [L, d_model, d_model] and bias [L, d_model]
-    config.json          the model it was trained for, how, on what, and the SHA-256 of params.safetensors
+    config.json          the model it was trained for, how, on what, the SHA-256 of params.safetensors, and the file's own seal
 
 The `tuned-lens` package stores its lenses with pickle (params.pt), which depthscope does not read.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from depthscope.errors import DepthscopeError
+from depthscope.errors import DamagedError, DepthscopeError
 from depthscope.models.model import Model
-from depthscope.run.store import atomic_file
+from depthscope.run.files import write_file
+from depthscope.schema.seal import LENS, Seal, SealError, read_seal
+from depthscope.schema.stored import SEAL, sealed_json
 from depthscope.shapes import Hidden, Residual
+from depthscope.untrusted import parse_json, read_bounded
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
-FORMAT = 1
+FORMAT = 2
+SEALED_FROM = 2
+"""The first format whose configuration has a seal."""
+MOST_BYTES = 1 << 36
+AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
 
 
 class TunedLens:
@@ -71,33 +77,35 @@ class TunedLens:
     def save(self, directory: str | Path) -> None:
         """Write the lens: the parameters, then the configuration, without which a directory has no lens."""
         content = self._bytes()
-        with atomic_file(Path(directory) / PARAMS) as stream:
-            stream.write(content)
+        write_file(Path(directory) / PARAMS, content)
         config = {**self.config, "params_sha256": _digest(content)}
-        with atomic_file(Path(directory) / CONFIG) as stream:
-            stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        write_file(Path(directory) / CONFIG, sealed_json(config, Seal(kind=LENS)))
+
+    def is_stored(self, directory: Path) -> bool:
+        """Whether this lens is in a directory, intact."""
+        try:
+            config = read_config(directory)
+            require_params(directory, config)
+        except DepthscopeError:
+            return False
+        return config["params_sha256"] == self.sha256
 
     @classmethod
     def load(cls, directory: str | Path, model: Model) -> "TunedLens":
         """Read a lens for a model.
 
-        Raises DepthscopeError if there is none, if it is damaged, or if it was trained for another model: one with other
-        weights, or with the same weights in another dtype.
+        Raises DepthscopeError if there is none, if it was trained for another model (one with other weights, or with the same
+        weights in another dtype), or, as DamagedError, if it is not what was written.
         """
         directory = Path(directory)
         config = read_config(directory)
         _require_model(directory, config.get("model", {}), model)
+        content = require_params(directory, config)
         try:
-            content = (directory / PARAMS).read_bytes()
             tensors = load(content)
             matrix, bias = tensors["matrix"], tensors["bias"]
-        except (OSError, SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError) as error:
             raise DepthscopeError(f"{directory / PARAMS} cannot be read ({error}): train the lens again") from error
-        if _digest(content) != config.get("params_sha256"):
-            raise DepthscopeError(
-                f"{directory / PARAMS} is not the file that {CONFIG} describes: its SHA-256 is {_digest(content)}, expected "
-                f"{config.get('params_sha256')}. Restore it or train the lens again"
-            )
         width = model.unembedding.weight.shape[1]
         if (matrix.shape, bias.shape) != ((model.depth, width, width), (model.depth, width)):
             raise DepthscopeError(
@@ -118,19 +126,39 @@ def parameter_dtype(model: Model) -> torch.dtype:
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The configuration of a stored lens. Raises DepthscopeError if there is no complete lens of a known format."""
     path = Path(directory) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise DepthscopeError(
             f"{directory} holds no trained lens: expected a directory with {PARAMS} and {CONFIG}, as written by "
             "`depthscope tune` or in lenses/tuned of a run. depthscope does not read params.pt"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DepthscopeError(f"{path} cannot be read ({error}): restore it or train the lens again") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise DepthscopeError(f"{path} has format {found}: expected {FORMAT}, of a tuned lens trained with depthscope")
+        )
+    content = read_bounded(path, DepthscopeError)
+    try:
+        seal = read_seal(content)
+    except SealError as error:
+        raise DamagedError(f"{path} is damaged: {error}. {AGAIN}") from error
+    try:
+        config = parse_json(content, "it", DepthscopeError)
+    except DepthscopeError as error:
+        raise DepthscopeError(f"{path} cannot be read: {error}. {AGAIN}") from error
+    found = config.get("format") if isinstance(config, dict) else type(config).__name__
+    if not isinstance(config, dict) or found not in range(1, FORMAT + 1) or (found >= SEALED_FROM and seal is None):
+        kind = f"format {found}" if found != FORMAT else "no checksum"
+        raise DepthscopeError(
+            f"{path} has {kind}: expected format {FORMAT}, of a tuned lens trained with depthscope. {AGAIN}"
+        )
+    config.pop(SEAL, None)
     return config
+
+
+def require_params(directory: Path, config: dict[str, Any]) -> bytes:
+    """The bytes of a stored lens's parameters. Raises DamagedError if they are not those that its configuration describes."""
+    content = read_bounded(directory / PARAMS, DamagedError, MOST_BYTES)
+    if _digest(content) != config.get("params_sha256"):
+        raise DamagedError(
+            f"{directory / PARAMS} is not the file that {CONFIG} describes: its SHA-256 is {_digest(content)}, expected "
+            f"{config.get('params_sha256')}. {AGAIN}"
+        )
+    return content
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -13,21 +13,21 @@ from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import SweepValues, read_sweep
 from depthscope.report.overlays import OVERLAYS, Compared, Overlay, overlay, reference_title
+from depthscope.report.page_file import require_replaceable, write_page_file
 from depthscope.report.palette import MOST_RUNS, run_look
 from depthscope.report.section import Section, TextTable
 from depthscope.report.wording import joined
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.store import RunDirectory
 
 
 def write_comparison(runs: Sequence[RunDirectory], out: Path) -> Path:
     """Write the page that compares runs to `out` and return `out`.
 
-    Raises DepthscopeError for fewer than two runs or more than can be distinguished; RunError if it cannot be written.
+    Raises DepthscopeError for fewer than two runs or more than can be distinguished; RunError if it cannot be written, or
+    would replace a file that is not a page as depthscope wrote it.
     """
-    content = render_comparison(runs).encode()
-    with atomic_file(out) as stream:
-        stream.write(content)
-    return out
+    require_replaceable(out)
+    return write_page_file(render_comparison(runs), out)
 
 
 def render_comparison(runs: Sequence[RunDirectory]) -> str:

@@ -14,25 +14,25 @@ from depthscope.report.figures import figures
 from depthscope.report.html import fill, section_shown
 from depthscope.report.key_numbers import key_numbers
 from depthscope.report.measured import SweepValues, decimals_for, interval, number, read_sweep
+from depthscope.report.page_file import require_replaceable, write_page_file
 from depthscope.report.palette import LOOKS, edit_looks
 from depthscope.report.reference_lines import with_references
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import overview, stages
 from depthscope.report.trust import trust
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.store import RunDirectory
 from depthscope.schema.manifest import Settings
 from depthscope.schema.sweep import AGREEMENT, KL
 
 
 def write_page(run: RunDirectory, out: Path, references: Sequence[RunDirectory] = ()) -> Path:
-    """Write the page of a run, complete or not, to `out` and return `out`. Raises RunError if it cannot be written.
+    """Write the page of a run, complete or not, to `out` and return `out`.
 
+    Raises RunError if it cannot be written, or would replace a file that is not a page as depthscope wrote it.
     `references` are other models' runs, drawn as faint lines.
     """
-    content = render(run, references).encode()
-    with atomic_file(out) as stream:
-        stream.write(content)
-    return out
+    require_replaceable(out)
+    return write_page_file(render(run, references), out)
 
 
 def render(run: RunDirectory, references: Sequence[RunDirectory] = ()) -> str:

@@ -5,6 +5,7 @@ The same numbers and the same matplotlib version give the same files, byte for b
 """
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.comparison import comparison_sections, side_by_side
 from depthscope.report.figures import figures
 from depthscope.report.section import Section
-from depthscope.run.store import RunDirectory, atomic_file
+from depthscope.run.files import write_file
+from depthscope.run.store import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +90,7 @@ def _publish(sections: Iterable[tuple[str, str, Section]], model: str, folder: P
 def _saved(figure: "Figure", folder: Path, name: str) -> list[Path]:
     files = [folder / f"{name}.{kind}" for kind in FORMATS]
     for file, kind in zip(files, FORMATS, strict=True):
-        with atomic_file(file) as stream:
-            figure.savefig(stream, format=kind, dpi=300, metadata=UNDATED[kind])
+        stream = BytesIO()  # libraries have exceptions of their own for a full disk
+        figure.savefig(stream, format=kind, dpi=300, metadata=UNDATED[kind])
+        write_file(file, stream.getvalue())
     return files

@@ -52,12 +52,12 @@ def run_units(
     units: int,
     work: Callable[[int, Sequence[str]], Mapping[str, pl.DataFrame]],
 ) -> Iterator[int]:
-    """Process units `0 … units-1` where experiments still lack a shard, and yield each when it is done.
+    """Process units `0 … units-1` where experiments still lack an intact shard, and yield each when it is done.
 
     `work(unit, missing)` returns the shards of the experiments that lack theirs.
     """
     for unit in range(units):
-        missing = [name for name in experiments if not run.shard_path(name, unit).exists()]
+        missing = [name for name in experiments if not run.has_shard(name, unit)]
         if missing:
             for name, shard in work(unit, missing).items():
                 run.write_shard(name, unit, shard)

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from depthscope.errors import RunError
-from depthscope.run.store import MANIFEST, STAGES, RunDirectory
+from depthscope.run.store import MANIFEST, RunDirectory
 from depthscope.schema.manifest import Manifest
 
 ALL = "all"
@@ -36,8 +36,8 @@ TABLES = {
     "probes": pl.col("draw").is_null(),
 }
 """The tables that are kept, some of them only in part."""
-DROPPED = ("revision", "device", "kernels", "earlier_kernels", "earlier_versions")
-"""Entries of a manifest that say where a run was made, not what it found."""
+DROPPED = ("revision", "device", "kernels", "earlier_kernels", "earlier_versions", "units", "unsealed")
+"""Entries of a manifest that say where a run was made or which shards it has, not what it found."""
 COLUMNS = ("table", "edit", "layer", "metric", "unit", "mean", "ci_low", "ci_high", "tokens", "documents")
 CURVES = ("sweep", "lens", "norms", "attention", "influence")
 """Tables of estimates by layer, which the frame holds."""
@@ -124,9 +124,9 @@ def store_reference(run: RunDirectory, name: str, facts: dict[str, str | None], 
         reduced.write_table(
             table, rows if kept is None or kept.meta.root_names()[0] not in rows.columns else rows.filter(kept)
         )
-    if (run.path / STAGES).exists():
-        shutil.copyfile(run.path / STAGES, target / STAGES)
-    reduced.update()
+    if (stages := run.stages) is not None:
+        reduced.write_stages(stages)
+    reduced.update(tables=reduced.tables())
     return target
 
 

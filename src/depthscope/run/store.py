@@ -1,31 +1,39 @@
-"""The run directory: manifest, shards and tables, each file complete or absent. Imports no torch.
+"""The run directory: manifest, shards and tables, each file complete or absent, and verified whenever it is read.
 
-    RUN/run.json                         settings, facts about model and text, versions, status
-    RUN/shards/<experiment>/00017.parquet  one per work unit
-    RUN/tables/<experiment>.parquet      made from the shards
-    RUN/stages.json                      the stages found, and each signature's verdict
-
-Every file is written under a temporary name, flushed to disk and renamed, so a reader or a resumed run sees a complete file
-or none, whenever the process is killed. Not guaranteed: that several files change together (until the run ends, a table may
-be older than its shards), or anything on file systems whose rename is not atomic.
+What is where is in `depthscope.run.layout`, how files are written in `depthscope.run.files`. Every file has a seal: what it is,
+the fingerprint of the settings it was made with, and its SHA-256 (`depthscope.schema.seal`). A shard that fails is computed
+again, tables and stages are made again from shards, and without run.json the same command resumes from intact shards. Not
+guaranteed: that several files change together (until the run ends, a table may be older than its shards), or anything on file
+systems whose rename is not atomic. Imports no torch.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 import polars as pl
 
-from depthscope.errors import RunError, RunMismatchError
+from depthscope.errors import DamagedError, DamageWarning, RunError, RunMismatchError
+from depthscope.run import layout, recovery
+from depthscope.run.files import make_directory, unfinished, why, write_file
+from depthscope.run.frames import frame_of, parquet
+from depthscope.run.layout import LOCK, MANIFEST, STAGES
+from depthscope.schema import seal
 from depthscope.schema.found_stages import Stages
 from depthscope.schema.manifest import COMPLETE, RUNNING, Manifest, Settings
+from depthscope.schema.seal import Seal
+from depthscope.schema.stored import sealed_json
+from depthscope.untrusted import read_json
 
-MANIFEST, STAGES = "run.json", "stages.json"
+__all__ = ["COMPLETE", "MANIFEST", "STAGES", "RunDirectory"]
+
+
+AGAIN = "Run the study again: it makes again what is missing or damaged. `depthscope check` lists all such files"
+"""What to do about a damaged shard or table: the end of the message."""
 
 
 class RunDirectory:
@@ -34,6 +42,8 @@ class RunDirectory:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._tables: set[str] = set()
+        """Names of the tables that were written since the run was opened."""
 
     @classmethod
     def reading(cls, path: str | Path) -> "RunDirectory":
@@ -41,18 +51,25 @@ class RunDirectory:
         path = Path(path)
         file = path / MANIFEST
         if not file.exists():
-            raise RunError(f"{path} holds no run: expected a directory with {MANIFEST}")
+            lost = f". {recovery.LOST}" if recovery.has_sealed(path) else f": expected a directory with {MANIFEST}"
+            raise RunError(f"{path} holds no run{lost}")
         return cls(path, Manifest.read(file))
 
     @classmethod
     def check_place(cls, path: str | Path) -> None:
-        """Raise RunError if `path` is a file, or a directory with other files or an unreadable run."""
+        """Raise RunError if `path` is a file, or a directory with other files or a run that cannot be resumed."""
         path = Path(path)
         if (path / MANIFEST).exists():
-            cls.reading(path)
+            try:
+                cls.reading(path)
+            except DamagedError as error:
+                if not recovery.has_sealed(path):
+                    reason = str(error).removesuffix(f". {Manifest.remedy}")
+                    raise DamagedError(f"{reason}. {recovery.NOTHING}") from error
         elif path.is_dir():
             names = [entry.name for entry in path.iterdir()]
-            if strangers := [name for name in names if name != LOCK and not name.endswith(UNFINISHED)]:
+            own = (LOCK, unfinished(Path(MANIFEST)).name)
+            if (strangers := [name for name in names if name not in own]) and not recovery.has_sealed(path):
                 raise RunError(
                     f"{path} holds other files ({', '.join(sorted(strangers)[:3])}): expected a new or empty directory"
                 )
@@ -65,28 +82,47 @@ class RunDirectory:
         """Create a run or resume the one at `path`, as its only writer.
 
         `settings` determine what is computed: resuming with others raises RunMismatchError. When a run is resumed, new
-        experiments (`settings.experiments`, by name) are added to those it has. `facts` are fields of the manifest (versions
-        and the like). Raises RunError if the directory cannot be written, holds other files, or has a writer.
+        experiments (`settings.experiments`, by name) are added to those it has. If run.json is damaged or lost, the run is
+        resumed from shards that were made with the same settings, with a DamageWarning. `facts` are fields of the manifest
+        (versions and the like). Raises RunError if the directory cannot be written, holds other files, or has a writer.
         """
         path = Path(path)
         settings = Settings.from_json(settings.to_json())  # as read from a file: lists instead of tuples
+        cls.check_place(path)
         with _locked(path):
-            if (path / MANIFEST).exists():
-                run = cls.reading(path)
-                _require_same(path, run.settings.to_json(), settings.to_json())
+            run = cls._there(path, settings)
+            if run is None:
+                run = cls(path, Manifest(settings=settings))
+            else:
+                _require_same(path, run.settings, settings)
                 experiments = {**run.settings.experiments, **settings.experiments}
                 run.manifest = replace(
                     run.manifest,
                     settings=replace(run.settings, experiments=experiments),
                     earlier_versions=_earlier_versions(run.manifest, facts),
                 )
-            else:
-                cls.check_place(path)
-                run = cls(path, Manifest(settings=settings))
-            for leftover in path.rglob(f"*{UNFINISHED}"):
-                leftover.unlink()
+            for leftover in layout.leftovers(path, run.manifest):
+                leftover.unlink(missing_ok=True)
             run.update(status=RUNNING, **facts)
             yield run
+
+    @classmethod
+    def _there(cls, path: Path, settings: Settings) -> "RunDirectory | None":
+        """The run at `path`; None for a new one, and for one that lost its run.json and goes on with these settings."""
+        if (path / MANIFEST).exists():
+            try:
+                return cls.reading(path)
+            except DamagedError as error:
+                reason = str(error).removesuffix(f". {Manifest.remedy}")
+        else:
+            cls.check_place(path)
+            if not recovery.has_sealed(path):
+                return None
+            reason = f"{path / MANIFEST} is missing"
+        stored = recovery.require_same(path, settings, reason)
+        message = f"{reason}: the run is resumed from {stored} files that were made with the same settings"
+        warnings.warn(message, DamageWarning, stacklevel=2)
+        return None
 
     @property
     def settings(self) -> Settings:
@@ -97,17 +133,30 @@ class RunDirectory:
     def stages(self) -> Stages | None:
         """The stages that were found; None if they were not searched for. Raises RunError if the file is damaged."""
         file = self.path / STAGES
-        return Stages.read(file) if file.exists() else None
+        if not file.exists():
+            return None
+        found, own = Stages.read_sealed(file)
+        self._require_own(file, own, self.seal(seal.STAGES), Stages.remedy)
+        return found
 
     def write_stages(self, found: Stages) -> None:
         """Store the stages that were found."""
-        _write_json(self.path / STAGES, found.to_json())
+        write_file(self.path / STAGES, sealed_json(found.to_json(), self.seal(seal.STAGES)))
+        self.update(stages=True)
 
-    def finish(self, experiments: Sequence[str]) -> None:
-        """Record that these experiments have all their tables; the run is complete when all its experiments do."""
+    def finish(self, experiments: Sequence[str], units: Mapping[str, int] | None = None) -> None:
+        """Record that these experiments have all their tables; the run is complete when all its experiments do.
+
+        `units` is how many work units each has, which `depthscope check` compares with the shards that are there.
+        """
         finished = sorted({*self.manifest.finished, *experiments})
         complete = set(finished) >= set(self.settings.experiments)
-        self.update(finished=finished, status=COMPLETE if complete else RUNNING)
+        self.update(
+            finished=finished,
+            status=COMPLETE if complete else RUNNING,
+            units=dict(sorted({**self.manifest.units, **(units or {})}.items())),
+            tables=sorted({*self.manifest.tables, *self._tables}),
+        )
 
     @property
     def complete(self) -> bool:
@@ -118,82 +167,106 @@ class RunDirectory:
         """Set fields of the manifest. Keys already in the file keep their order."""
         self.manifest = replace(self.manifest, **entries)
         file = self.path / MANIFEST
-        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        _write_json(file, _in_order_of(there, self.manifest.to_json()))
+        try:
+            there = read_json(file, RunError) if file.exists() else {}
+        except RunError:  # damaged, and written again
+            there = {}
+        write_file(file, sealed_json(_in_order_of(there, self.manifest.to_json()), Seal(kind=seal.RUN)))
+
+    def seal(self, kind: str, **about: Any) -> Seal:
+        """The seal of a file of this run, made with the settings of its experiment or with those that all share."""
+        return Seal(kind=kind, settings=self.settings.fingerprint(about.get("experiment")), **about)
 
     def shard_path(self, experiment: str, unit: int) -> Path:
         """The path of a work unit's shard, whether or not it exists."""
-        return self.path / "shards" / experiment / f"{unit:05d}.parquet"
+        return layout.shard_path(self.path, experiment, unit)
 
     def write_shard(self, experiment: str, unit: int, frame: pl.DataFrame) -> None:
         """Store a work unit's result."""
-        _write_parquet(self.shard_path(experiment, unit), frame)
+        own = self.seal(seal.SHARD, experiment=experiment, unit=unit)
+        write_file(self.shard_path(experiment, unit), parquet(frame, own))
+
+    def has_shard(self, experiment: str, unit: int) -> bool:
+        """Whether a work unit's shard is there and intact. If it is there and is not, a DamageWarning says so."""
+        if not self.shard_path(experiment, unit).exists():
+            return False
+        try:
+            self.shard(experiment, unit)
+        except DamagedError as error:
+            reason = str(error).removesuffix(f". {AGAIN}")
+            warnings.warn(f"{reason}. This unit is computed again", DamageWarning, stacklevel=2)
+            return False
+        return True
 
     def shards(self, experiment: str, units: int) -> Iterator[pl.DataFrame]:
         """The shards of units `0 … units-1`, in order. Raises RunError for a missing or damaged shard."""
         for unit in range(units):
-            yield _read_parquet(self.shard_path(experiment, unit))
+            yield self.shard(experiment, unit)
 
-    def write_table(self, name: str, frame: pl.DataFrame) -> None:
-        """Store a table."""
-        _write_parquet(self.path / "tables" / f"{name}.parquet", frame)
+    def shard(self, experiment: str, unit: int) -> pl.DataFrame:
+        """The shard of a work unit. Raises RunError if it is missing, DamagedError if it is not what was written."""
+        file = self.shard_path(experiment, unit)
+        if not file.exists():
+            raise RunError(f"{file} is missing: run the study again to complete it")
+        frame, own = frame_of(file, AGAIN)
+        self._require_own(file, own, self.seal(seal.SHARD, experiment=experiment, unit=unit))
+        return frame
+
+    def write_table(self, name: str, frame: pl.DataFrame, experiment: str | None = None) -> None:
+        """Store a table, made from an experiment's shards or from several's."""
+        own = self.seal(seal.TABLE, name=name, experiment=experiment)
+        write_file(layout.table_path(self.path, name), parquet(frame, own))
+        self._tables.add(name)
 
     def table(self, name: str) -> pl.DataFrame:
         """A table by its name. Raises RunError, listing the available tables, if there is none of that name."""
-        file = self.path / "tables" / f"{name}.parquet"
+        file = layout.table_path(self.path, name)
         if not file.exists():
             raise RunError(f"{self.path} has no table {name!r}: it has {', '.join(self.tables()) or 'none yet'}")
-        return _read_parquet(file)
+        frame, own = frame_of(file, AGAIN)
+        experiment = None if own is None else own.experiment
+        self._require_own(file, own, self.seal(seal.TABLE, name=name, experiment=experiment))
+        return frame
 
     def tables(self) -> list[str]:
         """Names of the available tables."""
-        return sorted(file.stem for file in (self.path / "tables").glob("*.parquet"))
+        return sorted(file.stem for file in (self.path / layout.TABLES).glob("*.parquet"))
 
-
-LOCK = ".lock"
-UNFINISHED = ".unfinished"
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` complete, when the context ends without an exception, or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # it may be gone, or never have existed
-            unfinished.unlink()
+    def _require_own(self, file: Path, found: Seal | None, expected: Seal, remedy: str = AGAIN) -> None:
+        """Raise DamagedError for a file that is another one than expected, or that has lost its seal."""
+        if found is None:
+            if not self.manifest.unsealed:
+                raise DamagedError(f"{file} is damaged: it has no checksum. {remedy}")
+        elif replace(found, settings=None) != replace(expected, settings=None):
+            raise DamagedError(f"{file} is not the file that belongs here: expected {expected}, got {found}. {remedy}")
+        elif found != expected:
+            raise DamagedError(f"{file} was made with other settings than this run's. {remedy}")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the directory, created if needed, against a second writer. The system releases the lock if the process dies."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         lock = filelock.FileLock(path / LOCK, timeout=0)
         lock.acquire()
     except filelock.Timeout as error:
         raise RunError(f"{path} is being written by another process: wait for it, or give another --out") from error
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}. Give another --out") from error
+        raise RunError(f"{path} cannot be written: {why(error)}. Give another --out") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _require_same(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    both = there.get("experiments", {}).keys() & asked.get("experiments", {}).keys()
-    flat_there, flat_asked = (dict(_flat(_only(settings, both))) for settings in (there, asked))
+def _require_same(path: Path, there: Settings, asked: Settings) -> None:
+    both = there.experiments.keys() & asked.experiments.keys()
+    flat_there, flat_asked = (dict(_flat(_only(settings.to_json(), both))) for settings in (there, asked))
     keys = sorted(flat_there.keys() | flat_asked.keys())
     differences = {k: (flat_there.get(k), flat_asked.get(k)) for k in keys if flat_there.get(k) != flat_asked.get(k)}
+    if differences and recovery.made_with(path, asked):
+        raise RunMismatchError(str(path), differences, f"{recovery.EXCHANGED}, or give another --out.")
     if differences:
         raise RunMismatchError(str(path), differences)
 
@@ -225,22 +298,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_file(path) as stream:
-        stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    with atomic_file(path) as stream:
-        frame.write_parquet(stream, compression="zstd", statistics=False)
-
-
-def _read_parquet(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: run the study again to complete it") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{path} is damaged ({error}): delete it and run the study again") from error

@@ -173,8 +173,9 @@ class Stages(StoredFile):
     beyond smooth change that is none of them. `method` has the numbers that the procedure depends on.
     """
 
-    format: ClassVar[int] = 1
-    migrations: ClassVar = {0: _with_all_lists}
+    format: ClassVar[int] = 2
+    sealed_from: ClassVar[int] = 2
+    migrations: ClassVar = {0: _with_all_lists, 1: lambda content: content}
     remedy: ClassVar[str] = "Run the study again: it finds stages from what is already measured"
 
     found: bool

@@ -3,6 +3,8 @@
 A manifest from another version, or one that was edited, may lack almost any entry: missing entries are None or empty.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -86,6 +88,18 @@ class Settings(Entry):
         """The model as a reader should know it: its name, and what was done to its weights."""
         name = self.model or "a model"
         return name if self.gguf is None else f"{name} ({self.gguf})"
+
+    def fingerprint(self, experiment: str | None = None) -> str:
+        """SHA-256 of what is fixed when a run begins and determines an experiment's shards; without one, what all share.
+
+        A precision goal may become finer, and the number of tokens it takes is a result.
+        """
+        content = self.to_json()
+        content["experiments"] = content.get("experiments", {}).get(experiment)
+        if content.pop("precision", None) is not None:
+            content.pop("tokens", None)
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def of(self, experiment: str) -> dict[str, Any]:
         """An experiment's settings; empty if it was not requested."""
@@ -228,9 +242,13 @@ class NeuronRows(Entry):
 class Manifest(StoredFile):
     """The content of RUN/run.json."""
 
-    format: ClassVar[int] = 1
-    migrations: ClassVar = {0: lambda content: content}
-    remedy: ClassVar[str] = "Restore it from a copy, or give another --out"
+    format: ClassVar[int] = 2
+    sealed_from: ClassVar[int] = 2
+    migrations: ClassVar = {0: lambda content: content, 1: lambda content: content | {"unsealed": True}}
+    remedy: ClassVar[str] = (
+        "Restore it from a copy, or give the command that made this run again: it resumes from the intact shards and writes "
+        "run.json again"
+    )
 
     settings: Settings
     status: str | None = None
@@ -251,6 +269,14 @@ class Manifest(StoredFile):
     neurons: NeuronRows | None = None
     finished: list[str] = field(default_factory=list)
     """Experiments that have all their tables."""
+    units: dict[str, int] = field(default_factory=dict)
+    """How many work units, and so shards, each finished experiment has."""
+    tables: list[str] = field(default_factory=list)
+    """The tables that were written."""
+    stages: bool = False
+    """Whether stages.json was written."""
+    unsealed: bool = False
+    """Whether the run was begun before files had seals: those without one are then read unverified."""
     earlier_versions: list[dict[str, str]] = field(default_factory=list)
     """Versions with which earlier parts of the run were made."""
     earlier_kernels: list[dict[str, str]] = field(default_factory=list)

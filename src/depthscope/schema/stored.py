@@ -9,7 +9,7 @@ written:
     field(…, metadata=ALWAYS)       may be missing; written even if it has its default
     others: dict[str, Any]          keys without a field, which a later version may have added: written back unchanged
 
-A class without `others` ignores such keys.
+A class without `others` ignores such keys. A file ends with its seal (`depthscope.schema.seal`), as the last key.
 """
 
 import json
@@ -21,10 +21,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
-from depthscope.errors import RunError
+from depthscope.errors import DamagedError, RunError
+from depthscope.schema.seal import Seal, SealError, read_seal, sealed
+from depthscope.untrusted import parse_json, read_bounded
 
 FORMAT = "format"
 """Key of a file's format version."""
+SEAL = "seal"
+"""Key of a file's seal."""
 Own = TypeVar("Own", bound="Entry")
 OwnFile = TypeVar("OwnFile", bound="StoredFile")
 OTHERS = "others"
@@ -90,27 +94,43 @@ class StoredFile(Entry):
     remedy: ClassVar[str]
     """What to do about a damaged file: the end of the message."""
 
+    sealed_from: ClassVar[int]
+    """The first format whose files have a seal."""
+
     @classmethod
     def from_json(cls: type[OwnFile], content: Any, at: str = "") -> OwnFile:
         """Read the content of a file of this format. Raises EntryError."""
         if isinstance(content, Mapping):
-            content = {key: value for key, value in content.items() if key != FORMAT}
+            content = {key: value for key, value in content.items() if key not in (FORMAT, SEAL)}
         return super().from_json(content, at)
 
     @classmethod
     def read(cls: type[OwnFile], file: Path) -> OwnFile:
         """Read a file of this format or an earlier one.
 
-        Raises RunError with the file, the entry, what was expected, what was found and what to do.
+        Raises RunError with the file, the entry, what was expected, what was found and what to do: DamagedError if the file
+        is there and is not what was written.
         """
+        return cls.read_sealed(file)[0]
+
+    @classmethod
+    def read_sealed(cls: type[OwnFile], file: Path) -> tuple[OwnFile, Seal | None]:
+        """The same with the file's verified seal; None for a file of a format that had none."""
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} cannot be read: {error}. {cls.remedy}") from error
+            raw = read_bounded(file, RunError)
+        except RunError as error:
+            raise RunError(f"{error}. {cls.remedy}") from error
         try:
-            return cls.from_json(cls._migrated(content, file))
-        except EntryError as error:
-            raise RunError(f"{file} is damaged: {error}. {cls.remedy}") from error
+            content = parse_json(raw, "it", RunError)
+        except RunError as error:
+            raise DamagedError(f"{file} cannot be read: {error}. {cls.remedy}") from error
+        try:
+            migrated = cls._migrated(content, file)
+            if (seal := read_seal(raw)) is None and content.get(FORMAT, 0) >= cls.sealed_from:
+                raise EntryError("it has no checksum")
+            return cls.from_json(migrated), seal
+        except (EntryError, SealError) as error:
+            raise DamagedError(f"{file} is damaged: {error}. {cls.remedy}") from error
 
     @classmethod
     def _migrated(cls, content: Any, file: Path) -> dict[str, Any]:
@@ -121,6 +141,8 @@ class StoredFile(Entry):
             raise RunError(
                 f"{file} has format {found}: this depthscope reads formats up to {cls.format}. Open it with a newer depthscope"
             )
+        if found < 0:
+            raise EntryError(f"{FORMAT}: expected a whole number from 0 on, got {found}")
         for earlier in range(found, cls.format):
             content = cls.migrations[earlier](content)
         return content
@@ -128,6 +150,13 @@ class StoredFile(Entry):
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
         return {FORMAT: self.format, **super().to_json()}
+
+
+def sealed_json(content: Mapping[str, Any], seal: Seal) -> bytes:
+    """The bytes of a JSON file with its seal, which is complete, at the end."""
+    text = json.dumps({key: value for key, value in content.items() if key != SEAL}, indent=2, ensure_ascii=False)
+    assert text.endswith("\n}"), "expected an object with at least one entry"
+    return sealed(f'{text[:-2]},\n  "{SEAL}": {seal.blank}\n}}\n'.encode())
 
 
 @cache

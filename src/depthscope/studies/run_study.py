@@ -37,6 +37,7 @@ from depthscope.stages import find as stages
 from depthscope.stages.signals import ResampledLayers, read_measured
 from depthscope.studies import precision
 from depthscope.studies.settings import StudySettings
+from depthscope.studies.threads import same_sums
 
 VERSIONED = (
     "depthscope",
@@ -90,18 +91,21 @@ def run_study(
             shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment))
             for unit in shards:
                 tell(experiment.name, unit + 1, experiment.units)
+        units_of = {one.name: one.units if isinstance(one, OwnUnits) else units_done for one in made}
         for experiment in made:
-            units = experiment.units if isinstance(experiment, OwnUnits) else units_done
-            tables = experiment.tables(run.shards(experiment.name, units))
+            with same_sums():
+                tables = experiment.tables(run.shards(experiment.name, units_of[experiment.name]))
             for name, table in tables.items():
-                run.write_table(name, table)
+                run.write_table(name, table, experiment.name)
             if isinstance(experiment, Explained):
                 run.update(**experiment.facts(tables))
         if halved := sum(reading.halved for reading in readings if isinstance(reading, Halving)):
             run.update(kernels={**run.manifest.kernels, "halved": f"{halved} pieces, not enough memory"})
-        run.finish([experiment.name for experiment in made])
+        run.finish(list(units_of), units_of)
         if STAGES in names:
-            run.write_stages(stages.find_stages(_measured(run, subject, units_done)))
+            with same_sums():
+                found = stages.find_stages(_measured(run, subject, units_done))
+            run.write_stages(found)
     return run
 
 
