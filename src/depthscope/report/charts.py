@@ -6,10 +6,14 @@ Every point shows the table's numbers: the mean and the bounds of its 95% interv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from depthscope.errors import RunError
 from depthscope.report.measured import Series, Value, interval, is_share, with_unit
 from depthscope.report.palette import OWN, Look
 from depthscope.report.panels import CROWDED, LAYER, RELATIVE_DEPTH, Axis, Heat, Hover, Level, Panel, Points
 from depthscope.schema.metric import Metric
+
+MOST_CELLS = 1_000_000
+"""Of a heat map: 1,000 layers by 1,000. Larger ones take minutes to draw, and their page 100 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +120,7 @@ def line(curve: Curve, metric: Metric, x: XAxis) -> Points:
         look=curve.look,
         x=tuple(Value(float(n)) for n in curve.values),
         y=tuple(curve.values.values()),
-        hover=tuple(hover(curve.call.format(n), value, metric) for n, value in curve.values.items()),
+        hover=tuple(hover(curve.call.replace("{}", str(n)), value, metric) for n, value in curve.values.items()),
         shares=tuple(x.share(n) for n in curve.values),
         line=not curve.points_only,
         size=4.0 if crowded else 5.5,
@@ -153,9 +157,11 @@ def heat(
 ) -> Panel:
     """A heat map of values by (row, column), rows upwards; cells without a value stay empty.
 
-    For a signed quantity, values below 0 are grey.
+    For a signed quantity, values below 0 are grey. Raises RunError for a map of more than MOST_CELLS.
     """
     rows, columns = shape
+    if rows * columns > MOST_CELLS:
+        raise RunError(f"“{title}” has {rows:,} × {columns:,} cells: expected at most {MOST_CELLS:,} in a figure")
     known = {place: value for place, value in values.items() if value.mean is not None}
     mark = Heat(
         look=look,

@@ -16,6 +16,7 @@ from depthscope.report.overlays import OVERLAYS, Compared, Overlay, overlay, ref
 from depthscope.report.page_file import require_replaceable, write_page_file
 from depthscope.report.palette import MOST_RUNS, run_look
 from depthscope.report.section import Section, TextTable
+from depthscope.report.unexpected import as_run_error
 from depthscope.report.wording import joined
 from depthscope.run.store import RunDirectory
 
@@ -27,7 +28,9 @@ def write_comparison(runs: Sequence[RunDirectory], out: Path) -> Path:
     would replace a file that is not a page as depthscope wrote it.
     """
     require_replaceable(out)
-    return write_page_file(render_comparison(runs), out)
+    with as_run_error("the compared runs", "the page"):
+        content = render_comparison(runs)
+    return write_page_file(content, out)
 
 
 def render_comparison(runs: Sequence[RunDirectory]) -> str:
@@ -59,7 +62,11 @@ def comparison_sections(
     compared: Sequence[Compared],
 ) -> list[tuple[Stages | Overlay, Section, dict[str, Any]]]:
     """(titles, section, downloadable tables) of each part of the page."""
-    section, frames = compared_stages(compared)
+    try:
+        with as_run_error("the compared runs", "the stages"):
+            section, frames = compared_stages(compared)
+    except RunError as error:
+        section, frames = Section(panels=(), missing=[f"{error}."]), {}
     found: list[tuple[Stages | Overlay, Section, dict[str, Any]]] = [(Stages(), section, frames)]
     for kind in OVERLAYS:
         section = overlay(kind, compared)
@@ -162,6 +169,7 @@ def _short(name: str) -> str:
 
 def _measured(run: RunDirectory) -> SweepValues | None:
     try:
-        return read_sweep(run)
+        with as_run_error(run.path, "the sweep"):
+            return read_sweep(run)
     except RunError:
         return None

@@ -1,6 +1,7 @@
 """Tables as CSV inside the page: packed (zlib, base64), so that the page stays one small offline file."""
 
 import base64
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -15,15 +16,26 @@ from depthscope.schema.found_stages import Stages
 LARGEST, ROOM = 100_000, 400_000
 """Most characters of one packed table, and of all in a page, which stays below 6 MB. The page names the tables that do not
 fit; they remain in the run's directory."""
+MOST_CELLS = 2_000_000
+"""Cells of a table that may be offered: compressed a hundredfold, more do not fit."""
+FORMULA = "^[=+@\t\r\n\uff0b\uff1d\uff20\uff0d-]"
+"""What makes a spreadsheet read a text as a formula: = + - @, the same in full width, tab, and line ends."""
 SEPARATOR = " | "
 """Separates the elements of a list in a cell."""
 
 
 def csv(frame: pl.DataFrame) -> str:
-    """A frame as CSV with numbers at full precision; elements of list cells are joined by SEPARATOR."""
-    lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
-    plain = frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(SEPARATOR) for name in lists)
-    return plain.write_csv()
+    """A frame as CSV with numbers at full precision; elements of list cells are joined by SEPARATOR.
+
+    A text that a spreadsheet would run as a formula, one that begins with a character of FORMULA, is preceded by an
+    apostrophe, also in column names (OWASP, CSV injection). Columns of numbers are written as numbers.
+    """
+    lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List | pl.Array)]
+    joined = frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(SEPARATOR) for name in lists)
+    formula = pl.col(pl.String).str.contains(FORMULA)
+    text = pl.when(formula).then(pl.lit("'") + pl.col(pl.String)).otherwise(pl.col(pl.String))
+    plain = joined.with_columns(text.name.keep())
+    return plain.rename({name: f"'{name}" for name in plain.columns if re.match(FORMULA, name)}).write_csv()
 
 
 def packed(text: str) -> str:
@@ -39,9 +51,13 @@ def packed_tables(run: RunDirectory, names: Iterable[str], room: int = ROOM) -> 
     fitting, too_large = {}, []
     for name in names:
         try:
-            content = packed(csv(run.table(name)))
+            table = run.table(name)
         except RunError:
             continue
+        if table.height * table.width > MOST_CELLS:
+            too_large.append(name)
+            continue
+        content = packed(csv(table))
         if len(content) > min(LARGEST, room):
             too_large.append(name)
         else:

@@ -1,7 +1,6 @@
 """The figures by name, each as one plotly figure for notebooks; the page uses the same panels."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -100,15 +99,13 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
         raise DepthscopeError(f"unknown figure {name!r}: expected one of {', '.join(there)}")
     if axis not in AXES:
         raise DepthscopeError(f"unknown axis {axis!r}: expected one of {', '.join(AXES)}")
-    section = there[name].build(run)
+    section = there[name].section(run)
     if not section.panels:
         raise RunError(f"{run.path} has no data for the figure {name!r}. {' '.join(section.missing)}".strip())
     shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
-    # plotly reads titles as HTML, and model names are arbitrary.
-    model = escape(run.settings.subject)
     shown.update_layout(
         title={
-            "text": f"{there[name].title}: {model}",
+            "text": plain(f"{there[name].title}: {run.settings.subject}"),
             "x": 0,
             "xref": "paper",
             "y": 1,

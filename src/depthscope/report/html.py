@@ -1,8 +1,11 @@
 """Rendering of pages: templates, with plots and tables embedded as data.
 
-A page is self-contained, including plotly.js (4.8 MB), and its content security policy forbids any request.
+A page is self-contained, including plotly.js (4.8 MB), and its content security policy forbids any request, and any script but
+the two that belong to the page.
 """
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -52,12 +55,14 @@ def fill(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    js, plotly = _part("page.js"), get_plotlyjs() if figures else ""
     return environment.get_template(template).render(
         title=title,
         looks=looks,
         css=_part("page.css"),
-        js=_part("page.js"),
-        plotly=get_plotlyjs() if figures else "",
+        js=js,
+        plotly=plotly,
+        scripts=[_digest(one) for one in (plotly, js)],
         figures=figures,
         figures_json=script_json(figures),
         tables=tables,
@@ -114,6 +119,11 @@ def specification(panel: Panel) -> dict[str, Any]:
     drawn = json.loads(shown.to_json() or "{}")
     relative = axis(panel.relative) if panel.relative else None
     return {**drawn, "relative": relative, "log": panel.log, "called": panel.called}
+
+
+def _digest(script: str) -> str:
+    """The source expression of a script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _part(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from depthscope.errors import RunError
 from depthscope.report.measured import Series, Value, interval, read_sweep, read_table, series, with_unit
 from depthscope.report.sections import neurons, stages
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema import lens
 from depthscope.schema.found_stages import SignatureVerdict
@@ -32,7 +33,8 @@ def key_numbers(run: RunDirectory) -> list[KeyNumber]:
     found = []
     for read in FIVE:
         try:
-            one = read(run)
+            with as_run_error(run.path, "a key number"):
+                one = read(run)
         except RunError:  # the section of that experiment reports the problem
             continue
         found += [one] if one else []

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -19,6 +19,8 @@ from depthscope.schema.sweep import AGREEMENT, BASELINE_EDIT, BASELINE_LAYER, ME
 SWEEP = "sweep"
 NBSP = "\u00a0"
 """Prevents a line break between a number and its unit."""
+MOST_MEASURES = 32
+"""Registered measures of a run that are shown: each has a panel."""
 SAID_UNITS = ("nats",)
 """Units written after a number; others are part of the quantity's name."""
 
@@ -51,6 +53,11 @@ class SweepValues:
     values: dict[tuple[str, int, str], Value]
     more: tuple[Measure, ...] = ()
     """Registered measures in addition to the built-in ones, as recorded by the run."""
+    _by_curve: dict[tuple[str, str], Series] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for (edit, layer, metric), value in sorted(self.values.items()):
+            self._by_curve.setdefault((edit, metric), {})[layer] = value
 
     @property
     def edits(self) -> list[str]:
@@ -59,8 +66,7 @@ class SweepValues:
 
     def series(self, edit: str, metric: Metric) -> Series:
         """Values by layer, in order, for the layers that were measured."""
-        found = {layer: value for (e, layer, m), value in self.values.items() if (e, m) == (edit, metric.name)}
-        return dict(sorted(found.items()))
+        return dict(self._by_curve.get((edit, metric.name), {}))
 
     def baseline(self, metric: Metric) -> Value | None:
         """The unmodified model's value."""
@@ -77,14 +83,20 @@ def read_table(run: RunDirectory, name: str, columns: Iterable[str]) -> pl.DataF
         )
     if table.is_empty():
         raise RunError(f"the {name} table of {run.path} has no rows: expected at least one per layer and metric")
-    return table
+    # What is not a number was not measured.
+    floats = [column for column, kind in table.schema.items() if kind.is_float()]
+    return table.with_columns(
+        pl.when(pl.col(column).is_finite()).then(pl.col(column)).alias(column) for column in floats
+    )
 
 
 def read_sweep(run: RunDirectory) -> SweepValues:
     """Read a run's sweep table. Raises RunError if it is missing or malformed."""
     table = read_table(run, SWEEP, SWEEP_TABLE)
     more = _registered(run)
-    rows = table.filter(pl.col("metric").is_in([*METRICS, *metrics_of(more)]))
+    known_metrics = pl.col("metric").is_in([*METRICS, *metrics_of(more)])
+    placed = (pl.col("layer") >= 0) | (pl.col("edit") == BASELINE_EDIT)
+    rows = table.filter(known_metrics, placed, pl.col("mean").is_not_null())
     values = {
         (edit, layer, metric): Value(mean, low, high)
         for edit, layer, metric, mean, low, high in rows.select(
@@ -100,9 +112,18 @@ def _registered(run: RunDirectory) -> tuple[Measure, ...]:
     """The measures recorded in the run: a reader need not have registered them."""
     recorded = run.settings.of(SWEEP).get("measures", [])
     try:
-        return tuple(Measure(**described) for described in recorded)
+        found = tuple(Measure(**described) for described in recorded)
+        if len(found) > MOST_MEASURES or not all(map(_plain, found)):
+            raise TypeError(f"expected at most {MOST_MEASURES}, with texts and numbers")
+        return found
     except (TypeError, DepthscopeError) as error:
         raise RunError(f"the measures that {run.path} records cannot be read: {error}") from error
+
+
+def _plain(measure: Measure) -> bool:
+    texts = (measure.unit, measure.title, measure.definition, measure.change or "")
+    bounds = (measure.lowest or 0, measure.highest or 0)
+    return all(isinstance(one, str) for one in texts) and all(isinstance(one, int | float) for one in bounds)
 
 
 def depth_of(manifest: Manifest, seen: int) -> int:
@@ -143,6 +164,8 @@ def number(value: float, metric: Metric, digits: int | None = None) -> str:
 
 def _form(mean: float, metric: Metric, digits: int | None) -> tuple[float, int | None]:
     """A mean in its display unit, and its number of decimals; None: a power of ten."""
+    if not math.isfinite(100 * mean):
+        return mean, None
     if is_share(metric):
         mean, digits = 100 * mean, 1
         too_few = float(f"{mean:.1f}") == 0
@@ -156,13 +179,22 @@ def _form(mean: float, metric: Metric, digits: int | None) -> tuple[float, int |
 def _text(value: float, decimals: int | None) -> str:
     if decimals is None:
         return scientific(value, 3).replace(" ", NBSP)
+    if not math.isfinite(value):
+        return scientific(value)
     text = f"{value:.{decimals}f}"
     # A true minus is as wide as a plus, and a bound that rounds to zero has no sign.
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def scientific(value: float, digits: int = 2) -> str:
-    """A number with `digits` significant digits, with a power of ten where needed: `3.1 × 10⁻¹²`, `0.020`, `240`."""
+def scientific(value: float | None, digits: int = 2) -> str:
+    """A number with `digits` significant digits, with a power of ten where needed: `3.1 × 10⁻¹²`, `0.020`, `240`.
+
+    A dash for None and for what is not a number, which were not measured.
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     least = SMALLEST if digits > 2 else 1e-3
     if value == 0 or least <= abs(value) < 1e4:
         return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
@@ -178,7 +210,7 @@ def unit_of(metric: Metric) -> str:
 
 def decimals_for(values: list[float]) -> int:
     """Decimals that give the smallest nonzero value 3 significant digits; from 2 to 6."""
-    smallest = min((abs(value) for value in values if value != 0), default=1.0)
+    smallest = min((abs(value) for value in values if value != 0 and math.isfinite(value)), default=1.0)
     return max(2, min(6, 2 - math.floor(math.log10(smallest))))
 
 

@@ -12,6 +12,7 @@ from depthscope.report.palette import Look
 from depthscope.report.panels import RELATIVE_DEPTH, Axis, Level, Panel
 from depthscope.report.section import Section
 from depthscope.report.sections.overview import DENSITY, density, density_axis
+from depthscope.report.unexpected import as_run_error
 from depthscope.report.wording import joined
 from depthscope.run.references import about
 from depthscope.run.store import RunDirectory
@@ -105,7 +106,8 @@ def _curves(quantity: Quantity, compared: Sequence[Compared]) -> tuple[list[tupl
     curves, without = [], []
     for one in compared:
         try:
-            values = quantity.read(one.run)
+            with as_run_error(one.run.path, quantity.title):
+                values = quantity.read(one.run)
         except RunError:
             values = {}
         if not values:

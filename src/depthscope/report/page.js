@@ -2,8 +2,8 @@
 // Draws the panels from the JSON in the page, in the page's colours, as they come near the viewport; keeps the choices of all
 // sections in sync; saves tables and figures as files.
 (() => {
-  const specifications = JSON.parse(document.getElementById("figures").textContent);
-  const tables = JSON.parse(document.getElementById("tables").textContent);
+  const specifications = JSON.parse(document.querySelector("script#figures").textContent);
+  const tables = JSON.parse(document.querySelector("script#tables").textContent);
   const plots = [...document.querySelectorAll(".plot")];
   const chosen = { x: "layer", y: "log" };
   const near = new Set();

@@ -20,6 +20,7 @@ from depthscope.report.reference_lines import with_references
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import overview, stages
 from depthscope.report.trust import trust
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.manifest import Settings
 from depthscope.schema.sweep import AGREEMENT, KL
@@ -28,11 +29,13 @@ from depthscope.schema.sweep import AGREEMENT, KL
 def write_page(run: RunDirectory, out: Path, references: Sequence[RunDirectory] = ()) -> Path:
     """Write the page of a run, complete or not, to `out` and return `out`.
 
-    Raises RunError if it cannot be written, or would replace a file that is not a page as depthscope wrote it.
-    `references` are other models' runs, drawn as faint lines.
+    Raises RunError if it cannot be written, would replace a file that is not a page as depthscope wrote it, or if the run is
+    none that a page can be made of. `references` are other models' runs, drawn as faint lines.
     """
     require_replaceable(out)
-    return write_page_file(render(run, references), out)
+    with as_run_error(run.path, "the page"):
+        content = render(run, references)
+    return write_page_file(content, out)
 
 
 def render(run: RunDirectory, references: Sequence[RunDirectory] = ()) -> str:
@@ -69,7 +72,8 @@ def render(run: RunDirectory, references: Sequence[RunDirectory] = ()) -> str:
 def _measured(run: RunDirectory) -> SweepValues | None:
     """The sweep's table; None if it is missing or unreadable, which its section reports."""
     try:
-        return read_sweep(run)
+        with as_run_error(run.path, "the sweep"):
+            return read_sweep(run)
     except RunError:
         return None
 
@@ -81,11 +85,13 @@ def _answer(run: RunDirectory, measured: SweepValues | None, sections: list[dict
         return None
     documents = measured.documents if measured else run.manifest.text.documents
     note = findings.intervals_note(documents, run.manifest.text) if documents else None
-    return {
-        "headline": findings.headline(measured) if measured else said[0],
-        "further": findings.further(measured) if measured else [],
-        "notes": [note] if note else [],
-    }
+    try:
+        with as_run_error(run.path, "the headline"):
+            headline = findings.headline(measured) if measured else said[0]
+            further = findings.further(measured) if measured else []
+    except RunError as error:
+        headline, further = f"{error}.", []
+    return {"headline": headline, "further": further, "notes": [note] if note else []}
 
 
 def _incomplete(run: RunDirectory) -> list[str]:
@@ -122,7 +128,7 @@ def _sections(run: RunDirectory, references: Sequence[RunDirectory]) -> list[tup
     sections = []
     for kind in figures(run).values():
         try:
-            section = with_references(kind.build(run), references)
+            section = with_references(kind.section(run), references)
         except RunError as error:
             reason = _gap(kind, run, error)
             section = Section(panels=(), missing=[reason]) if reason else None

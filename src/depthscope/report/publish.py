@@ -13,6 +13,7 @@ from depthscope.errors import DepthscopeError, RunError
 from depthscope.report.comparison import comparison_sections, side_by_side
 from depthscope.report.figures import figures
 from depthscope.report.section import Section
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.files import write_file
 from depthscope.run.store import RunDirectory
 
@@ -64,7 +65,7 @@ def publish_comparison(runs: Sequence[RunDirectory], folder: Path) -> list[Path]
 def _figures_of(run: RunDirectory) -> Iterable[tuple[str, str, Section]]:
     for name, kind in figures(run).items():
         try:
-            yield name, kind.title, kind.build(run)
+            yield name, kind.title, kind.section(run)
         except RunError:  # the page reports what is missing
             continue
 
@@ -83,7 +84,8 @@ def _publish(sections: Iterable[tuple[str, str, Section]], model: str, folder: P
         for name, title, section in sections:
             if section.panels:
                 heading = f"{model}: {title[0].lower()}{title[1:]}" if model else title
-                files += _saved(drawn(section.panels, section.across, heading), folder, name)
+                with as_run_error("the run", f"the figure {name!r}"):
+                    files += _saved(drawn(section.panels, section.across, heading), folder, name)
     return files
 
 

@@ -10,6 +10,7 @@ from depthscope.report.overlays import OVERLAYS, Compared, Quantity, reference_t
 from depthscope.report.palette import REFERENCE, Look
 from depthscope.report.panels import Panel, Points
 from depthscope.report.section import Section
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 
 DRAWN_IN = {
@@ -60,7 +61,8 @@ def _with_lines(panel: Panel, references: Sequence[RunDirectory]) -> Panel:
 
 def _line(quantity: Quantity, run: RunDirectory, place: int, last: float) -> Points | None:
     try:
-        values = quantity.read(run)
+        with as_run_error(run.path, quantity.title):
+            values = quantity.read(run)
     except RunError:
         return None
     look = _look(place, run)
@@ -75,7 +77,7 @@ def _line(quantity: Quantity, run: RunDirectory, place: int, last: float) -> Poi
         # Without intervals: those of several models would hide the run's own.
         y=tuple(Value(value.mean) for value in values.values()),
         hover=tuple(
-            hover(f"{look.title}, {quantity.call.format(layer)}", value, quantity.metric)
+            hover(f"{look.title}, {quantity.call.replace('{}', str(layer))}", value, quantity.metric)
             for layer, value in values.items()
         ),
         layers=tuple(Value(float(layer)) for layer in values),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from depthscope.report.palette import Look
 from depthscope.report.panels import Panel
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
 
@@ -54,3 +55,8 @@ class Kind:
     """What to look for in the figure: the rest of a sentence that begins "Look for "."""
     more_tables: tuple[str, ...] = ()
     """Tables it shows in addition to `file`."""
+
+    def section(self, run: RunDirectory) -> Section:
+        """What the page shows of a run. Raises RunError if the run has no data for it, or none that a study writes."""
+        with as_run_error(run.path, f"“{self.title}”"):
+            return self.build(run)

@@ -42,8 +42,13 @@ def axis_key(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text escaped for plotly's markup: model names are arbitrary."""
+    """Text escaped for plotly's markup: names in a run's files are arbitrary. All text in plots goes through here."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+
+
+def in_template(text: str) -> str:
+    """Text escaped for plotly's templates, which replace `%{…}` before they read markup."""
+    return plain(text).replace("{", "&#123;")
 
 
 def traces(panel: Panel, cell: Cell, *, x_is: str | None = None) -> list[Any]:
@@ -85,7 +90,7 @@ def axis(own: Axis) -> dict[str, Any]:
         found["title"] = {"text": plain(own.title), "standoff": 8}
     if own.hover is not None:
         x = f"%{{x:{own.hover}}}" if own.hover else "%{x}"
-        said = {"text": f"{own.title} {x}, mean (95% interval)"}
+        said = {"text": f"{in_template(own.title)} {x}, mean (95% interval)"}
         found |= {"spikethickness": 1, "spikedash": "dot", "unifiedhovertitle": said}
     return found
 
@@ -205,7 +210,7 @@ def _heat(mark: Heat) -> go.Heatmap:
     form = ".1%" if mark.share else ".3~g"
     known = not np.isnan(numbers[..., 1:]).all()
     bounds = f" (%{{customdata[0]:{form}}} to %{{customdata[1]:{form}}})" if known else ""
-    rows, columns = map(plain, mark.names)
+    rows, columns = map(in_template, mark.names)
     gap = 0 if mark.crowded else 1
     return go.Heatmap(
         z=numbers[..., 0],

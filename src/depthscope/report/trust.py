@@ -154,7 +154,7 @@ def _text(manifest: Manifest, measured: SweepValues | None) -> str:
 
 def _gguf(entry: GgufEntry) -> str:
     said = f"{entry} ({entry.file}, tensors: {', '.join(f'{n} {kind}' for kind, n in entry.tensor_types.items())})."
-    said = said[0].upper() + said[1:]
+    said = said[:1].upper() + said[1:]
     if entry.quantised:
         said += " Quantised and dequantised again, this is a real model, but not exactly the published one."
     return said

@@ -32,12 +32,3 @@ def sealed_bytes(file: Path, remedy: str) -> tuple[bytes, Seal | None]:
         return content, read_seal(content)
     except SealError as error:
         raise DamagedError(f"{file} is damaged: {error}. {remedy}") from error
-
-
-def frame_of(file: Path, remedy: str) -> tuple[pl.DataFrame, Seal | None]:
-    """The table in a Parquet file, and the file's verified seal as in `sealed_bytes`, which it raises DamagedError like."""
-    content, seal = sealed_bytes(file, remedy)
-    try:
-        return pl.read_parquet(content), seal
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DamagedError(f"{file} is damaged ({error}). {remedy}") from error

@@ -70,7 +70,8 @@ def reference_runs(names: str | Sequence[str] = ALL, folder: Path | None = None)
 
 def about(run: RunDirectory) -> dict[str, str]:
     """A reference run's title, source, licence, date and quantisation; empty for any other run."""
-    return dict(run.manifest.others.get(REFERENCE, {}))
+    facts = run.manifest.others.get(REFERENCE)
+    return {key: value for key, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
 
 
 def reference(names: str | Sequence[str] = ALL) -> pl.DataFrame:

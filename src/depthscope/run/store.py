@@ -19,8 +19,10 @@ import polars as pl
 
 from depthscope.errors import DamagedError, DamageWarning, RunError, RunMismatchError
 from depthscope.run import layout, recovery
+from depthscope.run.bounded_tables import AGAIN, frame_of, table_of
 from depthscope.run.files import make_directory, unfinished, why, write_file
-from depthscope.run.frames import frame_of, parquet
+from depthscope.run.frames import parquet, sealed_bytes
+from depthscope.run.inside import inside, table_names
 from depthscope.run.layout import LOCK, MANIFEST, STAGES
 from depthscope.schema import seal
 from depthscope.schema.found_stages import Stages
@@ -30,10 +32,6 @@ from depthscope.schema.stored import sealed_json
 from depthscope.untrusted import read_json
 
 __all__ = ["COMPLETE", "MANIFEST", "STAGES", "RunDirectory"]
-
-
-AGAIN = "Run the study again: it makes again what is missing or damaged. `depthscope check` lists all such files"
-"""What to do about a damaged shard or table: the end of the message."""
 
 
 class RunDirectory:
@@ -53,7 +51,7 @@ class RunDirectory:
         if not file.exists():
             lost = f". {recovery.LOST}" if recovery.has_sealed(path) else f": expected a directory with {MANIFEST}"
             raise RunError(f"{path} holds no run{lost}")
-        return cls(path, Manifest.read(file))
+        return cls(path, Manifest.read(inside(path, MANIFEST)))
 
     @classmethod
     def check_place(cls, path: str | Path) -> None:
@@ -135,7 +133,7 @@ class RunDirectory:
         file = self.path / STAGES
         if not file.exists():
             return None
-        found, own = Stages.read_sealed(file)
+        found, own = Stages.read_sealed(inside(self.path, STAGES))
         self._require_own(file, own, self.seal(seal.STAGES), Stages.remedy)
         return found
 
@@ -208,9 +206,9 @@ class RunDirectory:
         file = self.shard_path(experiment, unit)
         if not file.exists():
             raise RunError(f"{file} is missing: run the study again to complete it")
-        frame, own = frame_of(file, AGAIN)
+        content, own = sealed_bytes(file, AGAIN)
         self._require_own(file, own, self.seal(seal.SHARD, experiment=experiment, unit=unit))
-        return frame
+        return frame_of(content, file)
 
     def write_table(self, name: str, frame: pl.DataFrame, experiment: str | None = None) -> None:
         """Store a table, made from an experiment's shards or from several's."""
@@ -219,18 +217,19 @@ class RunDirectory:
         self._tables.add(name)
 
     def table(self, name: str) -> pl.DataFrame:
-        """A table by its name. Raises RunError, listing the available tables, if there is none of that name."""
-        file = layout.table_path(self.path, name)
-        if not file.exists():
+        """A table by its name. Raises RunError, listing the available tables, if there is none of that name, or if it is
+        none that a run could have (`run.bounded_tables`)."""
+        if name not in self.tables():
             raise RunError(f"{self.path} has no table {name!r}: it has {', '.join(self.tables()) or 'none yet'}")
-        frame, own = frame_of(file, AGAIN)
+        file = inside(self.path, *layout.table_path(Path(), name).parts)
+        content, own = sealed_bytes(file, AGAIN)
         experiment = None if own is None else own.experiment
         self._require_own(file, own, self.seal(seal.TABLE, name=name, experiment=experiment))
-        return frame
+        return table_of(content, file, name, self.manifest)
 
     def tables(self) -> list[str]:
         """Names of the available tables."""
-        return sorted(file.stem for file in (self.path / layout.TABLES).glob("*.parquet"))
+        return table_names(self.path)
 
     def _require_own(self, file: Path, found: Seal | None, expected: Seal, remedy: str = AGAIN) -> None:
         """Raise DamagedError for a file that is another one than expected, or that has lost its seal."""

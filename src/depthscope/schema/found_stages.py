@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, verdict_shown, written
-from depthscope.schema.stored import Entry, StoredFile
+from depthscope.schema.stored import MOST_LAYERS, Entry, EntryError, StoredFile, require_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +159,11 @@ class SignatureVerdict(Entry):
         return f"{self.title}: {verdict_shown(self.verdict)} ({effect}; threshold {written(self.threshold, self.unit)})"
 
 
+MOST = {"stages": 64, "boundaries": 64, "unnamed_changes": MOST_LAYERS, "transitions": 64, "edges": 64, "shapes": 64}
+MOST |= {"signals": 64, "signatures": 256}
+"""How many entries each list may have: several times more than the stage finder writes."""
+
+
 def _with_all_lists(content: dict[str, Any]) -> dict[str, Any]:
     """Files without a format may lack the unnamed changes and the method."""
     return {"unnamed_changes": [], "method": {}, **content}
@@ -191,6 +196,34 @@ class Stages(StoredFile):
     signals: list[StageSignal]
     signatures: list[SignatureVerdict]
     method: dict[str, Any]
+
+    def check(self, at: str) -> None:
+        """All entries are about layers of this model, and there are no more of them than a run can have."""
+        require_range(at, "layers", self.layers, 1, MOST_LAYERS)
+        for name, most in MOST.items():
+            require_range(at, f"number of {name}", len(getattr(self, name)), 0, most)
+        for place, stage in enumerate(self.stages):
+            require_range(f"stages[{place}]", "first", stage.first, 0, self.layers - 1)
+            require_range(f"stages[{place}]", "last", stage.last, stage.first, self.layers - 1)
+        for name in ("boundaries", "unnamed_changes", "transitions", "edges"):
+            for place, one in enumerate(getattr(self, name)):
+                for entry in ("layer", "low", "high"):
+                    require_range(f"{name}[{place}]", entry, getattr(one, entry, None), 0, self.layers)
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        for place, one in enumerate([*self.boundaries, *self.unnamed_changes]):
+            if one.without_one is not None and len(one.without_one) != 2:
+                raise EntryError(f"boundaries[{place}].without_one: expected two layers, got {len(one.without_one)}")
+        for place, one in enumerate(self.transitions):
+            require_range(f"transitions[{place}]", "number of places", len(one.places), 0, self.layers + 1)
+        for place, one in enumerate(self.signals):
+            count = len(one.values)
+            require_range(f"signals[{place}]", "number of values", count, 0, self.layers)
+            if one.standardised and len(one.standardised) != count:
+                raise EntryError(
+                    f"signals[{place}].standardised: expected {count} numbers, got {len(one.standardised)}"
+                )
 
     def __repr__(self) -> str:
         counts = Counter(one.verdict for one in self.signatures)

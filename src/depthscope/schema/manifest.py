@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from depthscope.schema.stored import ALWAYS, Entry, StoredFile
+from depthscope.schema.stored import ALWAYS, MOST_LAYERS, Entry, StoredFile, require_name, require_range
 
 RUNNING, COMPLETE = "running", "complete"
 
@@ -83,6 +83,11 @@ class Settings(Entry):
     """Each experiment's settings, by its name."""
     others: dict[str, Any] = field(default_factory=dict)
 
+    def check(self, at: str) -> None:
+        """Experiments have names that can be those of files."""
+        for name in self.experiments:
+            require_name(f"{at}.experiments" if at else "experiments", name)
+
     @property
     def subject(self) -> str:
         """The model as a reader should know it: its name, and what was done to its weights."""
@@ -110,7 +115,7 @@ class Settings(Entry):
 class NoiseFloorEntry(Entry):
     """How the noise floor was measured: mean KL in nats between the run's dtype and a finer one."""
 
-    kl: float
+    kl: float | None
     dtype: str
     finer: str
     tokens: int
@@ -152,6 +157,10 @@ class ModelEntry(Entry):
     dtype: str | None
     device: str | None
     streamed: bool | None
+
+    def check(self, at: str) -> None:
+        """The model has a possible number of layers."""
+        require_range(at, "layers", self.layers, 1, MOST_LAYERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +234,10 @@ class PrecisionOutcome(Entry):
     tightest_documents: int
     intervals: str = PER_ROW
     """What the 95 % of the intervals holds for."""
+
+    def check(self, at: str) -> None:
+        """There was text."""
+        require_range(at, "tokens", self.tokens, 1, self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ A class without `others` ignores such keys. A file ends with its seal (`depthsco
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import EnumType
@@ -43,6 +45,14 @@ EXPECTED = {
 }
 LONGEST = 60
 """How many characters of an invalid value a message shows."""
+MOST_BYTES = 8 << 20
+"""Bytes of a file: stages.json of a model of MOST_LAYERS layers has 2 MB."""
+LONGEST_TEXT = 1 << 16
+"""Characters of a text in a file; the longest that a run writes is a reason or a path."""
+LARGEST_INT = (1 << 63) - 1
+"""Larger whole numbers fit no column, and some have no float."""
+MOST_LAYERS = 4096
+"""Layers of a model in a file. Pages and figures take time and memory by layer; models have up to a few hundred."""
 
 
 class EntryError(ValueError):
@@ -70,7 +80,12 @@ class Entry:
                 given[name] = None
         if OTHERS in types:
             given[OTHERS] = {key: value for key, value in content.items() if key not in known}
-        return cls(**given)
+        entry = cls(**given)
+        entry.check(at)
+        return entry
+
+    def check(self, at: str) -> None:
+        """Raise EntryError for values of the right types that are impossible. `at` is the object's place in the file."""
 
     def to_json(self) -> dict[str, Any]:
         """The object as JSON values."""
@@ -117,9 +132,11 @@ class StoredFile(Entry):
     def read_sealed(cls: type[OwnFile], file: Path) -> tuple[OwnFile, Seal | None]:
         """The same with the file's verified seal; None for a file of a format that had none."""
         try:
-            raw = read_bounded(file, RunError)
+            raw = read_bounded(file, RunError, MOST_BYTES)
         except RunError as error:
-            raise RunError(f"{error}. {cls.remedy}") from error
+            why = str(error).removeprefix(f"{file} ").removeprefix("cannot be read: ")
+            why = f"it {why}" if why.startswith("is ") else why
+            raise RunError(f"{file} cannot be read: {why}. {cls.remedy}") from error
         try:
             content = parse_json(raw, "it", RunError)
         except RunError as error:
@@ -182,6 +199,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         if value is None:
             return None
         # A member of an Enum only ever represents a missing key.
+        if isinstance(value, float) and not math.isfinite(value) and NoneType in get_args(kind):
+            return None  # a number that could not be computed
         (kind,) = (member for member in get_args(kind) if member is not NoneType and not isinstance(member, EnumType))
     if kind is Any:
         return value
@@ -204,13 +223,50 @@ def _read(kind: Any, value: Any, at: str) -> Any:
 def _is(form: type, value: Any) -> bool:
     if isinstance(value, bool):  # Python counts it as an int
         return form is bool
-    return isinstance(value, (int, float) if form is float else form)
+    if isinstance(value, int):
+        return form in (int, float) and abs(value) <= LARGEST_INT
+    if isinstance(value, float):
+        return form is float and math.isfinite(value)
+    if isinstance(value, str):
+        return form is str and len(value) <= LONGEST_TEXT
+    return isinstance(value, form)
+
+
+def require_range(at: str, name: str, value: int | None, low: int, high: int) -> None:
+    """Raise EntryError for a whole number outside `low` to `high`; None is allowed."""
+    if value is not None and not low <= value <= high:
+        raise EntryError(f"{at}{'.' if at else ''}{name}: expected {low} to {high}, got {value}")
+
+
+def require_name(at: str, name: str) -> None:
+    """Raise EntryError unless `name` can be that of an experiment, and so of a file."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
+        raise EntryError(f"{at}: expected names of lower-case letters, digits and _, got {_shown(name)}")
 
 
 def _unexpected(form: type, value: Any, at: str) -> EntryError:
-    shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
-    return EntryError(f"{at}{': ' if at else ''}expected {EXPECTED[form]}, got {shown}")
+    return EntryError(f"{at}{': ' if at else ''}expected {EXPECTED[form]}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut off. Only what will be shown is written."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if len(value) <= LONGEST else f'"{value[:LONGEST]}…'
+    if isinstance(value, list | dict):
+        return (
+            f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+            if len(value) > 10
+            else _cut(value)
+        )
+    return _cut(value)
+
+
+def _cut(value: Any) -> str:
+    try:
+        shown = json.dumps(value, ensure_ascii=False)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """The default section of an experiment without its own, from its table and the definitions of its metrics."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from depthscope.schema.metric import Metric
 
 SHOWN_ROWS = 40
 """Rows of a table shown on the page; the run's table holds all."""
+MOST_ROWS, MOST_METRICS = 1_000_000, 64
+"""Rows of a table, and metrics as panels, that a page has room for."""
 ACROSS = 3
 SAID: tuple[str, ...] = ("metric", "value", "95% interval")
 """Columns of estimates as text, after the key columns."""
@@ -29,6 +33,10 @@ def default_section(name: str, title: str, table: pl.DataFrame, metrics: Sequenc
     """
     if table.is_empty():
         return Section(panels=(), missing=[f"The table of “{title}” has no rows."])
+    if len(table) > MOST_ROWS:
+        return Section(panels=(), missing=[f"The table of “{title}” has {len(table):,} rows, too many for a page."])
+    floats = [column for column, kind in table.schema.items() if kind.is_float()]
+    table = table.with_columns(pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in floats)
     if not _estimates(table):
         return Section(panels=(), tables=[_text(title, table, table.columns)])
     shown = _metrics(table, metrics)
@@ -49,7 +57,7 @@ def _estimates(table: pl.DataFrame) -> bool:
 
 def _metrics(table: pl.DataFrame, metrics: Sequence[Metric]) -> list[Metric]:
     """The metrics in the table: the defined ones in their order, then the others by their names in the table."""
-    units = dict(table.select("metric", "unit").iter_rows())
+    units = dict(table.select("metric", "unit").unique(maintain_order=True).drop_nulls().iter_rows())
     known = [metric for metric in metrics if metric.name in units]
     names = {metric.name for metric in known}
     return [*known, *(Metric(name, unit, name, "") for name, unit in units.items() if name not in names)]
@@ -57,6 +65,8 @@ def _metrics(table: pl.DataFrame, metrics: Sequence[Metric]) -> list[Metric]:
 
 def _panels(name: str, table: pl.DataFrame, keys: list[str], metrics: Sequence[Metric]) -> list[Panel]:
     """A panel per metric with a mean; none if the keys are not layers or are not unique."""
+    if len(metrics) > MOST_METRICS:
+        return []
     whole = all(table.schema[key].is_integer() and table[key].null_count() == 0 for key in keys)
     once = not table.select(*keys, "metric").is_duplicated().any()
     if "layer" not in keys or not whole or not once or table["layer"].min() < 0:  # type: ignore[operator]
@@ -67,7 +77,7 @@ def _panels(name: str, table: pl.DataFrame, keys: list[str], metrics: Sequence[M
         x = layers(depth + 1)
         return [
             lines(
-                f"{name}-{metric.name}",
+                _panel_name(name, metric),
                 metric.title,
                 metric,
                 [Curve(look=OWN, values=series(table, metric), call="layer {}")],
@@ -83,7 +93,7 @@ def _panels(name: str, table: pl.DataFrame, keys: list[str], metrics: Sequence[M
     largest: Any = table[other].max()
     return [
         heat(
-            f"{name}-{metric.name}",
+            _panel_name(name, metric),
             metric.title,
             metric,
             {
@@ -97,6 +107,12 @@ def _panels(name: str, table: pl.DataFrame, keys: list[str], metrics: Sequence[M
         )
         for metric in with_mean
     ]
+
+
+def _panel_name(name: str, metric: Metric) -> str:
+    """A name for the page's elements and saved pictures: of a metric that is no plain name, its digest."""
+    plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", metric.name)
+    return f"{name}-{metric.name if plain else hashlib.sha256(metric.name.encode()).hexdigest()[:16]}"
 
 
 def _of(table: pl.DataFrame, metric: Metric) -> pl.DataFrame:

@@ -159,7 +159,7 @@ def _named(signal: str) -> str:
 
 def in_sentence(title: str) -> str:
     """A title for use within a sentence: lower-case first letter, except for abbreviations."""
-    return title if title[:2].isupper() else f"{title[0].lower()}{title[1:]}"
+    return title if title[:2].isupper() else f"{title[:1].lower()}{title[1:]}"
 
 
 def _broken(title: str) -> str:
