@@ -258,7 +258,8 @@ def test_without_a_goal_nothing_is_different(study, model, tmp_path):
     assert "precision" not in made.run.manifest.to_json()
     assert made.run.tables() == ["sweep"]
     assert list(made.run.settings.to_json()) == [
-        *("model", "revision", "weights", "dtype", "device", "attention_backend", "data", "tokens", "window", "bos"),
+        *("model", "revision", "weights", "configuration", "buffers", "tokenizer", "bos_token", "dtype", "device"),
+        *("attention_backend", "data", "tokens", "window", "bos"),
         *("token_hash", "windows_per_unit", "experiments"),
     ]
     rows = pl.read_parquet(tmp_path / "run" / "shards" / "sweep" / "00000.parquet")

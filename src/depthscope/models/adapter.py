@@ -1,6 +1,7 @@
 """Adapters (LoRA and its relatives): put into a model by PEFT where they are asked for, and identified by their hash."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,12 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
 from depthscope.errors import ModelError, UnsupportedError
-from depthscope.models.configuration import reason
+from depthscope.models.admitted import admitted, private_folder, read_object
+from depthscope.models.configuration import model_errors, reason
+from depthscope.models.limits import MOST_ELEMENTS, numbers
+from depthscope.models.offload.checkpoint import FileState, Header, read_headers
 from depthscope.models.quiet import quiet
+from depthscope.untrusted import MIB, open_regular, read_bounded
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -37,23 +42,63 @@ def put_adapter(hf: PreTrainedModel, source: str | Path) -> tuple[PreTrainedMode
     import peft
 
     folder = _folder(str(source))
-    try:
-        with quiet():
-            config = peft.PeftConfig.from_pretrained(str(folder))
-            if config.is_prompt_learning:
-                raise UnsupportedError(
-                    f"{source} is a {_kind(config)} adapter, which adds tokens before the text: expected one that changes "
-                    "the model's own modules, such as LoRA"
-                )
-            wrapped = peft.PeftModel.from_pretrained(hf, str(folder), config=config)
-    except ModelError:
-        raise
-    except Exception as error:  # shapes, names of modules, versions: PEFT raises what torch raises
-        raise ModelError(f"the adapter {source} cannot be put into {hf.name_or_path}: {reason(error)}") from error
-    _check_whole(wrapped, folder, source)
-    digest = hashlib.sha256((folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes())
+    config = read_object(folder, CONFIG)
+    weights = admitted(folder, WEIGHTS)
+    assert config is not None
+    assert weights is not None
+    (header,) = read_headers([weights])
+    _check_config(config, header, str(folder / CONFIG))
+    digest = hashlib.sha256(read_bounded(folder / CONFIG, ModelError))
+    with open_regular(weights, ModelError) as opened:
+        while piece := opened.read(MIB):
+            digest.update(piece)
+    failed = f"the adapter {source} cannot be put into {hf.name_or_path}"
+    kept = {key: value for key, value in config.items() if key != "auto_mapping"}
+    with (
+        private_folder({CONFIG: json.dumps(kept).encode()}, [(WEIGHTS, weights)]) as private,
+        model_errors(failed, None, private, str(source)),
+        quiet(),
+    ):
+        read = peft.PeftConfig.from_pretrained(str(private))
+        if read.is_prompt_learning:
+            raise UnsupportedError(
+                f"{source} is a {_kind(read)} adapter, which adds tokens before the text: expected one that changes "
+                "the model's own modules, such as LoRA"
+            )
+        wrapped = peft.PeftModel.from_pretrained(hf, str(private), config=read)
+        _check_whole(wrapped, private, source)
+    with open_regular(weights, ModelError) as opened:
+        if FileState.of(opened) != header.state:
+            raise ModelError(f"{weights} was changed while it was read: load the model again")
     base: Any = wrapped.get_base_model()
-    return base, Adapter(str(source), _kind(config), digest.hexdigest())
+    return base, Adapter(str(source), _kind(read), digest.hexdigest())
+
+
+READS_FILES = ("megatron_config", "corda_config", "lora_ga_config")
+"""Entries of adapter_config.json with which PEFT imports modules or reads pickles."""
+
+
+def _check_config(config: dict[str, Any], header: Header, where: str) -> None:
+    """Raise ModelError for an adapter that would have other files read, or is larger than its own weights."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{where} names no peft_type: expected the configuration of a PEFT adapter")
+    if kind == "XLORA":
+        raise ModelError(
+            f"{where}: an XLORA adapter names other adapters, which are not read: expected one of a single file"
+        )
+    for key in READS_FILES:
+        if config.get(key):
+            raise ModelError(
+                f"{where}: {key} would have PEFT read other files or modules, which is never done. Remove it"
+            )
+    widest = max((max(shape, default=0) for shape in header.shapes), default=0)
+    for path, value in numbers(config):
+        rank = path.partition(".")[0] in ("r", "rank_pattern")
+        if value > (widest if rank else MOST_ELEMENTS):
+            raise ModelError(
+                f"{where}: {path} is {value:,}, but no dimension of the adapter's weights exceeds {widest:,}"
+            )
 
 
 def _folder(source: str) -> Path:
@@ -67,7 +112,7 @@ def _folder(source: str) -> Path:
                 f"no adapter {source!r}: expected a folder with {CONFIG} and {WEIGHTS}, or a Hugging Face id that can be "
                 f"reached. {reason(error)}"
             ) from error
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+    if missing := [name for name in (CONFIG, WEIGHTS) if admitted(folder, name) is None]:
         raise ModelError(f"{source} is no adapter that can be read: it has no {' and no '.join(missing)}")
     return folder
 

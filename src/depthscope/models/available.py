@@ -3,7 +3,6 @@
 Only configurations and headers are read, and neither torch nor transformers is imported.
 """
 
-import json
 import os
 import struct
 from collections.abc import Iterator
@@ -12,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from depthscope.errors import ModelError
 from depthscope.models.gguf_header import read_header
 from depthscope.models.named import NAMED
 from depthscope.models.packages import find_named
+from depthscope.untrusted import read_json
 
 SUFFIX = ".gguf"
 LEVELS = 3
@@ -95,22 +96,24 @@ def _gguf_files(folder: Path) -> Iterator[Available]:
 
 def _of_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(path, ModelError)
+    except ModelError:
         return {}
     config = config.get("text_config", config) if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
     quantised = config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     return {
         "layers": _first(config, DEPTHS),
         "d_model": _first(config, WIDTHS),
-        "quantisation": quantised.get("quant_method") if isinstance(quantised, dict) else None,
+        "quantisation": method if isinstance(method, str) else None,
     }
 
 
 def _of_gguf(path: Path) -> dict[str, Any]:
     try:
         said = read_header(path).metadata
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, struct.error, ModelError):
         return {"quantisation": "cannot be read"}
     kind = said.get("general.architecture")
     licence = said.get("general.license")

@@ -6,7 +6,9 @@ the entry of config.json that is at fault.
 
 import difflib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from depthscope.errors import ModelError
+from depthscope.errors import DepthscopeError, ModelError
+from depthscope.models.admitted import ADAPTER_CONFIG, CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, shard_names
 from depthscope.models.folder import check_trust
 from depthscope.models.quiet import quiet
 
@@ -26,33 +29,63 @@ HUB_SECONDS = 5.0
 """How long the hub has to answer whether it knows a model."""
 
 
-def read_config(location: str, source: str, revision: str | None, gguf: Path | None = None) -> Any:
-    """The configuration at a folder or hub id `location`, or in a GGUF file there; the user calls it `source`.
+def read_config(place: Path, source: str, gguf: str | None = None) -> Any:
+    """The configuration in a private folder (`admitted.private_folder`), or in the GGUF file `gguf` there; the user calls it
+    `source`.
 
-    Raises ModelError where it cannot be read, asks for code, or declares a quantisation that transformers does not know.
+    Raises ModelError where it cannot be used, asks for code, or declares a quantisation that transformers does not know.
     """
     raw: dict[str, Any] = {}
-    where: dict[str, Any] = {"revision": revision or "main"} if gguf is None else {"gguf_file": gguf.name}
-    file = f"{source} config.json" if gguf is None else str(gguf)
-    try:
-        with quiet():
-            raw, _ = transformers.PretrainedConfig.get_config_dict(location, **where)
-            check_trust(raw, file)
-            _check_quantisation(raw, source)
-            # A GGUF file is not read again: that takes seconds where it holds a large vocabulary.
-            config = (
-                AutoConfig.from_pretrained(location, **where, trust_remote_code=False)
-                if gguf is None
-                else CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-            )
-            depth = config.get_text_config(decoder=True).num_hidden_layers
-    except ModelError:
-        raise
-    except Exception as error:  # validators, missing keys, attributes of torch: every kind there is
-        raise ModelError(f"{file} cannot be used: {reason(error, raw)}") from error
-    if depth < 1:
-        raise ModelError(f"{file}: num_hidden_layers is {depth}, expected at least 1")
+    file = f"{source} config.json" if gguf is None else source
+    where = {} if gguf is None else {"gguf_file": gguf}
+    with model_errors(f"{file} cannot be used", raw, place, source), quiet():
+        found, _ = transformers.PretrainedConfig.get_config_dict(str(place), **where)
+        raw.update(found)
+        check_trust(raw, file)
+        _check_quantisation(raw, source)
+        # A GGUF file is not read again: that takes seconds where it holds a large vocabulary.
+        config: Any = (
+            AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+            if gguf is None
+            else CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+        )
+        depth = config.get_text_config(decoder=True).num_hidden_layers
+        if depth < 1:
+            raise ModelError(f"{file}: num_hidden_layers is {depth}, expected at least 1")
+        config.name_or_path = source
     return config
+
+
+@contextmanager
+def model_errors(
+    what: str,
+    config: Any = None,
+    place: Path | None = None,
+    source: str = "",
+    *,
+    kind: type[ModelError] = ModelError,
+    name_kind: bool = False,
+) -> Iterator[None]:
+    """While open, whatever is raised becomes a ModelError (`kind`) of one line that begins with `what`.
+
+    transformers, tokenizers, PEFT and torch raise what they like at a file they do not expect, tokenizers even a panic that
+    is no Exception. Errors of depthscope's own pass. In messages, the private folder `place` is called `source`; `name_kind`
+    names the class of what was raised, which says something to those who know the model's code.
+    """
+    try:
+        yield
+    except DepthscopeError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        why = reason(error, config)
+        why = why if place is None else why.replace(str(place), source)
+        raise kind(f"{what} with {type(error).__name__}: {why}" if name_kind else f"{what}: {why}") from error
+
+
+PANIC = "PanicException"
+"""The class that libraries written in Rust raise for a broken assumption; it cannot be imported."""
 
 
 def model_class(config: Any, source: str) -> Any:
@@ -61,13 +94,18 @@ def model_class(config: Any, source: str) -> Any:
 
     Raises ModelError where the configuration asks for neither.
     """
+    with model_errors(f"{source} config.json cannot be used"):
+        return _model_class(config, source)
+
+
+def _model_class(config: Any, source: str) -> Any:
     classes: list[Any] = [
         found[0] if isinstance(found, tuple) else found
         for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
         if type(config) in mapping and (found := mapping[type(config)])
     ]
     written = getattr(config, "architectures", None) or []
-    written = [written] if isinstance(written, str) else list(written)
+    written = [written] if isinstance(written, str) else [str(name) for name in written]
     encodes = bool(getattr(config, "is_encoder_decoder", False))
     for found in classes:
         if not encodes and (not written or found.__name__ in written):
@@ -94,6 +132,16 @@ def hub_folder(source: str, revision: str | None, known: list[str]) -> tuple[str
     except Exception as error:  # no network, a proxy's answer, an impossible id: each has a kind of its own
         return _cached(source, revision, known, error)
     return source, None
+
+
+def fetch(source: str, revision: str | None) -> Path:
+    """The folder in the cache with the files of a hub's model that may be opened, downloaded where they are not there."""
+    small = [CONFIG, INDEX, ADAPTER_CONFIG, *TOKENIZER_FILES]
+    with model_errors(f"the files of {source} cannot be downloaded"), quiet():
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=small))
+        names = shard_names(folder) or [WEIGHTS]
+        # The folder's name is the commit: weights and configuration are of one state of the repository.
+        return Path(snapshot_download(source, revision=folder.name, allow_patterns=names))
 
 
 def _cached(source: str, revision: str | None, known: list[str], unreachable: Exception) -> tuple[str, str | None]:
@@ -126,11 +174,15 @@ def _near(source: str, known: list[str]) -> str:
 
 def _check_quantisation(raw: dict[str, Any], source: str) -> None:
     settings = raw.get("quantization_config")
+    if not isinstance(settings, dict | NoneType):
+        raise ModelError(
+            f"{source} config.json: quantization_config is {settings!r:.60}, expected an object that names the method"
+        )
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if (
         isinstance(settings, dict)
         and settings
-        and method not in AUTO_QUANTIZER_MAPPING
+        and (not isinstance(method, str) or method not in AUTO_QUANTIZER_MAPPING)
         and "load_in_8bit" not in settings
     ):
         named = f"the method {method!r}" if method else "no quant_method"

@@ -25,6 +25,7 @@ from depthscope.models.folder import LFS_POINTER
 from depthscope.models.gguf_header import MAGIC, Header, end_of_data, read_header
 from depthscope.models.quiet import quiet
 from depthscope.schema.manifest import GgufEntry
+from depthscope.untrusted import open_regular
 
 NEEDED = ("gguf", "accelerate")
 SCALED = ("gpt-oss", "gpt_oss")
@@ -111,7 +112,7 @@ def read_entry(path: Path) -> GgufEntry:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as opened:
+    with open_regular(path, ModelError) as opened:
         start = opened.read(len(LFS_POINTER))
         if start == LFS_POINTER:
             raise ModelError(f"{path} is a Git LFS pointer, not the model: run git lfs pull in {path.parent}")

@@ -12,8 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from depthscope.errors import ModelError
+from depthscope.untrusted import open_regular
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+DEEPEST = 8
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Value types of fixed size, as characters of struct."""
@@ -42,8 +46,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a GGUF file. Raises ValueError or struct.error where it is not one, or ends too early."""
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    """The header of a GGUF file.
+
+    Raises ValueError or struct.error where it is not one, or ends too early, ModelError for what is not a regular file.
+    """
+    with open_regular(path, ModelError) as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _Reader(data).header()
 
 
@@ -76,7 +83,9 @@ class _Reader:
         kind, offset = self.unpack("IQ")
         return StoredTensor(name, shape, kind, offset)
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if depth > DEEPEST:
+            raise ValueError(f"its metadata hold arrays nested more than {DEEPEST} levels deep")
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
@@ -87,7 +96,7 @@ class _Reader:
                 if element == STRING:
                     self.skip(*self.unpack("Q"))
                 else:
-                    self.value(ARRAY)
+                    self.value(ARRAY, depth + 1)
         else:
             self.skip(struct.calcsize(_scalar(element)) * count)
         return count

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthscope.errors import DepthscopeError, ModelError, UnsupportedError
+from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models.adapter import put_adapter
-from depthscope.models.configuration import hub_folder, model_class, read_config, reason
+from depthscope.models.admitted import CONFIG, private_folder, staged, tokenizer_files, weight_files, weight_links
+from depthscope.models.configuration import fetch, hub_folder, model_class, model_errors, read_config, reason
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
 from depthscope.models.gguf import (
     SUFFIX,
@@ -24,18 +25,21 @@ from depthscope.models.gguf import (
     load_gguf,
     read_entry,
 )
+from depthscope.models.gguf_header import read_header
+from depthscope.models.limits import Asked, check_numbers
 from depthscope.models.model import PROBE_TEXT, Model
 from depthscope.models.named import NAMED
+from depthscope.models.offload.checkpoint import read_headers, stored_tensors
 from depthscope.models.offload.residency import Residency
-from depthscope.models.offload.streaming import checkpoint_to_stream, keep_blocks_out, load_deferred
+from depthscope.models.offload.streaming import check_choice, keep_blocks_out, load_deferred, load_state, to_stream
 from depthscope.models.packages import require_named
 from depthscope.models.quiet import quiet
+from depthscope.models.tokenizer import load_tokenizer, try_tokenizer
 from depthscope.models.verify import require_verified
 from depthscope.schema.manifest import GgufEntry
 
 EMBEDDED = Path(__file__).parent / "bookshelf"
 DEFAULT = "bookshelf-gpt2"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -113,22 +117,15 @@ class _Loaded:
 
 
 def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
-    try:
+    # A family may do anything between its blocks: any failure means that replay does not fit it.
+    what = f"{loaded.name} ({loaded.hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails"
+    with model_errors(what, kind=UnsupportedError, name_kind=True):
         model = Model(loaded.hf, loaded.tokenizer, loaded.name, loaded.commit, loaded.residency)
         model.unused, model.gguf = tuple(loaded.unused), loaded.gguf
         _ = model.facts  # looks for attention and MLP too
         _check_vocabulary(model)
         if verify:
             require_verified(model)
-    except DepthscopeError:
-        raise
-    except (
-        Exception
-    ) as error:  # a family may do anything between its blocks: any failure means that replay does not fit it
-        raise UnsupportedError(
-            f"{loaded.name} ({loaded.hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails with "
-            f"{type(error).__name__}: {reason(error)}"
-        ) from error
     return model
 
 
@@ -155,57 +152,105 @@ def _device(name: str) -> torch.device:
 
 def _from_pretrained(source: str, revision: str | None, dtype: str, device: torch.device, stream: str) -> _Loaded:
     _dtype(dtype, gguf=False)  # before anything is looked for
+    check_choice(stream)
     place = _located(source, revision)
-    location, gguf = place.location, place.gguf
-    entry = None if gguf is None else read_entry(gguf)
-    if entry is not None and source in NAMED and entry.sha256 != NAMED[source].sha256:
+    if place.gguf is not None:
+        return _from_gguf(source, place.gguf, dtype, device, stream, place.commit)
+    raw, files = check_folder(place.folder), weight_files(place.folder)
+    headers = read_headers(files)
+    shapes = [shape for header in headers for shape in header.shapes]
+    check_numbers(raw, shapes, str(place.folder / CONFIG))
+    index, links = weight_links(place.folder, files) if _quantised(raw) else ({}, [])
+    with private_folder({**staged(raw, tokenizer_files(place.folder)), **index}, links) as private:
+        config = read_config(private, source)
+        config.name_or_path = source if place.commit else str(place.folder)  # what transformers itself would record
+        made_by = model_class(config, source)
+        settings = _settings(config, made_by, _dtype(dtype, gguf=False))
+        stored = None if links else stored_tensors(headers)
+        streamed = to_stream(source, stored, stream, settings["dtype"], device)
+        asked = Asked(source, made_by, config, shapes, settings["dtype"], device)
+        asked.check(resident=not streamed, quantised=stored is None)
+        with model_errors(f"the weights of {source} cannot be loaded", config, private, source), quiet():
+            hf: Any
+            if stored is None:
+                hf, loading = made_by.from_pretrained(
+                    str(private), use_safetensors=True, output_loading_info=True, **settings
+                )
+            else:
+                hf, loading = (load_deferred if streamed else load_state)(made_by, stored, **settings)
+            _check_loading(source, hf, loading)
+            residency = keep_blocks_out(hf, device) if streamed else None
+            hf = hf if residency else hf.to(device)
+        hf.name_or_path = hf.config.name_or_path = config.name_or_path
+        tokenizer = load_tokenizer(private, source, config)
+    return _Loaded(
+        hf=hf,
+        name=source.rstrip("/"),
+        commit=place.commit,
+        tokenizer=tokenizer,
+        residency=residency,
+        unused=_unused(loading),
+    )
+
+
+def _from_gguf(source: str, file: Path, dtype: str, device: torch.device, stream: str, commit: str | None) -> _Loaded:
+    entry = read_entry(file)
+    if source in NAMED and entry.sha256 != NAMED[source].sha256:
         raise ModelError(
-            f"{gguf} has SHA-256 {entry.sha256}, expected {NAMED[source].sha256}: delete it and get {source} again"
+            f"{file} has SHA-256 {entry.sha256}, expected {NAMED[source].sha256}: delete it and get {source} again"
         )
-    config = read_config(location, source, revision, gguf)
-    made_by = model_class(config, source)
-    settings = {
+    check_not_streamed(stream, source)
+    # A folder with the file alone: transformers would look for adapters and settings next to it.
+    with private_folder({}, [(file.name, file)]) as private:
+        config = read_config(private, str(file), file.name)
+        made_by = model_class(config, source)
+        settings = _settings(config, made_by, _dtype(dtype, gguf=True))
+        shapes = [tensor.shape for tensor in read_header(file).tensors]
+        check_numbers(config.to_dict(), shapes, str(file))
+        Asked(source, made_by, config, shapes, settings["dtype"], device).check(resident=True, quantised=False)
+        with model_errors(f"the weights of {source} cannot be loaded", config, private, source), quiet():
+            hf: Any
+            hf, loading = load_gguf(made_by, private / file.name, **settings)
+            _check_loading(source, hf, loading)
+            hf = hf.to(device)
+        hf.name_or_path = hf.config.name_or_path = source
+        with model_errors(f"the tokenizer of {source} cannot be loaded", None, private, source), quiet():
+            tokenizer = gguf_tokenizer(private / file.name)
+        if tokenizer is not None:
+            tokenizer.name_or_path = source
+            try_tokenizer(tokenizer, source)
+    return _Loaded(
+        hf=hf, name=source.rstrip("/"), commit=commit, tokenizer=tokenizer, unused=_unused(loading), gguf=entry
+    )
+
+
+def _settings(config: Any, made_by: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is given for every kind of file."""
+    return {
         "config": config,
-        "dtype": _dtype(dtype, gguf is not None),
+        "dtype": dtype,
         "attn_implementation": "sdpa" if getattr(made_by, "_supports_sdpa", False) else "eager",
         "ignore_mismatched_sizes": True,  # reported by _check_loading, with names
     }
-    stored = None
-    hf: Any
-    try:
-        with quiet():
-            if gguf is not None:
-                check_not_streamed(stream, source)
-                hf, loading = load_gguf(made_by, gguf, **settings)
-            elif stored := checkpoint_to_stream(location, revision, config, stream, settings["dtype"], device):
-                hf, loading = load_deferred(made_by, stored, **settings)
-            else:
-                hf, loading = made_by.from_pretrained(
-                    location, revision=revision or "main", use_safetensors=True, output_loading_info=True, **settings
-                )
-    except DepthscopeError:
-        raise
-    except Exception as error:  # files, shapes, packages that a quantisation needs: every kind there is
-        raise ModelError(f"the weights of {source} cannot be loaded: {reason(error, config)}") from error
-    _check_loading(source, hf, loading)
-    residency = keep_blocks_out(hf, device) if stored else None
-    return _Loaded(
-        hf=hf if residency else hf.to(device),
-        name=source.rstrip("/"),
-        commit=getattr(config, "_commit_hash", None) or place.commit,
-        tokenizer=_tokenizer(location, source, revision, gguf),
-        residency=residency,
-        unused=sorted(name for name in set(loading["unexpected_keys"]) if not HARMLESS.search(name)),
-        gguf=entry,
+
+
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether a configuration, or one within it, declares quantised weights."""
+    return any(
+        bool(value) if key == "quantization_config" else isinstance(value, dict) and _quantised(value)
+        for key, value in config.items()
     )
+
+
+def _unused(loading: dict[str, Any]) -> list[str]:
+    return sorted(name for name in set(loading["unexpected_keys"]) if not HARMLESS.search(name))
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where transformers is to look for a model."""
+    """Where a model is."""
 
-    location: str
-    """A folder or a Hugging Face id."""
+    folder: Path
     commit: str | None = None
     gguf: Path | None = None
     """The file with the model, where it is GGUF."""
@@ -215,23 +260,27 @@ def _located(source: str, revision: str | None) -> _Place:
     path, _, file = source.partition("#")
     if source in NAMED:
         named = require_named(source)
-        return _Place(str(named.parent), None, named)
-    folder = EMBEDDED / source if source in embedded() else Path(path).expanduser()
+        return _Place(named.parent, None, named)
+    try:
+        folder = EMBEDDED / source if source in embedded() else Path(path).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, no home of that name
+        raise ModelError(f"{source[:200]!r} cannot be the name of a model or folder: {error}"[:400]) from error
     if folder.is_file() and folder.suffix.lower() == SUFFIX and not file:
-        return _Place(str(folder.parent), None, folder)
-    if folder.is_dir():
-        gguf = choose(folder, file or None, path)
-        if gguf is None:
-            check_folder(folder)
-        return _Place(str(folder), None, gguf)
-    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(SUFFIX):
+        return _Place(folder.parent, None, folder)
+    if is_folder:
+        return _Place(folder, None, choose(folder, file or None, path))
+    if there or path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(SUFFIX):
         raise ModelError(
             f"no model folder at {source}: expected a folder with config.json and model.safetensors, one with a GGUF file, or "
             "such a file"
         )
     location, commit = hub_folder(path, revision, [*embedded(), *NAMED])
     gguf = choose_on_hub(location, file or None, path, revision)
-    return _Place(location if gguf is None else str(gguf.parent), commit, gguf)
+    if gguf is not None:
+        return _Place(gguf.parent, commit, gguf)
+    folder = Path(location) if commit is not None else fetch(location, revision)
+    return _Place(folder, folder.name)
 
 
 def _check_loading(source: str, hf: PreTrainedModel, loading: dict[str, Any]) -> None:
@@ -256,21 +305,6 @@ def _no_source(source: object) -> str:
     if hasattr(source, "merge_and_unload"):
         return "expected a transformers model, got one wrapped in an adapter: give model.get_base_model() or the merged model"
     return f"expected the name of a model, a folder or a transformers model, got {type(source).__name__}"
-
-
-def _tokenizer(location: str, source: str, revision: str | None, gguf: Path | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the same folder or GGUF file, None where there is none (the model can still be studied on token
-    ids)."""
-    folder = Path(location)
-    try:
-        with quiet():
-            if gguf is not None:
-                return gguf_tokenizer(gguf)
-            if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
-                return None
-            return AutoTokenizer.from_pretrained(location, revision=revision or "main", trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise ModelError(f"the tokenizer of {source} cannot be loaded: {reason(error)}") from error
 
 
 def _check_vocabulary(model: Model) -> None:

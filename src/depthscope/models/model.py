@@ -15,6 +15,7 @@ from depthscope.models import components_search
 from depthscope.models.adapter import Adapter
 from depthscope.models.components import Components
 from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
+from depthscope.models.identity import buffers_hash, configuration, tokenizer_hash
 from depthscope.models.kernels import Kernels
 from depthscope.models.offload.residency import Residency
 from depthscope.models.stack import BlockStack
@@ -285,6 +286,16 @@ class Model:
             # As bytes: numpy has no bfloat16.
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model besides its weights, as entries of a run's settings (`schema.manifest.IDENTITY`)."""
+        tokenizer = self.tokenizer
+        return {
+            "configuration": configuration(self.hf.config),
+            "buffers": buffers_hash(self.hf),
+            "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
+            "bos_token": None if tokenizer is None else tokenizer.bos_token_id,
+        }
 
     def _norm(self) -> str:
         """The kind of the final norm, by what it does, not by its name: LayerNorm removes the mean, RMSNorm does not."""

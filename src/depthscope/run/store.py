@@ -8,7 +8,7 @@ systems whose rename is not atomic. Imports no torch.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 import filelock
 import polars as pl
 
-from depthscope.errors import DamagedError, DamageWarning, RunError, RunMismatchError
-from depthscope.run import layout, recovery
+from depthscope.errors import DamagedError, DamageWarning, RunError
+from depthscope.run import layout, recovery, resumed
 from depthscope.run.bounded_tables import AGAIN, frame_of, table_of
 from depthscope.run.files import make_directory, unfinished, why, write_file
 from depthscope.run.frames import parquet, sealed_bytes
@@ -92,12 +92,13 @@ class RunDirectory:
             if run is None:
                 run = cls(path, Manifest(settings=settings))
             else:
-                _require_same(path, run.settings, settings)
+                resumed.require_same(path, run.manifest, settings, facts)
+                facts = resumed.as_first_named(run.manifest, facts)
                 experiments = {**run.settings.experiments, **settings.experiments}
                 run.manifest = replace(
                     run.manifest,
                     settings=replace(run.settings, experiments=experiments),
-                    earlier_versions=_earlier_versions(run.manifest, facts),
+                    earlier_versions=resumed.earlier_versions(run.manifest, facts),
                 )
             for leftover in layout.leftovers(path, run.manifest):
                 leftover.unlink(missing_ok=True)
@@ -259,41 +260,9 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _require_same(path: Path, there: Settings, asked: Settings) -> None:
-    both = there.experiments.keys() & asked.experiments.keys()
-    flat_there, flat_asked = (dict(_flat(_only(settings.to_json(), both))) for settings in (there, asked))
-    keys = sorted(flat_there.keys() | flat_asked.keys())
-    differences = {k: (flat_there.get(k), flat_asked.get(k)) for k in keys if flat_there.get(k) != flat_asked.get(k)}
-    if differences and recovery.made_with(path, asked):
-        raise RunMismatchError(str(path), differences, f"{recovery.EXCHANGED}, or give another --out.")
-    if differences:
-        raise RunMismatchError(str(path), differences)
-
-
-def _only(settings: dict[str, Any], experiments: Set[str]) -> dict[str, Any]:
-    """Settings with only some of the experiments."""
-    kept = {name: own for name, own in settings.get("experiments", {}).items() if name in experiments}
-    return {**settings, "experiments": kept}
-
-
-def _earlier_versions(manifest: Manifest, facts: dict[str, Any]) -> list[dict[str, str]]:
-    """The manifest's earlier versions, with those it has now if shards may have been made with them."""
-    before = manifest.versions
-    changed = before and before != facts.get("versions", before) and not manifest.complete
-    return [*manifest.earlier_versions, before] if changed else manifest.earlier_versions
-
-
 def _in_order_of(there: Any, content: Any) -> Any:
     """JSON content with the keys of `there` first, in their order."""
     if not (isinstance(there, dict) and isinstance(content, dict)):
         return content
     keys = dict.fromkeys([*(key for key in there if key in content), *content])
     return {key: _in_order_of(there.get(key), content[key]) for key in keys}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import reduce
 from typing import Any, ClassVar
 
 from depthscope.schema.stored import ALWAYS, MOST_LAYERS, Entry, StoredFile, require_name, require_range
@@ -46,14 +47,34 @@ class GgufEntry(Entry):
         return not set(self.tensor_types) <= set(PLAIN)
 
 
+INFORMATION = ("model", "revision", "data", "adapter.source", "gguf.file", "experiments.lens.tuned_lens.data")
+"""Settings that name a place: a run whose model or text was moved is the same run."""
+IDENTITY = ("configuration", "buffers", "tokenizer", "bos_token")
+"""Settings that identify a model together with its weights, adapter and dtype; runs of earlier versions lack them."""
+BY_LIBRARY = ("configuration", "tokenizer")
+"""Of these, what depends on how a version of transformers or tokenizers writes it down."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Entry):
-    """What determines the numbers of a run. A run can be resumed only with the same settings."""
+    """What determines the numbers of a run. A run can be resumed only with the same settings.
+
+    Names and paths (INFORMATION) say where model and text were read from; what they hold is identified by the other entries.
+    """
 
     model: str | None = None
     revision: str | None
     weights: str | None = None
     """SHA-256 of the weights."""
+    configuration: dict[str, Any] | None = None
+    """The model's configuration as it is used, defaults included. This and the next three are unknown (None) in runs of earlier
+    versions."""
+    buffers: str | None = None
+    """SHA-256 of the tables that the model computes from its configuration."""
+    tokenizer: str | None = None
+    """SHA-256 of what the tokenizer does."""
+    bos_token: int | None = None
+    """The id of the tokenizer's BOS token."""
     adapter: AdapterEntry | None = None
     gguf: GgufEntry | None = None
     dtype: str | None = None
@@ -97,10 +118,18 @@ class Settings(Entry):
     def fingerprint(self, experiment: str | None = None) -> str:
         """SHA-256 of what is fixed when a run begins and determines an experiment's shards; without one, what all share.
 
-        A precision goal may become finer, and the number of tokens it takes is a result.
+        A precision goal may become finer, and the number of tokens it takes is a result. Where model and text are identified by
+        what they hold, names and paths are left out.
         """
         content = self.to_json()
-        content["experiments"] = content.get("experiments", {}).get(experiment)
+        content["experiments"] = {
+            name: own for name, own in content.get("experiments", {}).items() if name == experiment
+        }
+        for place in INFORMATION if self.configuration is not None else ():
+            *outer, name = place.split(".")
+            holder: Any = reduce(lambda entry, key: (entry or {}).get(key), outer, content)
+            if holder is not None:
+                holder.pop(name, None)
         if content.pop("precision", None) is not None:
             content.pop("tokens", None)
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -259,6 +259,7 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
         model=model.name,
         revision=model.revision,
         weights=model.weight_hash(),
+        **model.identity(),
         adapter=None if model.adapter is None else AdapterEntry(**asdict(model.adapter)),
         gguf=model.gguf,
         dtype=model.facts.dtype,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models.memory import available_memory
-from depthscope.models.offload.checkpoint import StoredTensor, checkpoint_files, stored_tensors
+from depthscope.models.offload.checkpoint import StoredTensor
 from depthscope.models.offload.deferred import Deferred
 from depthscope.models.offload.residency import CAPACITY, BlockReader, Residency
 from depthscope.models.stack import find_blocks
@@ -26,32 +26,28 @@ ROOM = 0.5
 """Share of the memory left by the blocks that the residual streams of routes in progress may take."""
 
 
-def checkpoint_to_stream(
-    location: str, revision: str | None, config: Any, stream: str, dtype: torch.dtype, device: torch.device
-) -> dict[str, StoredTensor] | None:
-    """The tensors of a checkpoint that is to be streamed, by name; None for one to be loaded whole.
+def to_stream(
+    source: str, stored: Mapping[str, StoredTensor] | None, stream: str, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether a checkpoint is to be streamed. `stream` is one of CHOICES; `stored` is None for quantised weights.
 
-    `stream` is one of CHOICES. Raises ModelError for another, UnsupportedError where "yes" cannot be done.
+    Raises ModelError for another choice, UnsupportedError where "yes" cannot be done.
     """
+    check_choice(stream)
+    if stored is None:
+        if stream == "yes":
+            raise UnsupportedError(f"{source} cannot be streamed: its weights are quantised. Load it whole (stream no)")
+        return False
+    if stream == "auto":
+        limit = device_memory(device)
+        return limit is not None and weight_bytes(stored, dtype) > SHARE * limit
+    return stream == "yes"
+
+
+def check_choice(stream: str) -> None:
+    """Raise ModelError for a choice that is not one of CHOICES."""
     if stream not in CHOICES:
         raise ModelError(f"unknown choice {stream!r} for streaming: expected one of {', '.join(CHOICES)}")
-    if stream == "no":
-        return None
-    why_not = ""
-    if getattr(config, "quantization_config", None) is not None:
-        why_not = "its weights are quantised"
-    elif getattr(config, "transformers_weights", None) is not None:
-        why_not = "its configuration names files of its own for the weights"
-    elif not (files := checkpoint_files(location, revision)):
-        why_not = "there is no model.safetensors or model.safetensors.index.json"
-    else:
-        stored = stored_tensors(files)
-        limit = device_memory(device)
-        if stream == "yes" or (limit is not None and weight_bytes(stored, dtype) > SHARE * limit):
-            return stored
-    if why_not and stream == "yes":
-        raise UnsupportedError(f"{location} cannot be streamed: {why_not}. Load it whole (stream no)")
-    return None
 
 
 def weight_bytes(stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> int:
@@ -69,8 +65,12 @@ def device_memory(device: torch.device) -> int | None:
 
 def load_deferred(model_class: Any, stored: Mapping[str, StoredTensor], **settings: Any) -> tuple[Any, Any]:
     """transformers' model and loading report, every weight deferred; `settings` go to `from_pretrained`."""
-    deferred = {name: Deferred.of(tensor) for name, tensor in stored.items()}
-    return model_class.from_pretrained(None, state_dict=deferred, output_loading_info=True, **settings)
+    return load_state(model_class, {name: Deferred.of(tensor) for name, tensor in stored.items()}, **settings)
+
+
+def load_state(model_class: Any, state: Mapping[str, Any], **settings: Any) -> tuple[Any, Any]:
+    """transformers' model and loading report from tensors it is given, so that it opens no file."""
+    return model_class.from_pretrained(None, state_dict=dict(state), output_loading_info=True, **settings)
 
 
 def keep_blocks_out(model: PreTrainedModel, device: torch.device) -> Residency:
