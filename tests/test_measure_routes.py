@@ -135,5 +135,7 @@ def test_nan_in_the_activations_is_an_error_that_says_where():
     with torch.no_grad():
         hf.get_input_embeddings().weight[5] = torch.nan
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 4]])
-    with pytest.raises(NumericError, match=r"on the route '0-3' .* window 1 of the batch"):
+    with pytest.raises(
+        NumericError, match=r"residual stream from the embedding, before block 0, in window 1 of the batch"
+    ):
         RouteMeter(model, []).measure(ids, ids)

@@ -16,16 +16,17 @@ from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.data.fields import messages_of, require_text
 from depthscope.data.windows import make_windows
 from depthscope.edit_registry import Edit, parse_edit, sweeps
-from depthscope.engine.execute import execute
-from depthscope.engine.plan import make_plan
-from depthscope.errors import DataError, RouteError
+from depthscope.engine.execute import run_route
+from depthscope.errors import DataError, NumericError, RouteError
 from depthscope.experiments.lens_text import lens_text
 from depthscope.experiments.lenses import Lens, make_lens
 from depthscope.experiments.measure_edits import measure_edits
 from depthscope.experiments.prompt_lens import prompt_lens
 from depthscope.experiments.tune_lens import tune_lens as train_lens
 from depthscope.experiments.tuned_lens import TunedLens
+from depthscope.models.finite import REMEDY, all_finite
 from depthscope.models.load import load
+from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
@@ -180,6 +181,7 @@ def _others(edits: Any) -> list[Any]:
     return [] if edits is None or isinstance(edits, str) else [edit for edit in edits if not isinstance(edit, str)]
 
 
+@memory_errors("compute logits", "Use a shorter text, or load the model with stream='yes' or in another dtype")
 def logits(
     model: Model | str, text: str | Sequence[Any] | Tensor, edit: Edit | Route | str | None = None
 ) -> Float[Tensor, "batch seq vocab"]:
@@ -187,17 +189,25 @@ def logits(
 
     `text` is a text (truncated, with a warning, to the model's context) or token ids shaped [seq] or [batch, seq]; no special
     tokens are added. `edit` is an Edit, text such as "swap(3) | drop_mlp(7)", a Route, or None for the unmodified model.
-    `model` may be a name or folder as for `load`.
+    `model` may be a name or folder as for `load`. Raises NumericError, with route and block, for NaN or infinity.
     """
     model, edit = _model(model), parse_edit(edit) if isinstance(edit, str) else edit
     route = edit if isinstance(edit, Route) else (edit or Edit())(Route.own(model.depth))
     model.check_route(route)
     ids = _ids(model, text)
     with torch.inference_mode():
-        ((_, residual),) = execute(model, make_plan([route]), ids)
-        return model.unembedding.logits(model.unembedding.hidden(residual)).unflatten(0, ids.shape)
+        residual = run_route(model, route, ids)
+        found = model.unembedding.logits(model.unembedding.hidden(residual)).unflatten(0, ids.shape)
+        # By the largest: a model may mask entries of its vocabulary with −inf.
+        if not all_finite([found.amax(-1)]):
+            raise NumericError(
+                f"NaN or infinity in the logits of {model.name} on the route {route.name!r}, although the residual stream is "
+                f"finite. {REMEDY}"
+            )
+        return found
 
 
+@memory_errors("measure edits", "Use a shorter window, fewer edits, or load the model with stream='yes'")
 def measure(
     model: Model | str,
     text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
@@ -250,6 +260,7 @@ def measure(
     return measured(progress or None)
 
 
+@memory_errors("compute a lens", "Use a shorter text, or load the model with stream='yes'")
 def lens(
     model: Model | str,
     text: str | Sequence[Any] | Tensor,
@@ -269,6 +280,7 @@ def lens(
     return prompt_lens(model, _ids(model, text), top, make_lens(lens, model, tuned_lens))
 
 
+@memory_errors("train a tuned lens", "Use a shorter window, or load the model in another dtype")
 def tune_lens(
     model: Model | str,
     text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,

@@ -76,6 +76,19 @@ def main() -> None:
             raise
         errors_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except Exception as error:
+        from depthscope.models.memory import available_memory, in_units, short_of_memory
+
+        if debug or not short_of_memory(error):
+            raise
+        left = available_memory()
+        available = "" if left is None else f", {in_units(left)} are available"
+        errors_console.print(
+            f"[bold red]error:[/] not enough memory to start{available}. Raise the limit (ulimit -v, or that of the container)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(2)
 
 
 def _showing_damage(others: Callable[..., None]) -> Callable[..., None]:

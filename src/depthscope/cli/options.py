@@ -1,6 +1,7 @@
 """Arguments and options shared by several commands; the documentation uses their help texts too."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,6 +119,14 @@ def parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def require_room_to_import() -> None:
+    """Raise MemoryShortError unless torch and transformers can be imported; they are what takes most of a small study."""
+    from depthscope.models.memory import IMPORTING, require_headroom
+
+    if "torch" not in sys.modules:
+        require_headroom("importing torch and transformers", IMPORTING)
+
+
 def load_quietly(
     name: str,
     dtype: str,
@@ -131,6 +140,7 @@ def load_quietly(
     """Load a model for a command, with a status line and without transformers' developer warnings."""
     from depthscope.cli.console import errors_console
 
+    require_room_to_import()
     with errors_console.status(f"loading {name}"):
         import huggingface_hub
         import transformers

@@ -92,6 +92,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     directory = request.out or Path("runs") / _slug(f"{request.model}-{request.data}")
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
+    options.require_room_to_import()
     from depthscope import api
 
     loaded = request.load()

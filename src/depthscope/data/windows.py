@@ -132,6 +132,11 @@ class Windows:
         frequencies = counts / counts.sum()
         return float(-(frequencies * np.log(frequencies)).sum())
 
+    def called(self, row: int) -> str:
+        """A window by its document and its place in it, for messages: `window 2 of document 5`, both numbered from 0."""
+        document = self.document[row] if self.owner is None else self.owner[row, 0]
+        return f"window {self.start[row] // self.length} of document {document}"
+
     def part(self, start: int, stop: int) -> "Windows":
         """Windows `start … stop-1` of these."""
         return self._rows(slice(start, stop))

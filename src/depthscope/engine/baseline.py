@@ -8,6 +8,8 @@ from torch import Tensor
 
 from depthscope.engine.divergence import Reference, TokenMeasures, measure_baseline, reference
 from depthscope.engine.reductions import Reductions
+from depthscope.errors import NumericError
+from depthscope.models.finite import REMEDY, Named, all_finite, first_row, require_finite_streams, window_of_batch
 from depthscope.models.model import Model
 from depthscope.models.patterns import attention_patterns
 from depthscope.models.state import State, copied, mapped
@@ -31,7 +33,9 @@ class Baseline:
     """The unmodified model on token windows: residual streams at all depths, and what is computed from them on demand.
 
     `targets` are the next tokens at each position, `keep` selects what else of the run is kept. Create and use it under
-    `model.measuring()`. Raises DataError for token ids outside the vocabulary or a window longer than the context.
+    `model.measuring()`. Raises DataError for token ids outside the vocabulary or a window longer than the context, and
+    NumericError where the unmodified model gives NaN or infinity, naming the block and, by `named`, the window: nothing that
+    starts from a baseline has to check it again.
     """
 
     def __init__(
@@ -43,10 +47,11 @@ class Baseline:
         keep: Keep = Keep.NOTHING,
         slice_width: int | None = None,
         reductions: Reductions | None = None,
+        named: Named = window_of_batch,
     ) -> None:
         model.check_ids(ids)
         model.check_ids(targets)
-        self.model = model
+        self.model, self.named = model, named
         self.ids, self.targets = ids.to(model.device), targets.to(model.device)
         self.slice_width, self.reductions = slice_width, reductions
         self.entry = model.stack.enter(self.ids)
@@ -62,13 +67,19 @@ class Baseline:
         self._hidden: Hidden | None = None
         self._reference: Reference | None = None
         self._measured: TokenMeasures | None = None
-        for block in range(model.depth):
-            self.residuals.append(self._after(block, self.residuals[-1], keep))
+        try:
+            for block in range(model.depth):
+                self.residuals.append(self._after(block, self.residuals[-1], keep))
+        except RuntimeError:  # some operations refuse NaN; if that is not the reason, the error is another one
+            require_finite_streams(model, self.residuals, named)
+            raise
+        require_finite_streams(model, self.residuals, named)
 
     def part(self, start: int, stop: int) -> "Baseline":
         """The baseline of windows `start … stop-1`, without running the model again."""
         part, rows, length = copy(self), slice(start, stop), self.ids.shape[1]
         part.ids, part.targets = self.ids[rows], self.targets[rows]
+        part.named = lambda row: self.named(start + row)
         part.entry = self.model.stack.enter(part.ids)
         part.residuals = [residual[rows] for residual in self.residuals]
         part.states = [mapped(state, lambda kept: kept[rows]) for state in self.states]
@@ -97,16 +108,20 @@ class Baseline:
 
     @property
     def hidden(self) -> Hidden:
-        """What the unembedding reads, flattened to one row per position."""
+        """What the unembedding reads, flattened to one row per position. Raises NumericError where it is not finite."""
         if self._hidden is None:
-            self._hidden = self.model.unembedding.hidden(self.residuals[-1])
+            hidden = self.model.unembedding.hidden(self.residuals[-1])
+            self._require_finite([hidden], "what the unembedding reads, after the final norm")
+            self._hidden = hidden
         return self._hidden
 
     @property
     def reference(self) -> Reference:
-        """The unmodified model's next-token distributions p."""
+        """The unmodified model's next-token distributions p. Raises NumericError where they are not finite."""
         if self._reference is None:
-            self._reference = reference(self.model.unembedding, self.hidden, self.slice_width, self.reductions)
+            found = reference(self.model.unembedding, self.hidden, self.slice_width, self.reductions)
+            self._require_finite([found.own.log_normaliser, found.own.entropy], "the logits")
+            self._reference = found
         return self._reference
 
     @property
@@ -118,7 +133,17 @@ class Baseline:
 
     def patterns(self) -> Iterator[Pattern | None]:
         """Each block's attention pattern in turn, None for a block without one."""
-        return attention_patterns(self.model, self.ids, self.residuals)
+        return attention_patterns(self.model, self.ids, self.residuals, self.named)
+
+    def _require_finite(self, columns: Sequence[Tensor], what: str) -> None:
+        """Of columns with a row per position, which follow from the last residual stream."""
+        if all_finite(columns):
+            return
+        rows = [row for column in columns if (row := first_row(column[:, None])) is not None]
+        raise NumericError(
+            f"{self.model.name} has NaN or infinity in {what}, although the residual stream is finite, in "
+            f"{self.named(min(rows) // self.ids.shape[1])}. {REMEDY}"
+        )
 
     def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
         state = copied(self.states[-1])

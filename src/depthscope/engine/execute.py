@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthscope.engine.plan import Call, Finish, Instruction, Mean, block_order
+from depthscope.engine.plan import Call, Finish, Instruction, Mean, block_order, make_plan
+from depthscope.errors import NumericError
+from depthscope.models.finite import REMEDY, Named, all_finite, first_row, window_of_batch
 from depthscope.models.model import Model
 from depthscope.models.stack import Arguments, Entry
 from depthscope.models.state import State, copied, keys, mapped, merged, together
-from depthscope.routes import Step
+from depthscope.routes import Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 Shared = Callable[[Step, int], Residual | None]
@@ -50,6 +52,34 @@ def execute(
             yield instruction.routes, _together([run.streams[source] for source in instruction.sources])
         else:
             del run.streams[instruction.source], run.handed[instruction.source]
+
+
+def run_route(model: Model, route: Route, ids: TokenIds, named: Named = window_of_batch) -> Residual:
+    """The final residual stream of one route. Raises NumericError, with route, visit and window, where it is not finite."""
+    ((_, residual),) = execute(model, make_plan([route]), ids)
+    if not all_finite([residual]):
+        raise NumericError(
+            f"NaN or infinity on the route {route.name!r} of {model.name}, {named(first_row(residual) or 0)}, "
+            f"{first_broken(model, route, ids)}. {REMEDY}"
+        )
+    return residual
+
+
+def first_broken(model: Model, route: Route, ids: TokenIds) -> str:
+    """Where on a route the residual stream stops to be finite, for messages; the route is run again for it."""
+    with torch.inference_mode():
+        entry = model.stack.enter(ids)
+        if not all_finite([entry.residual]):
+            return "from the embedding on"
+        run = _Run(model, ids, entry, {0: entry.residual}, [copied(entry.state)], lambda step, stream: None)
+        for instruction in make_plan([route]):
+            if isinstance(instruction, Call):
+                run.call(instruction)
+                if not all_finite([run.streams[target] for target in instruction.targets]):
+                    return f"from block {instruction.step.name} on"
+            elif isinstance(instruction, Mean):
+                run.mean(instruction)
+    return "in the final norm or the unembedding"
 
 
 class _Run:

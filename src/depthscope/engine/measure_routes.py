@@ -9,12 +9,14 @@ import torch
 
 from depthscope.engine.baseline import Baseline, Keep, pieces
 from depthscope.engine.divergence import ByMeasure, TokenMeasures, compare
-from depthscope.engine.execute import execute
+from depthscope.engine.execute import execute, first_broken
 from depthscope.engine.plan import Instruction, make_plan
 from depthscope.engine.reductions import Reductions
 from depthscope.engine.sizes import sizes_for
 from depthscope.engine.token_functions import apply_functions
 from depthscope.errors import MemoryShortError, NumericError
+from depthscope.models.finite import REMEDY
+from depthscope.models.memory import short_of_memory
 from depthscope.models.model import Model
 from depthscope.routes import Route, Step
 from depthscope.schema.measures import AGREEMENT, BUILT_IN, Measure
@@ -109,8 +111,8 @@ class RouteMeter:
         """
         try:
             return self._checked(self.on_device(baseline), baseline)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _short_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
                 raise
             windows, length = baseline.ids.shape
             if windows == 1:
@@ -178,11 +180,12 @@ class RouteMeter:
         if not bool(fine.all()):  # one check for all measures, because each check waits for the accelerator
             route, window, position = place = tuple((~fine).nonzero()[0].tolist())
             broken = [name for name, one in finite.items() if not bool(one[place])]
-            of = "" if set(broken) & set(BUILT_IN) else f" in the measure {broken[0]}"
-            raise NumericError(
-                f"NaN or infinity{of} on the route {self._all[route].name!r} of {baseline.model.name}, "
-                f"window {window} of the batch, position {position}"
-            )
+            where = f"{baseline.named(window)}, position {position}"
+            on = f"on the route {self._all[route].name!r} of {baseline.model.name}, {where}"
+            if not set(broken) & set(BUILT_IN):
+                raise NumericError(f"NaN or infinity in the measure {broken[0]} {on}: expected a finite number")
+            at = first_broken(baseline.model, self._all[route], baseline.ids[window : window + 1])
+            raise NumericError(f"NaN or infinity {on}, {at}. {REMEDY}, or leave the edit out")
         return RouteMeasures({name: column.cpu() for name, column in measured.items()})
 
     def _plan(self, width: int, together: int) -> list[Instruction]:
@@ -199,8 +202,3 @@ def _known(baseline: Baseline, step: Step, stream: int) -> Residual | None:
 
 def _joined(parts: Sequence[RouteMeasures]) -> RouteMeasures:
     return RouteMeasures({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
-
-
-def _short_of_memory(error: BaseException) -> bool:
-    """CUDA has a separate error class; the CPU allocator reports it only in the message."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -70,6 +70,10 @@ class Attention:
             return band_entries(pattern, self.reaches)
         return (previous_shares if self.first_query else shares_of_all)(pattern, self.reaches)
 
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts."""
+        return self.rows.joined(shards)
+
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """ATTENTION_TABLE, the mean over a layer's heads, and HEADS_TABLE."""
         layers = sorted({layer for layer, _ in self.rows.names})

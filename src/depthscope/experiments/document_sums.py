@@ -6,7 +6,7 @@ shards keep their sums and counts over each document's windows, tables have thei
 documents. All tables of estimates, including those of experiments without `Rows`, get their columns from `estimate_columns`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Float64, Int64
 
-from depthscope.errors import RunError
+from depthscope.errors import NumericError, RunError
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
 from depthscope.statistics.estimate import ClusterMoments, Estimate, runs
@@ -44,6 +44,8 @@ class Rows:
     keys: Mapping[str, Any]
     names: Sequence[tuple[Any, ...]]
     metrics: Sequence[Metric]
+    undefined: Collection[str] = ()
+    """Names of metrics that some tokens do not have, such as a ratio to zero: these may be NaN or infinite."""
 
     @property
     def shard_schema(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Rows:
     def by_class(self, classes: Sequence[str]) -> "Rows":
         """These rows on each class of tokens, in the order of `class_sums`: a row's classes are contiguous."""
         names = [(*name, one) for name, one in product(self.names, classes)]
-        return Rows({**self.keys, TOKEN_CLASS: pl.String}, names, self.metrics)
+        return Rows({**self.keys, TOKEN_CLASS: pl.String}, names, self.metrics, self.undefined)
 
     def shard(
         self,
@@ -65,7 +67,10 @@ class Rows:
         """The shard of windows; a document's windows are contiguous.
 
         `tokens`: the number of tokens in the sums, a single number if every row is measured on all tokens of every window.
+        Raises NumericError, with row and document, for NaN or infinity in a metric that every token has: a mean over the other
+        tokens would be of other text.
         """
+        self._require_finite(sums, documents)
         starts, _ = runs(documents)
         counts = np.ascontiguousarray(np.broadcast_to(tokens, sums.shape[1:]), dtype=np.int64)
         added = np.add.reduceat(np.ascontiguousarray(sums), starts, axis=2)
@@ -79,6 +84,24 @@ class Rows:
             },
             schema=self.shard_schema,
         )
+
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of windows that were read in several parts: a document in two of them has one row per row again."""
+        keys = ["document", *self.keys]
+        return pl.concat(shards).group_by(keys, maintain_order=True).sum().select(*self.shard_schema)
+
+    def _require_finite(
+        self, sums: Float[np.ndarray, "metrics rows windows"], documents: Int64[np.ndarray, " windows"]
+    ) -> None:
+        for metric, of_metric in zip(self.metrics, sums, strict=True):
+            if metric.name not in self.undefined and not np.isfinite(of_metric).all():
+                row, window = np.argwhere(~np.isfinite(of_metric))[0]
+                where = " ".join(f"{key} {value}" for key, value in zip(self.keys, self.names[row], strict=True))
+                raise NumericError(
+                    f"NaN or infinity in {metric.name} at {where}, in window {window} of the work unit, of document "
+                    f"{documents[window]}: expected finite numbers, as the residual streams are. The quantity overflows "
+                    "float32: use another --dtype or leave the document out"
+                )
 
     def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
         """One document after the other; parts of a document in several shards are joined.

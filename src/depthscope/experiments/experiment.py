@@ -5,7 +5,7 @@ take what they need from that run. An *own-unit* experiment defines separate wor
 reads.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -98,6 +98,15 @@ class Explained(Running, Protocol):
 
     def facts(self, tables: Mapping[str, pl.DataFrame]) -> Mapping[str, Any]:
         """Entries of the manifest, given its tables."""
+        ...
+
+
+@runtime_checkable
+class Joining(Running, Protocol):
+    """A reading whose shard of several parts of a unit is not one after the other."""
+
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit from the shards of its parts, in order."""
         ...
 
 

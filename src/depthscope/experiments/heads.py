@@ -10,6 +10,7 @@ head would score by position alone is measured on the same heads (schema.heads.H
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -165,7 +166,12 @@ class Heads:
         keys = [(kind, offset) for kind in (WORD, PLAIN) for offset in range(CONTEXT_TOKENS)]
         keys += [(metric.name, None) for metric in MERGING]
         frames = []
-        for block, pattern in enumerate(attention_patterns(self.model, ids)):
+        documents = [*self.prompts.document[rows]] * 2
+
+        def named(row: int) -> str:
+            return f"a prompt with words of document {documents[row]}"
+
+        for block, pattern in enumerate(attention_patterns(self.model, ids, named=named)):
             if pattern is None:
                 continue
             of_word, of_plain = attention_of_final(pattern).chunk(2)
@@ -193,7 +199,8 @@ class Heads:
         elsewhere = {} if controls is None else self._on_controls(controls.to(self.model.device), keys)
         quantities = [("attention", None), ("excess", None), ("over_null", None)]
         frames = []
-        for block, pattern in enumerate(attention_patterns(self.model, ids)):
+        named = partial(_sequence, documents if controls is None else None)
+        for block, pattern in enumerate(attention_patterns(self.model, ids, named=named)):
             if pattern is None:
                 continue
             by_position = elsewhere.get(block) or [attention_elsewhere(pattern, wanted) for wanted in keys]
@@ -210,7 +217,7 @@ class Heads:
         """By block, the attention in other sequences to positions where the keys would be."""
         return {
             block: [attention_on(pattern, wanted) for wanted in keys]
-            for block, pattern in enumerate(attention_patterns(self.model, ids))
+            for block, pattern in enumerate(attention_patterns(self.model, ids, named=partial(_sequence, None)))
             if pattern is not None
         }
 
@@ -237,6 +244,11 @@ class Heads:
 def make(subject: Subject) -> Heads:
     """All heads of a model, on prompts built from the text."""
     return Heads(subject.model, subject.corpus, bos=subject.bos)
+
+
+def _sequence(documents: Int64[np.ndarray, " batch"] | None, row: int) -> str:
+    """What a row of a batch is, for messages; random tokens are of no document."""
+    return f"a sequence of random tokens (number {row})" if documents is None else f"document {documents[row]}"
 
 
 def natural_windows(

@@ -3,7 +3,7 @@
 It estimates the cost of dropping the block without dropping it; the sweep measures the cost directly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import polars as pl
@@ -38,6 +38,10 @@ class Influence:
         ]
         values = 1 - torch.stack(cosines)[None].cpu().numpy()
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts."""
+        return self.rows.joined(shards)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """INFLUENCE_TABLE."""

@@ -4,7 +4,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.engine.divergence import compare
-from depthscope.errors import DamageWarning
+from depthscope.errors import DamageWarning, NumericError
 from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.experiments.lens_text import LensText, lens_text
@@ -73,6 +73,10 @@ class LensReading:
             values = np.concatenate([values, _values(self.tuned, baseline)])
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
 
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts."""
+        return self.rows.joined(shards)
+
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """LENS_TABLE, of the tuned lens too if it was measured."""
         table = self.rows.table(shards)
@@ -91,7 +95,15 @@ def _values(lens: Lens, baseline: Baseline) -> np.ndarray:
         hidden = lens.decode(residual, depth, last)
         measured = compare(head, baseline.reference, hidden, baseline.flat_targets)
         columns.append([measured[metric.name].float() for metric in METRICS])
-    return np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
+    values = np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
+    if not np.isfinite(values).all():
+        depth, token = np.argwhere(~np.isfinite(values).all(0))[0]
+        raise NumericError(
+            f"the lens gives NaN or infinity at depth {depth} of {baseline.model.name}, in "
+            f"{baseline.named(token // baseline.ids.shape[1])}, although the residual streams are finite: expected another "
+            "--lens, another --dtype, or a text without that document"
+        )
+    return values
 
 
 def make(subject: Subject) -> LensReading:

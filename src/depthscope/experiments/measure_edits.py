@@ -48,7 +48,8 @@ def measure_edits(
     for done, start in enumerate(starts, 1):
         part = windows.part(start, min(start + at_once, len(windows)))
         with model.measuring():
-            found = meter.against(Baseline(model, *part.batch(), keep=meter.keep, reductions=form))
+            baseline = Baseline(model, *part.batch(), keep=meter.keep, reductions=form, named=part.called)
+            found = meter.against(baseline)
         values = np.stack([found[measure.name].flatten(1).float().numpy() for measure in measures])
         shards.append(measured.shard(window_sums(values, len(part)), part.length, part.document))
         if tell is not None:

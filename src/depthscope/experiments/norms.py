@@ -5,7 +5,7 @@ mean, vectors are centred first, as in the paper's weight processing: what is wr
 read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.models.weights import centres_writing
-from depthscope.schema.norms import METRICS
+from depthscope.schema.norms import METRICS, NORM_RATIO
 from depthscope.shapes import Residual
 
 NAME = "norms"
@@ -36,7 +36,8 @@ class Norms:
     def __init__(self, model: Model) -> None:
         model.require_pairs()
         self.settings = {"centred": centres_writing(model)}
-        self.rows = Rows({"layer": pl.Int32}, [(layer,) for layer in range(model.depth)], METRICS)
+        layers = [(layer,) for layer in range(model.depth)]
+        self.rows = Rows({"layer": pl.Int32}, layers, METRICS, undefined=(NORM_RATIO.name,))
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit."""
@@ -46,6 +47,10 @@ class Norms:
             columns.append([attention, mlp, attention / mlp, self._norm(residual)])
         values = np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts."""
+        return self.rows.joined(shards)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """NORMS_TABLE."""

@@ -27,6 +27,7 @@ from depthscope.experiments.class_neurons import CANDIDATES, ClassNeurons, class
 from depthscope.experiments.experiment import Subject
 from depthscope.experiments.probe_tables import Pools, probe_tables
 from depthscope.models.activations import ActivationReader, neuron_count
+from depthscope.models.finite import REMEDY
 from depthscope.models.model import Model
 from depthscope.models.unembedding import Unembedding
 from depthscope.schema.neurons import PEAKED
@@ -96,16 +97,25 @@ class Probes:
     def work(self, unit: int) -> pl.DataFrame:
         """The shard of contexts `256 unit` … ."""
         rows = slice(unit * PER_UNIT, (unit + 1) * PER_UNIT)
-        read = self.reader.read(self.contexts.batch(rows.start, rows.stop), [-1])
+        documents = self.contexts.document[rows]
+
+        def named(row: int) -> str:
+            return f"a context of document {documents[row]}"
+
+        read = self.reader.read(self.contexts.batch(rows.start, rows.stop), [-1], named)
         with torch.inference_mode():
             hidden = self.model.unembedding.hidden(read.residual)
             ending = torch.from_numpy(self.contexts.ending).to(hidden.device)
             top1, log_probability = class_prediction(self.model.unembedding, hidden, ending)
         if bool(torch.isnan(log_probability).any()):
-            raise NumericError(f"{self.model.name} gives NaN or infinite logits on the contexts of unit {unit}")
+            row = int(torch.isnan(log_probability).nonzero()[0])
+            raise NumericError(
+                f"{self.model.name} has NaN or infinity in the logits, although the residual stream is finite, in "
+                f"{named(row)}. {REMEDY}"
+            )
         activations = read.values[:, 0].cpu().numpy()
         columns = {
-            "document": self.contexts.document[rows],
+            "document": documents,
             "training": self.contexts.training[rows],
             "label": self.contexts.label[rows],
             "top1": top1.cpu().numpy(),

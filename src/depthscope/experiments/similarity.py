@@ -5,7 +5,7 @@ moved and in place (self), moved and the output of the layer it replaced (index)
 In a swap block l + 1 reads x_l, and block l reads the output of block l + 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
-from depthscope.errors import UnsupportedError
+from depthscope.errors import NumericError, UnsupportedError
 from depthscope.experiments.document_sums import Rows, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.experiments.sweep import layer_edits, runnable
+from depthscope.models.finite import REMEDY, all_finite, first_row
 from depthscope.models.model import Model
 from depthscope.models.state import State, copied
 from depthscope.models.writes import Writes
@@ -45,9 +46,9 @@ class Similarity:
         self.settings = {}
         self.swaps, self.refused = runnable(layer_edits(["swap"], model.depth), model)
         layers = [swap.layer for swap in self.swaps]
-        self.rows = Rows(
-            KEYS, [(i, part, way) for i in layers for part in COMPONENTS for way in (LATER, EARLIER)], SWAP_METRICS
-        )
+        names = [(i, part, way) for i in layers for part in COMPONENTS for way in (LATER, EARLIER)]
+        # A component that writes nothing at a position has no cosine there.
+        self.rows = Rows(KEYS, names, SWAP_METRICS, undefined=[metric.name for metric in SWAP_METRICS])
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit."""
@@ -55,7 +56,8 @@ class Similarity:
         for layer in (swap.layer for swap in self.swaps):
             state = copied(baseline.states[layer])
             earlier, after = _written(baseline, layer + 1, baseline.residuals[layer], state)
-            later, _ = _written(baseline, layer, after, state)
+            later, last = _written(baseline, layer, after, state)
+            _require_finite(baseline, layer, after, last)
             first, second = baseline.writes[layer], baseline.writes[layer + 1]
             for part in COMPONENTS:
                 adjacent = _cosine(getattr(first, part), getattr(second, part))
@@ -65,6 +67,10 @@ class Similarity:
                     rows.append(torch.stack([with_own, with_displaced, adjacent]))
         values = torch.stack(rows, 1).cpu().numpy()
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts."""
+        return self.rows.joined(shards)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """SIMILARITY_TABLE."""
@@ -82,6 +88,16 @@ def _written(baseline: Baseline, block: int, residual: Residual, state: State) -
     with model.writers.watched(block) as written:
         after = model.stack.call(block, residual, baseline.entry.arguments, state)
     return written[0], after
+
+
+def _require_finite(baseline: Baseline, layer: int, after: Residual, last: Residual) -> None:
+    if not all_finite([after, last]):
+        row = first_row(after)
+        block, row = (layer + 1, row) if row is not None else (layer, first_row(last) or 0)
+        raise NumericError(
+            f"NaN or infinity on the route swap({layer}) of {baseline.model.name}, {baseline.named(row)}, from block {block} "
+            f"on. {REMEDY}, or leave the experiment out"
+        )
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

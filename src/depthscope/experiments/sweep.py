@@ -161,6 +161,16 @@ class Sweep:
             return self._token_rows(windows, values)
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
 
+    def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The shard of a unit that was read in parts: with one row per token, those of a route are together."""
+        if not self.per_token:
+            return self.rows.joined(shards)
+        each = [len(shard) // len(self.rows.names) for shard in shards]
+        places = range(len(self.rows.names))
+        return pl.concat(
+            [shard.slice(place * rows, rows) for place in places for shard, rows in zip(shards, each, strict=True)]
+        )
+
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """Means and intervals (SWEEP_TABLE), including changes from the baseline."""
         table = Rows(KEYS, self.rows.names, tuple(metrics_of(self.measures).values()))

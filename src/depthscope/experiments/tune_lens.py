@@ -31,7 +31,7 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare, reference
 from depthscope.engine.lens_gradient import kl_gradient, log_probabilities, positions_at_once
-from depthscope.errors import DamagedError, DamageWarning, DepthscopeError
+from depthscope.errors import DamagedError, DamageWarning, DepthscopeError, NumericError
 from depthscope.experiments.lens_state import LensState
 from depthscope.experiments.lens_sums import Coordinates, LensSums, Matrices, Vectors
 from depthscope.experiments.lens_text import LensText
@@ -45,6 +45,7 @@ from depthscope.experiments.tuned_lens import (
     parameter_dtype,
     read_config,
 )
+from depthscope.models.finite import first_row
 from depthscope.models.model import Model
 
 UNIT = 1024
@@ -149,7 +150,8 @@ class _Training:
         for unit in range(state.units, units):
             part = windows.part(unit * each, min((unit + 1) * each, len(windows)))
             with self.model.measuring():
-                state.sums.add([stream.flatten(0, 1) for stream in Baseline(self.model, *part.batch()).residuals])
+                streams = Baseline(self.model, *part.batch(), named=part.called).residuals
+                state.sums.add([stream.flatten(0, 1) for stream in streams])
             state.units = unit + 1
             state.store(self.directory, now=state.units == units)
             self.tell("tuned lens, sums", state.units, units)
@@ -197,7 +199,8 @@ class _Training:
         drawn = np.random.default_rng((self.recipe.seed, state.step))
         rows = drawn.choice(len(windows), min(len(windows), max(1, UNIT // windows.length)), replace=False)
         with self.model.measuring():
-            streams = Baseline(self.model, *windows.take(rows).batch()).residuals
+            drawn_windows = windows.take(rows)
+            streams = Baseline(self.model, *drawn_windows.batch(), named=drawn_windows.called).residuals
         count = len(rows) * windows.length
         chosen = torch.from_numpy(drawn.choice(count, min(count, positions_at_once(head)), replace=False))
         # Cloned because what inference made cannot be differentiated.
@@ -242,8 +245,9 @@ class _HeldOut:
             stop = min(start + each, len(windows))
             first, last = start * windows.length, stop * windows.length
             places = torch.from_numpy(chosen[(chosen >= first) & (chosen < last)] - first).to(model.device)
+            part = windows.part(start, stop)
             with model.measuring():
-                streams = Baseline(model, *windows.part(start, stop).batch()).residuals
+                streams = Baseline(model, *part.batch(), named=part.called).residuals
                 parts.append([stream.flatten(0, 1)[places] for stream in streams])
         self.streams = [torch.cat(of_depth) for of_depth in zip(*parts, strict=True)]
         with model.measuring():
@@ -257,4 +261,10 @@ class _HeldOut:
                 moved = coordinates.moved(depth, stream, matrix, bias)[1].to(stream.dtype)
                 measured = compare(head, self.reference, head.hidden(moved[None]), self.targets)
                 means.append(measured.kl.double().mean())
-        return torch.stack(means).cpu()
+        found = torch.stack(means).cpu()
+        if (broken := first_row(found[:, None])) is not None:
+            raise NumericError(
+                f"training the tuned lens of {self.model.name} gives NaN or infinity at depth {broken}: expected a lower rate, "
+                "another --dtype, or other text"
+            )
+        return found

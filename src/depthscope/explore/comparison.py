@@ -8,8 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from depthscope.edit_registry import Edit, parse_edit
-from depthscope.engine.execute import execute
-from depthscope.engine.plan import make_plan
+from depthscope.engine.execute import run_route
 from depthscope.errors import RouteError
 from depthscope.explore import markup
 from depthscope.models.model import Model
@@ -53,9 +52,9 @@ def _of_bearable_length(route: Route) -> Route:
 
 
 def last_probabilities(model: Model, ids: TokenIds, route: Route) -> Float64[Tensor, " vocab"]:
-    """The next-token distribution after the last token, for a route."""
+    """The next-token distribution after the last token, for a route. Raises NumericError where it is not finite."""
     model.check_route(route)
-    ((_, residual),) = execute(model, make_plan([route]), ids)
+    residual = run_route(model, route, ids)
     return model.unembedding.logits(model.unembedding.hidden(residual[:, -1:]))[0].double().softmax(-1).cpu()
 
 

@@ -55,7 +55,7 @@ class Prompt:
     @cached_property
     def baseline(self) -> Baseline:
         """The baseline run. Targets, which only the loss needs, are the prompt itself."""
-        return Baseline(self.model, self.ids, self.ids)
+        return Baseline(self.model, self.ids, self.ids, named=lambda _row: "the prompt")
 
     @cached_property
     def lens(self) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from depthscope.errors import NumericError, UnsupportedError
+from depthscope.models.finite import REMEDY, Named, all_finite, first_row, require_finite_run, window_of_batch
 from depthscope.models.hooks import hooked
 from depthscope.models.maps import outermost
 from depthscope.models.model import Model
@@ -50,11 +51,11 @@ class ActivationReader:
         with torch.inference_mode():
             self._check()
 
-    def read(self, ids: TokenIds, positions: Sequence[int]) -> Activations:
+    def read(self, ids: TokenIds, positions: Sequence[int], named: Named = window_of_batch) -> Activations:
         """The activations at `positions` (from the end where negative) of every window.
 
-        Raises DataError for token ids that cannot be used and NumericError for activations or residual streams with NaN or
-        infinity.
+        Raises DataError for token ids that cannot be used and NumericError, with block and window (`named`), for activations or
+        residual streams with NaN or infinity.
         """
         self.model.check_ids(ids)
         ids = ids.to(self.model.device)
@@ -70,8 +71,13 @@ class ActivationReader:
                     chosen = self.neurons[of_block, 1].to(ids.device)
                     values[:, :, of_block] = seen[0][:, list(positions)][:, :, chosen].float()
         residual = residual[:, list(positions)]
-        if not bool(torch.isfinite(residual).all() and torch.isfinite(values).all()):
-            raise NumericError(f"{self.model.name} gives activations or residual streams with NaN or infinity")
+        if not all_finite([residual, values]):
+            require_finite_run(self.model, ids, named)
+            row = first_row(residual)
+            row = first_row(values) if row is None else row
+            raise NumericError(
+                f"{self.model.name} has NaN or infinity in the activations of MLP neurons, in {named(row or 0)}. {REMEDY}"
+            )
         return Activations(values, residual)
 
     @contextmanager

@@ -23,6 +23,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from depthscope.errors import DepthscopeError, ModelError
 from depthscope.models.admitted import ADAPTER_CONFIG, CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, shard_names
 from depthscope.models.folder import check_trust
+from depthscope.models.memory import short_of_memory
 from depthscope.models.quiet import quiet
 
 HUB_SECONDS = 5.0
@@ -77,7 +78,7 @@ def model_errors(
     except DepthscopeError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+        if (not isinstance(error, Exception) and type(error).__name__ != PANIC) or short_of_memory(error):
             raise
         why = reason(error, config)
         why = why if place is None else why.replace(str(place), source)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers.initialization import no_init_weights
 
-from depthscope.errors import MemoryShortError, ModelError
+from depthscope.errors import ModelError
 from depthscope.models.configuration import model_errors
+from depthscope.models.memory import require_memory
 from depthscope.models.offload.streaming import device_memory
 from depthscope.models.quiet import quiet
 
@@ -31,7 +32,6 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYERS, EXPERTS, LABELS = ("layer", "depth", "block"), ("expert",), ("label",)
 FREE_ELEMENTS = 10_000_000
 """Elements a model may have beyond twice those of its weights (tables computed from the configuration)."""
-GB = 1e9
 
 
 def check_numbers(config: Mapping[str, Any], shapes: Sequence[tuple[int, ...]], where: str) -> None:
@@ -115,11 +115,9 @@ class Asked:
                 f"weights are {stored:,}. One of the two files belongs to another model"
             )
         limit = device_memory(self.device)
-        if resident and limit is not None and needed > limit:
-            raise MemoryShortError(
-                f"{self.source} takes {needed / GB:.1f} GB in {str(self.dtype).removeprefix('torch.')}, and "
-                f"{limit / GB:.1f} GB are available: stream it (--stream yes), choose --dtype bfloat16, or free memory"
-            )
+        if resident and limit is not None:
+            what = f"loading {self.source} in {str(self.dtype).removeprefix('torch.')}"
+            require_memory(needed, what, "Stream it (--stream yes), choose --dtype bfloat16, or free memory", limit)
 
     def _size(self, dtype: torch.dtype) -> int:
         return (self.dtype if dtype.is_floating_point else dtype).itemsize

@@ -27,6 +27,7 @@ from depthscope.models.gguf import (
 )
 from depthscope.models.gguf_header import read_header
 from depthscope.models.limits import Asked, check_numbers
+from depthscope.models.memory import LOADING, memory_errors, require_headroom
 from depthscope.models.model import PROBE_TEXT, Model
 from depthscope.models.named import NAMED
 from depthscope.models.offload.checkpoint import read_headers, stored_tensors
@@ -49,6 +50,7 @@ def embedded() -> list[str]:
     return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").exists())
 
 
+@memory_errors("load the model", "Use --stream yes, --dtype bfloat16, or a smaller model")
 def load(
     source: str | Path | nn.Module = DEFAULT,
     *,
@@ -75,8 +77,9 @@ def load(
     does not use (`Model.unused` names them).
 
     Raises ModelError (not found, not trusted, not a causal LM, broken weights), UnsupportedError (no blocks to take apart,
-    or cannot be streamed), VerificationError (replay is not the model) or NumericError (NaN in the weights).
+    or cannot be streamed), VerificationError (replay is not the model), NumericError (NaN in the weights) or MemoryShortError.
     """
+    require_headroom("loading a model", LOADING)
     if adapter is not None and stream == "yes":
         raise UnsupportedError(
             "a model with an adapter cannot be streamed: merge the adapter and save the result first"

@@ -275,8 +275,13 @@ class Model:
         if bool(torch.isfinite(logits).all()):
             return
         broken = [name for name, weight in self.stack.weights() if not bool(torch.isfinite(weight).all())]
+        # Buffers that are not part of a checkpoint, such as the frequencies of rotary positions.
+        broken += [
+            name for name, one in self.hf.named_buffers() if name not in broken and not bool(one.isfinite().all())
+        ]
         where = f"weights with NaN or infinity: {', '.join(broken[:5])}" if broken else "though all weights are finite"
-        raise NumericError(f"{self.name} gives logits with NaN or infinity ({where})")
+        hint = "" if broken or logits.dtype != torch.float16 else ": float16 overflows above 65,504; try another dtype"
+        raise NumericError(f"{self.name} gives logits with NaN or infinity ({where}{hint})")
 
     def weight_hash(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all weights as they are run."""

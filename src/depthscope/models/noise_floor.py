@@ -6,12 +6,16 @@ keep it, so the floor measured against float64 is a lower bound.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from depthscope.errors import NumericError
+from depthscope.models.finite import REMEDY, Named, all_finite, require_finite_run, window_of_batch
+from depthscope.models.memory import short_of_memory
 from depthscope.models.model import Model
 from depthscope.models.stack import Arguments, residual_of
 from depthscope.schema.dtypes import FINER
@@ -33,21 +37,30 @@ class NoiseFloor:
 
 
 @torch.inference_mode()
-def noise_floor(model: Model, ids: TokenIds) -> NoiseFloor | None:
+def noise_floor(model: Model, ids: TokenIds, named: Named = window_of_batch) -> NoiseFloor | None:
     """The floor on the first TOKENS tokens of the first window of `ids`; None where the model's code mixes dtypes, or where
-    there is no finer dtype.
+    there is no finer dtype. Raises NumericError, with block and window (`named`), where the model's own run is not finite.
     """
     own_name = str(model.unembedding.weight.dtype).removeprefix("torch.")
     finer = FINER.get(own_name)
     if finer is None:
         return None
     ids = ids[:1, :TOKENS].to(model.device)
+    own = _log_probabilities(model, ids, None)
+    if not all_finite([own]):
+        require_finite_run(model, ids, named)
+        raise NumericError(
+            f"{model.name} has NaN or infinity in the final norm or the logits, although the residual stream is finite, in "
+            f"{named(0)}. {REMEDY}"
+        )
     try:
-        own, exact = _log_probabilities(model, ids, None), _log_probabilities(model, ids, getattr(torch, finer))
-    except RuntimeError:  # a block that converts to a fixed dtype in its middle cannot be run in another
+        exact = _log_probabilities(model, ids, getattr(torch, finer))
+    except RuntimeError as error:  # a block that converts to a fixed dtype in its middle cannot be run in another
+        if short_of_memory(error):
+            raise
         return None
     kl = (exact.exp() * (exact - own)).sum(-1).clamp(min=0).mean()
-    return NoiseFloor(float(kl), own_name, finer, ids.numel())
+    return NoiseFloor(float(kl), own_name, finer, ids.numel()) if math.isfinite(kl) else None
 
 
 def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthscope.errors import UnsupportedError
+from depthscope.errors import NumericError, UnsupportedError
+from depthscope.models.finite import REMEDY, Named, all_finite, first_row, require_finite_streams, window_of_batch
 from depthscope.models.hooks import hooked, replaced
 from depthscope.models.maps import rounding
 from depthscope.models.model import Model
@@ -21,13 +22,14 @@ from depthscope.shapes import Pattern, Residual, TokenIds
 
 
 def attention_patterns(
-    model: Model, ids: TokenIds, residuals: Sequence[Residual] | None = None
+    model: Model, ids: TokenIds, residuals: Sequence[Residual] | None = None, named: Named = window_of_batch
 ) -> Iterator[Pattern | None]:
     """The pattern of every block in turn, None where a block has none (recurrent or linear attention, Mamba).
 
     `residuals[l]` is the residual stream before block l for `ids`. Without them each block reads what the one before it
     wrote under eager attention: the model's own run, for half the work and with one residual stream in memory. To be used
-    under torch.inference_mode. Read it to the end or close it: the model is on eager attention until then.
+    under torch.inference_mode. Read it to the end or close it: the model is on eager attention until then. Raises NumericError,
+    with block and window (`named`), for NaN or infinity in a pattern or in what a block reads.
     """
     with _eager(model.hf):
         # Entered under eager attention too: the masks that a model passes to its blocks have another form for each kernel.
@@ -38,6 +40,10 @@ def attention_patterns(
             seen: list[Tensor] = []
             with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
                 after = model.stack.call(block, before, entry.arguments)
+            if residuals is None:
+                require_finite_streams(model, [before, after], named, first=block)
+            if seen:
+                _require_finite(model, block, seen[0], named)
             yield seen.pop() if seen else None
 
 
@@ -53,6 +59,7 @@ def pattern_heads(model: Model) -> list[int]:
         residuals = [entry.residual]
         for block in range(model.depth):
             residuals.append(model.stack.call(block, residuals[-1], entry.arguments))
+        require_finite_streams(model, residuals, lambda row: "the text that models are checked on")
         heads: list[int] = []
         with _eager(model.hf):
             entry = model.stack.enter(ids)
@@ -65,6 +72,16 @@ def pattern_heads(model: Model) -> list[int]:
                     # The changes are compared, not the streams: a large residual stream would hide a wrong attention.
                     _require_same(model, block, after - residuals[block], residuals[block + 1] - residuals[block])
         return heads
+
+
+def _require_finite(model: Model, block: int, pattern: Pattern, named: Named) -> None:
+    """By the attention to the first token: a softmax that is not finite for one key is so for the query's whole row."""
+    on_first = pattern[..., 0]
+    if not all_finite([on_first]):
+        raise NumericError(
+            f"{model.name} has NaN or infinity in the attention pattern of block {block}, in "
+            f"{named(first_row(on_first) or 0)}. {REMEDY}"
+        )
 
 
 def _require_same(model: Model, block: int, eager: Tensor, own: Tensor) -> None:

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.components import is_norm
+from depthscope.models.finite import require_finite_weights
 from depthscope.models.hooks import hooked
 from depthscope.models.maps import Called, is_linear, linear_map, plain
 from depthscope.models.model import Model
@@ -67,11 +68,13 @@ def unembedding(model: Model, processed: bool = True) -> tuple[Float[Tensor, "vo
     """W_U with the final norm folded in and centred, and its bias, to be read with the normalised residual stream.
 
     Logits follow as W n(x_L) + b up to a number per position (and up to a scale or soft cap of the family's own), where n
-    normalises without scale or shift. Not `processed`: both as they are in the model.
+    normalises without scale or shift. Not `processed`: both as they are in the model. Raises NumericError for NaN or infinity.
     """
     weight = model.unembedding.weight.detach().float()
     bias = model.unembedding.linear.bias
     bias = torch.zeros(weight.shape[0], device=weight.device) if bias is None else bias.detach().float()
+    before = [parameter for module in model.unembedding.modules for parameter in module.parameters()]
+    require_finite_weights(model, None, [weight, bias, *before], "the final norm or the unembedding")
     if not processed:
         return weight, bias
     for module in reversed(model.unembedding.modules):
@@ -92,9 +95,10 @@ def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Floa
     Of a gated MLP the rows of the down projection. Of experts all neurons of all experts, one expert after the other. A
     norm between MLP and residual stream (Gemma 2, OLMo 2) or a scale (Granite) is folded in; in LayerNorm models the
     vectors are centred. Not `processed`: the rows as they are in the model. Raises UnsupportedError where no weights
-    with one row per neuron write to the residual stream.
+    with one row per neuron write to the residual stream, NumericError for NaN or infinity.
     """
     with model.stack.resident(block):
+        require_finite_weights(model, block, [*model.stack.blocks[block].parameters()], "the weights")
         calls = mlp_calls(model, block)
         written = [
             (rows.float().flatten(0, -2), place)
@@ -175,6 +179,7 @@ def reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
     attention or MLP is given as it is. Raises UnsupportedError where nothing is found to read it.
     """
     with model.stack.resident(block):
+        require_finite_weights(model, block, [*model.stack.blocks[block].parameters()], "the weights")
         return _reading_weights(model, block)
 
 

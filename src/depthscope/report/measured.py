@@ -189,12 +189,10 @@ def _text(value: float, decimals: int | None) -> str:
 def scientific(value: float | None, digits: int = 2) -> str:
     """A number with `digits` significant digits, with a power of ten where needed: `3.1 × 10⁻¹²`, `0.020`, `240`.
 
-    A dash for None and for what is not a number, which were not measured.
+    `unknown` for None, NaN and infinity, which a manifest of another version or an edited one may hold.
     """
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+    if value is None or not math.isfinite(value):
+        return "unknown"
     least = SMALLEST if digits > 2 else 1e-3
     if value == 0 or least <= abs(value) < 1e4:
         return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"

@@ -3,6 +3,8 @@
 Everything comes from the manifest; missing entries are reported as unknown, never guessed.
 """
 
+import math
+
 from depthscope.edit_registry import title_of
 from depthscope.report.measured import SweepValues, Value, scientific, spoken
 from depthscope.report.method import BOS, Entries
@@ -51,6 +53,8 @@ def _intervals(text: TextEntry) -> str:
 def noise_floor(manifest: Manifest, measured: SweepValues | None) -> str:
     """The KL between the model in the run's dtype and in a finer one, or a statement that it was not measured."""
     dtype, floor, of = manifest.settings.dtype, manifest.noise_floor, manifest.noise_floor_of
+    if isinstance(floor, float) and not math.isfinite(floor):  # of a version that did not refuse such runs
+        return "Its measurement gave NaN or infinity, so the model’s predictions on the text’s first window are not finite."
     if not isinstance(floor, int | float):
         own = f" It is the level of {dtype} rounding error." if dtype == "float32" else ""
         if floor is None:

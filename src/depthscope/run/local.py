@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import polars as pl
 
+from depthscope.models.memory import require_headroom
 from depthscope.run.store import RunDirectory
 
 
@@ -54,11 +55,13 @@ def run_units(
 ) -> Iterator[int]:
     """Process units `0 … units-1` where experiments still lack an intact shard, and yield each when it is done.
 
-    `work(unit, missing)` returns the shards of the experiments that lack theirs.
+    `work(unit, missing)` returns the shards of the experiments that lack theirs. Raises MemoryShortError before a unit for
+    which too little memory is left: those before it are stored.
     """
     for unit in range(units):
         missing = [name for name in experiments if not run.has_shard(name, unit)]
         if missing:
+            require_headroom(f"work unit {unit} of {units}")
             for name, shard in work(unit, missing).items():
                 run.write_shard(name, unit, shard)
         yield unit

@@ -3,9 +3,8 @@
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from importlib.metadata import version
-from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,21 @@ import polars as pl
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
-from depthscope.engine.baseline import Baseline
 from depthscope.engine.reductions import Reductions, reductions_for
 from depthscope.engine.sizes import Sizes, sizes_for
-from depthscope.errors import DepthscopeError
+from depthscope.errors import DepthscopeError, MemoryShortError, NumericError
 from depthscope.experiments import sweep
-from depthscope.experiments.experiment import Explained, Halving, OwnUnits, Partial, Prepared, Reading, Running, Subject
+from depthscope.experiments.experiment import (
+    Explained,
+    Halving,
+    OwnUnits,
+    Partial,
+    Prepared,
+    Reading,
+    Running,
+    Subject,
+)
+from depthscope.models.memory import MEASURING, memory_errors, require_headroom
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.run.local import Unit, document_units, run_units, work_units
@@ -36,6 +44,7 @@ from depthscope.schema.manifest import (
 from depthscope.stages import find as stages
 from depthscope.stages.signals import ResampledLayers, read_measured
 from depthscope.studies import precision
+from depthscope.studies.read_windows import read_windows, require_memory_for
 from depthscope.studies.settings import StudySettings
 from depthscope.studies.threads import same_sums
 
@@ -62,6 +71,11 @@ class Studied(Subject):
     settings: StudySettings
 
 
+REDUCE = "Use a shorter --window, --stream yes, --dtype bfloat16, or fewer --experiments at a time"
+"""What to do where memory is short."""
+
+
+@memory_errors("measure", f"{REDUCE}; the same command goes on where this one ended")
 def run_study(
     model: Model, corpus: Corpus, out: str | Path, settings: StudySettings, progress: Progress | None = None
 ) -> RunDirectory:
@@ -71,12 +85,14 @@ def run_study(
     settings, whatever reading text or measuring raises, and, if only one experiment was requested, the reason why it cannot
     be done.
     """
+    require_headroom("a study", MEASURING)
     model.kernels.forget()
     names = settings.experiments
     tell = progress or (lambda what, done, units: None)
     subject = Studied(model, corpus, _windows(model, corpus, settings, tell), settings.bos, settings.options, settings)
     readings, others, not_done = _make_experiments(names, subject)
     made: list[Running] = [*readings, *others]
+    require_memory_for(subject.model, subject.windows.length, REDUCE)
     asked = _settings(subject, made)
     if settings.precision is not None:
         if sweep.NAME in not_done:
@@ -92,6 +108,7 @@ def run_study(
             for unit in shards:
                 tell(experiment.name, unit + 1, experiment.units)
         units_of = {one.name: one.units if isinstance(one, OwnUnits) else units_done for one in made}
+        require_headroom("writing the tables")
         for experiment in made:
             with same_sums():
                 tables = experiment.tables(run.shards(experiment.name, units_of[experiment.name]))
@@ -124,6 +141,11 @@ def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Read
     for name in (name for name in names if name in EXPERIMENTS):
         try:
             made = EXPERIMENTS[name].maker()(subject)
+        except (
+            NumericError,
+            MemoryShortError,
+        ):  # not what the model lacks: a study without it would not be the one requested
+            raise
         except DepthscopeError as error:
             if len(names) == 1:
                 raise
@@ -166,10 +188,7 @@ def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
         windows = subject.windows.part(units[index].start, units[index].stop)
-        with subject.model.measuring():
-            keep = reduce(or_, (by_name[name].keep for name in missing))
-            baseline = Baseline(subject.model, *windows.batch(), keep=keep, reductions=form)
-            return {name: by_name[name].read(baseline, windows) for name in missing}
+        return read_windows(subject.model, [by_name[name] for name in missing], windows, form)
 
     goal = _goal(run, subject, readings)
     swept = run.shards(sweep.NAME, len(units))
@@ -283,7 +302,8 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
 
 
 def _facts(subject: Studied) -> dict[str, Any]:
-    floor = noise_floor(subject.model, subject.windows.part(0, 1).batch()[0])
+    first = subject.windows.part(0, 1)
+    floor = noise_floor(subject.model, first.batch()[0], first.called)
     return {
         "noise_floor": None if floor is None else floor.kl,
         "noise_floor_of": None if floor is None else NoiseFloorEntry(**asdict(floor)),

@@ -116,7 +116,7 @@ def _panel_name(name: str, metric: Metric) -> str:
 
 
 def _of(table: pl.DataFrame, metric: Metric) -> pl.DataFrame:
-    return table.filter(pl.col("metric") == metric.name, pl.col("mean").is_not_null())
+    return table.filter(pl.col("metric") == metric.name, pl.col("mean").is_finite())
 
 
 def _without_mean(table: pl.DataFrame, metrics: Sequence[Metric]) -> list[str]:

@@ -34,7 +34,7 @@ def build(run: RunDirectory) -> Section:
 
 
 def _pairs(table: pl.DataFrame, metric: Metric) -> Pairs:
-    rows = table.filter(pl.col("metric") == metric.name, pl.col("mean").is_not_null())
+    rows = table.filter(pl.col("metric") == metric.name, pl.col("mean").is_finite())
     columns = rows.select("layer", "other", "mean", "ci_low", "ci_high").iter_rows()
     return {(layer, other): Value(*value) for layer, other, *value in columns}
 

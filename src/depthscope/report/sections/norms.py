@@ -63,8 +63,9 @@ def _sentences(ratio: Series, mlp: Series, attention: Series) -> list[str]:
         f"{spoken(ratio[ranked(ratio)[0]], NORM_RATIO)} in layer {ranked(ratio)[0]}.",
     ]
     for values, what, metric in ((mlp, "MLP", MLP_NORM), (attention, "attention", ATTENTION_NORM)):
-        largest = ranked(values)[0]
-        said.append(f"The largest {what} output is layer {largest}’s: norm {spoken(values[largest], metric)}.")
+        if values:
+            largest = ranked(values)[0]
+            said.append(f"The largest {what} output is layer {largest}’s: norm {spoken(values[largest], metric)}.")
     return said
 
 
