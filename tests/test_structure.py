@@ -30,6 +30,7 @@ LAYERS = [
     {"edit_registry"},
     {"routes"},
     {"untrusted"},
+    {"printable"},
     {"errors"},
 ]
 """Highest first: a module may import from layers below its own, and from its own package."""

@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from depthscope.data.fields import messages_of, require_text
 from depthscope.data.windows import make_windows
 from depthscope.edit_registry import Edit, parse_edit, sweeps
 from depthscope.engine.execute import run_route
-from depthscope.errors import DataError, NumericError, RouteError
+from depthscope.errors import DataError, DepthscopeError, ModelError, NumericError, RouteError
 from depthscope.experiments.lens_text import lens_text
 from depthscope.experiments.lenses import Lens, make_lens
 from depthscope.experiments.measure_edits import measure_edits
@@ -28,6 +28,7 @@ from depthscope.models.finite import REMEDY, all_finite
 from depthscope.models.load import load
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
+from depthscope.printable import shown
 from depthscope.routes import Route
 from depthscope.run.store import RunDirectory
 from depthscope.schema.found_stages import Stages
@@ -67,6 +68,8 @@ def corpus(
         named = Corpus(source=str(source), tokens=tokens, **how)
         named.check()
         return named
+    if not isinstance(source, Iterable):
+        raise DataError(f"a corpus is the name of a text or a list of documents, got {shown(source)}")
     documents = tuple(source)
     if chat:
         documents = tuple(messages_of(one, f"document {number}") for number, one in enumerate(documents))
@@ -153,7 +156,7 @@ def study(
     of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`. Raises a
     DepthscopeError that states what was expected and what was found; invalid values are rejected before the model is loaded.
     """
-    if others := [edit.name if isinstance(edit, Edit) else repr(edit) for edit in _others(settings.get("edits"))]:
+    if others := [edit.name if isinstance(edit, Edit) else shown(edit) for edit in _others(settings.get("edits"))]:
         raise RouteError(
             f"edits are the kinds a sweep applies at every layer, some of {', '.join(sweeps())}, as text; got "
             f"{', '.join(others)}. For one edit at one place use ds.logits"
@@ -161,6 +164,8 @@ def study(
     asked = study_settings(**settings)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
+    if out is not None and not isinstance(out, str | Path):
+        raise DepthscopeError(f"out is the path of a directory, got {shown(out)}")
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
     RunDirectory.check_place(out)
     model = _model(model)
@@ -178,7 +183,10 @@ def study(
 
 def _others(edits: Any) -> list[Any]:
     """The edits given for a sweep that are not text."""
-    return [] if edits is None or isinstance(edits, str) else [edit for edit in edits if not isinstance(edit, str)]
+    named = (
+        edits is None or isinstance(edits, str) or not isinstance(edits, Iterable)
+    )  # what is no list has its own message
+    return [] if named else [edit for edit in edits if not isinstance(edit, str)]
 
 
 @memory_errors("compute logits", "Use a shorter text, or load the model with stream='yes' or in another dtype")
@@ -231,9 +239,9 @@ def measure(
     be read, a route the model cannot run, or a measure's function that does not return one number per token.
     """
     found = chosen([measures] if isinstance(measures, str | Measure) else measures)
-    wanted = [edits] if isinstance(edits, Edit | Route | str) else list(edits)
+    wanted = list(edits) if isinstance(edits, Iterable) and not isinstance(edits, Route | str) else [edits]
     read = [parse_edit(edit) if isinstance(edit, str) else edit for edit in wanted]
-    if others := [repr(edit) for edit in read if not isinstance(edit, Edit | Route)]:
+    if others := [shown(edit) for edit in read if not isinstance(edit, Edit | Route)]:
         raise RouteError(
             f"expected edits as Edit, Route or text such as 'swap(3) | drop_mlp(7)', got {', '.join(others)}"
         )
@@ -317,12 +325,14 @@ def tune_lens(
 
 
 def _model(model: Model | str) -> Model:
+    if not isinstance(model, Model | str):
+        raise ModelError(f"a model is the name of one, or what ds.load gives; got {shown(model)}")
     return load(model) if isinstance(model, str) else model
 
 
 def _ids(model: Model, text: str | Sequence[Any] | Tensor) -> Tensor:
     if isinstance(text, str):
-        found = model.tokenize(text)
+        found = model.tokenize(require_text(text, "the text"))
         if not found:
             raise DataError("the text is empty: expected at least one token")
         if model.context is not None and len(found) > model.context:
@@ -332,12 +342,17 @@ def _ids(model: Model, text: str | Sequence[Any] | Tensor) -> Tensor:
             )
             found = found[: model.context]
         ids = torch.tensor(found, dtype=torch.int64)
+    elif not isinstance(text, Tensor | Iterable):
+        raise DataError(f"expected a text, or token ids shaped [seq] or [batch, seq], got {shown(text)}")
     elif not isinstance(text, Tensor) and any(isinstance(one, str) for one in text):
         raise DataError(
             "expected one text, or token ids shaped [seq] or [batch, seq]; got a list of texts: pass them one at a time"
         )
     else:
-        ids = torch.as_tensor(text, dtype=torch.int64)
+        try:
+            ids = torch.as_tensor(text, dtype=torch.int64)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise DataError(f"expected token ids shaped [seq] or [batch, seq], got {shown(text)}") from error
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2 or ids.numel() == 0:

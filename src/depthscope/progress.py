@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from depthscope.printable import printable
+
 
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
@@ -14,7 +16,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int,
     Yields a function to call with (experiment, units done, total units known so far).
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -25,7 +27,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, int,
 
         def tell(experiment: str, done: int, total: int) -> None:
             if experiment not in tasks:
-                tasks[experiment] = bars.add_task(experiment, total=total)
+                tasks[experiment] = bars.add_task(printable(experiment), total=total)
             bars.update(tasks[experiment], completed=done, total=total)
 
         yield tell

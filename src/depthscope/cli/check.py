@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from depthscope.cli.console import console
+from depthscope.printable import printable
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -29,7 +29,7 @@ def command(run: RunPath) -> None:
     for name, states in groups.items():
         count = sum(states.values())
         said = [state.value if count == 1 else f"{number:,} {state.value}" for state, number in states.items()]
-        table.add_row(escape(name), ", ".join(said))
+        table.add_row(printable(name), ", ".join(said))
     console.print(table)
     for one in found:
         if one.state not in (State.INTACT, State.UNVERIFIED):
@@ -58,4 +58,4 @@ def _remedy(run: Path, bad: list[str]) -> str:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(text), soft_wrap=True)

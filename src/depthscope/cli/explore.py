@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.cli.signals import INTERRUPTED, status_of
+from depthscope.printable import printable
 
 if TYPE_CHECKING:
     from depthscope.experiments.tuned_lens import TunedLens
@@ -67,13 +68,15 @@ def command(
     free = free_port(port)
     if free != port:
         console.print(f"port {port} is in use, using the next free one", highlight=False)
-    console.print(f"exploring [bold]{escape(facts.name)}[/] at", end=" ", highlight=False)
+    console.print(f"exploring {printable(facts.name)} at", end=" ")
     try:
         serve(
             page, free, lambda address: console.print(f"{address}  (Ctrl+C to stop)", highlight=False, soft_wrap=True)
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print()
+        if (status := status_of(stop)) != INTERRUPTED:  # Ctrl+C is how it is meant to end
+            raise typer.Exit(status) from None
 
 
 def _tuned_lens(model: "Model", given: Path | None, run: Path | None) -> "tuple[TunedLens | None, str]":

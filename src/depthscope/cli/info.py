@@ -6,6 +6,7 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.printable import printable
 
 
 def command(
@@ -23,5 +24,5 @@ def command(
     for name, value in facts.items():
         counted = name in ("parameters", "stored")
         text = "none" if value is None else f"{value:,}" if counted else str(value)
-        shown.add_row(name.replace("_", " "), text)
-    console.print(shown, highlight=False)
+        shown.add_row(name.replace("_", " "), printable(text))
+    console.print(shown)

@@ -3,17 +3,18 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from depthscope.cli.console import console
+from depthscope.cli.console import console, styled
 from depthscope.cli.request import Request
+from depthscope.printable import printable
 
 Prompt = Annotated[
     str | None,
     typer.Option(help="A text to analyse token by token instead of measuring the corpus.", show_default=False),
 ]
-Top = Annotated[int, typer.Option(min=1, help="With --prompt: number of tokens to show at each depth.")]
+Top = Annotated[int, typer.Option(min=1, max=1000, help="With --prompt: number of tokens to show at each depth.")]
 Position = Annotated[
     int,
     typer.Option(help="With --prompt: position whose next-token prediction is shown; negative counts from the end."),
@@ -37,17 +38,21 @@ def one_prompt(request: Request, *, prompt: Prompt = None, top: Top = 5, positio
         raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")
     chosen = found.filter(found["position"] == position % length)
     tokens = found.filter((found["layer"] == 0) & (found["rank"] == 1))["token"].to_list()
-    tokens[position] = f"[bold]{escape(tokens[position])}[/]"
-    console.print(" ".join(token if token.startswith("[bold]") else escape(token) for token in tokens), "→ ?")
+    there = position % length
+    parts = [styled(token, "bold") if at == there else Text(printable(token)) for at, token in enumerate(tokens)]
+    console.print(Text(" ").join([*parts, Text("→ ?")]))
     shown = Table(header_style="bold", box=None, pad_edge=False)
     for title in ("layer", "KL", "entropy"):
         shown.add_column(title, justify="right")
     shown.add_column("most likely next tokens")
     for (layer,), rows in chosen.group_by("layer", maintain_order=True):
-        words = [f"{escape(row['predicted'])} [dim]{row['probability']:.0%}[/]" for row in rows.iter_rows(named=True)]
+        words = [
+            Text.assemble(printable(row["predicted"]), " ", (f"{row['probability']:.0%}", "dim"))
+            for row in rows.iter_rows(named=True)
+        ]
         numbers = (
             give_or_take(Value(rows[name][0]), metric) for name, metric in (("kl", lens.KL), ("entropy", lens.ENTROPY))
         )
-        shown.add_row(str(layer), *numbers, "  ".join(words))
-    console.print(shown, highlight=False)
+        shown.add_row(str(layer), *numbers, Text("  ").join(words))
+    console.print(shown)
     return True

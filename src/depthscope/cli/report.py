@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.printable import printable
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN ...", help="A run directory, or several to compare.")]
 Page = Annotated[
@@ -28,6 +30,9 @@ Reference = Annotated[
 
 def command(runs: Runs, out: Page = None, figures: Figures = None, reference: Reference = None) -> None:
     """Write the page of a run, or one page that compares several: one HTML file that opens offline. Needs no torch."""
+    for option, path in (("--out", out), ("--figures", figures), *(("RUN", run) for run in runs)):
+        if path is not None:
+            options.check_path(option, path)
     if len(runs) == 1:
         write_one(runs[0], out, figures, reference)
     else:
@@ -64,9 +69,9 @@ def write_several(paths: list[Path], out: Path | None, figures: Path | None, ref
 
 def say_page(page: Path) -> None:
     """Print the page's path."""
-    console.print(f"page    {page}", highlight=False, soft_wrap=True)
+    console.print(f"page    {printable(page)}", soft_wrap=True)
 
 
 def say_figures(files: list[Path], folder: Path) -> None:
     """Print the figures' folder and the number of files."""
-    console.print(f"figures {folder} ({len(files)} files)", highlight=False, soft_wrap=True)
+    console.print(f"figures {printable(folder)} ({len(files)} files)", soft_wrap=True)

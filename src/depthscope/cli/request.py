@@ -1,5 +1,6 @@
 """The options shared by all measuring commands, and running the measurement."""
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from depthscope.cli import options
-from depthscope.cli.console import console, errors_console
+from depthscope.cli.console import console, errors_console, styled
+from depthscope.cli.signals import status_of
 from depthscope.cli.summary import print_summary
+from depthscope.printable import printable
 from depthscope.schema.declaration import Option
 
 if TYPE_CHECKING:
@@ -46,6 +49,12 @@ class Request(Shared):
     settings: dict[str, Any] = field(default_factory=dict)
     """The settings of the study, by name."""
 
+    def check(self) -> None:
+        """Raise DepthscopeError for what no model could be loaded with, and for no usable --out. Imports no torch."""
+        options.check_loading(self.model, *(getattr(self, name) for name in LOADING))
+        if self.out is not None:
+            options.check_path("--out", self.out)
+
     def load(self) -> "Model":
         """Load the requested model."""
         return options.load_quietly(self.model, *(getattr(self, name) for name in LOADING))
@@ -53,6 +62,7 @@ class Request(Shared):
 
 LOADING = ("dtype", "device", "revision", "stream", "unused_tensors", "adapter")
 TEXT = ("tokens", "special_tokens", "chat", "pack", "cluster")
+LONGEST_SLUG = 200
 MODEL, *SHARED = inspect.signature(Shared).parameters.values()
 
 
@@ -85,6 +95,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     from depthscope.run.store import RunDirectory
     from depthscope.studies.settings import study_settings
 
+    request.check()
     asked: dict[str, Any] = request.settings | ({"experiments": tuple(experiments)} if experiments else {})
     names = study_settings(**asked).experiments
     text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
@@ -98,17 +109,22 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     loaded = request.load()
     blocks = f"{loaded.depth} blocks" + (" (streamed: read as they run)" if loaded.facts.streamed else "")
     blocks += "" if loaded.gguf is None else f", {loaded.gguf}"
-    console.print(f"[bold]{loaded.name}[/]: {blocks}, {request.data}, into {directory}", highlight=False)
+    where = printable(directory)
+    console.print(styled(loaded.name, "bold") + f": {printable(blocks)}, {printable(request.data)}, into {where}")
     try:
         study = api.study(loaded, text, out=directory, **asked)
-    except KeyboardInterrupt:
-        errors_console.print(f"stopped; the same command resumes it ({directory})")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
+        raise typer.Exit(status_of(stop)) from None
     page = study.report()
     print_summary(study.run, names if asked.get("experiments") else ())
-    console.print(f"tables {study.path / 'tables'}", highlight=False, soft_wrap=True)
-    console.print(f"page   {page}", highlight=False, soft_wrap=True)
+    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+    console.print(f"page   {printable(page)}", soft_wrap=True)
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+    """The text as the name of a directory; of a long one the beginning and a hash."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+    if 0 < len(name) <= LONGEST_SLUG:
+        return name
+    return f"{name[:100]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}".lstrip("-")

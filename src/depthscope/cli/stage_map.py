@@ -1,9 +1,9 @@
 """The stage map printed after a study: layers as a bar divided into stages, and a line per signature with its verdict."""
 
-from rich.markup import escape
 from rich.text import Text
 
-from depthscope.cli.console import console
+from depthscope.cli.console import console, styled
+from depthscope.printable import printable
 from depthscope.schema.found_stages import Boundary, SignatureVerdict, Stages
 from depthscope.schema.stages import (
     CANNOT_TELL,
@@ -19,27 +19,26 @@ from depthscope.schema.stages import (
 WIDTH = 72
 STYLES = {"detokenization": "cyan", "feature_engineering": "green", "prediction_ensembling": "yellow"}
 GLYPHS = dict(zip(STAGES, "░▒▓█", strict=True))
-MARKS = {SUPPORTED: "[green]✓[/]", NOT_SUPPORTED: "[red]✗[/]", CANNOT_TELL: "[yellow]?[/]"}
+MARKS = {SUPPORTED: ("✓", "green"), NOT_SUPPORTED: ("✗", "red"), CANNOT_TELL: ("?", "yellow")}
 TITLE = 40
 
 
 def print_stages(found: Stages) -> None:
     """Print the contents of RUN/stages.json."""
-    console.print("[bold]Stages of inference[/]")
-    console.print(escape(found.summary), highlight=False)
+    console.print(styled("Stages of inference", "bold"))
+    console.print(printable(found.summary))
     if found.stages:
         _print_bar(found)
     for boundary in found.boundaries:
-        console.print(_boundary_line(boundary), highlight=False)
+        console.print(_boundary_line(boundary))
     for one in found.transitions:
         if not one.named:
             console.print(
-                f"{STAGES[one.before].lower()} → {STAGES[one.after].lower()}: not named, {one.reason}", highlight=False
+                f"{STAGES[one.before].lower()} → {STAGES[one.after].lower()}: not named, {printable(one.reason)}"
             )
     for change in found.unnamed_changes:
         console.print(
             f"the signals step before layer {change.layer}, which matches no transition of the hypothesis",
-            highlight=False,
         )
     for edge in found.edges:
         if edge.exceptional:
@@ -73,7 +72,7 @@ def _print_bar(found: Stages) -> None:
         first_name = stage.name.split("+")[0]
         where = f"{stage.first}" if stage.first == stage.last else f"{stage.first}–{stage.last}"
         verdicts = f"{stage.supported}/{stage.signatures} signatures"
-        console.print(f"  {GLYPHS[first_name] * 2} layers {where:6} {stage.title} ({verdicts})", highlight=False)
+        console.print(f"  {GLYPHS[first_name] * 2} layers {where:6} {printable(stage.title)} ({verdicts})")
     console.print()
 
 
@@ -97,22 +96,20 @@ def _print_signatures(signatures: list[SignatureVerdict]) -> None:
     for one in signatures:
         if one.stage != stage:
             stage = one.stage
-            console.print(f"[bold]{STAGES[stage]}[/]", highlight=False)
-        title = f"{one.title}*" if one.defining else one.title
-        console.print(f"  {MARKS[one.verdict]} {title:{TITLE}} {_effect(one)}", highlight=False)
-    counts = [f"{mark} {verdict_shown(verdict)}" for verdict, mark in MARKS.items()]
-    console.print(
-        f"{', '.join(counts)}; \\[95% interval]; ≥ threshold; * defines its stage", highlight=False, markup=True
-    )
+            console.print(styled(STAGES[stage], "bold"))
+        title = printable(f"{one.title}*" if one.defining else one.title)
+        console.print(Text.assemble("  ", MARKS[one.verdict], f" {title:{TITLE}} {_effect(one)}"))
+    counts = [Text.assemble(mark, f" {verdict_shown(verdict)}") for verdict, mark in MARKS.items()]
+    console.print(Text(", ").join(counts) + "; [95% interval]; ≥ threshold; * defines its stage")
 
 
 def _effect(one: SignatureVerdict) -> str:
     """Effect, interval and threshold, with the unit once; the reason if there is no effect."""
     if one.effect is None:
-        return escape(one.reason)
+        return printable(one.reason)
     numbers = [_bare(one.effect, one.unit)]
     if one.ci_low is not None and one.ci_high is not None:
-        numbers.append(f"\\[{_bare(one.ci_low, one.unit)}, {_bare(one.ci_high, one.unit)}]")
+        numbers.append(f"[{_bare(one.ci_low, one.unit)}, {_bare(one.ci_high, one.unit)}]")
     return f"{' '.join(numbers)}; ≥ {written(one.threshold, one.unit)}"
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import polars as pl
 from rich.table import Table
 
-from depthscope.cli.console import console
+from depthscope.cli.console import console, styled
 from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
+from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
@@ -36,32 +37,31 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     """Print the tables of some experiments, by default the sweep, then the stages and what was not done."""
     settings, text = run.settings, run.manifest.text
     console.print(
-        f"\n{settings.subject} on {settings.tokens:,} tokens of {counted_documents(text)} ({settings.data})\n"
+        f"\n{printable(settings.subject)} on {settings.tokens:,} tokens of {counted_documents(text)} "
+        f"({printable(settings.data)})\n"
         f"values are mean ± half-width of the 95% interval over {counted_units(text, None)}; KL and entropy in nats, shares in "
         "%\n",
-        highlight=False,
     )
     for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
         _print_tables(run, EXPERIMENTS[name])
     if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
-        console.print(f"{goal}\n", highlight=False)
+        console.print(f"{goal}\n")
     if (not experiments or "stages" in experiments) and (found := run.stages):
         print_stages(found)
     if text.documents == 1:
         what = "cluster" if text.clustered else "pack" if text.packed else "document"
         several = counted_units(text, None) if text.clustered else "documents"
-        console.print(f"no intervals from a single {what}: use text with several {several}", highlight=False)
+        console.print(f"no intervals from a single {what}: use text with several {several}")
     if text.given_up:
         console.print(
             f"reading ended early: {text.too_short:,} of {text.documents_read:,} documents are shorter than a window. "
             "Use a shorter --window, or join them with --pack",
-            highlight=False,
         )
     for what, how in run.manifest.kernels.items():
         if how not in EXPECTED_KERNELS:
-            console.print(f"{what}: {how}", highlight=False)
+            console.print(f"{printable(what)}: {printable(how)}")
     for what, reason in run.manifest.not_done.items():
-        console.print(f"not done: {title_of(what)}, because {reason}", highlight=False)
+        console.print(f"not done: {printable(title_of(what))}, because {printable(reason)}")
 
 
 def _print_tables(run: RunDirectory, experiment: Experiment) -> None:
@@ -69,7 +69,7 @@ def _print_tables(run: RunDirectory, experiment: Experiment) -> None:
     shown = {name: show for name, one in experiment.tables.items() if name in there and (show := printer(name, one))}
     for name, show in shown.items():
         if len(shown) > 1:
-            console.print(f"[bold]{name.replace('_', ' ').capitalize()}[/]", highlight=False)
+            console.print(styled(name.replace("_", " ").capitalize(), "bold"))
         show(run.table(name))
         console.print()
 
@@ -155,7 +155,7 @@ def _print_heads(table: pl.DataFrame) -> None:
             cells = ["none; strongest", cells[0]]
         passed = "not tested" if rows["of_kind"].is_null().all() else f"{rows['of_kind'].sum()} of {len(rows)}"
         shown.add_row(metric.title, *cells, *[""] * (3 - len(cells)), passed)
-    console.print(shown, highlight=False)
+    console.print(shown)
 
 
 def _print_probes(table: pl.DataFrame) -> None:
@@ -163,7 +163,7 @@ def _print_probes(table: pl.DataFrame) -> None:
     accuracy = table.filter((pl.col("metric") == probes.ACCURACY.name) & pl.col("draw").is_null())
     above_control = table.filter(metric=probes.SELECTIVITY.name)
     selectivity = {(r["group"], r["k"]): r for r in above_control.iter_rows(named=True)}
-    shown = _table(f"next token ends in -{table['suffix'][0]}", "neurons", "accuracy", "selectivity")
+    shown = _table(f"next token ends in -{printable(table['suffix'][0])}", "neurons", "accuracy", "selectivity")
     for (group,), rows in accuracy.group_by("group", maintain_order=True):
         for row in rows.filter(pl.col("k").is_in([rows["k"].min(), rows["k"].max()])).iter_rows(named=True):
             found = [row, selectivity.get((group, row["k"]))]

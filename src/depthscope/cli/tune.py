@@ -7,7 +7,9 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
-from depthscope.data.bos import AUTO
+from depthscope.cli.signals import status_of
+from depthscope.data.bos import AUTO, check_bos
+from depthscope.printable import printable
 
 Out = Annotated[Path, typer.Option(help="The directory of the lens. The same command resumes interrupted training.")]
 Tokens = Annotated[
@@ -44,23 +46,26 @@ def command(
     --lens tuned --tuned-lens OUT; a study without --tuned-lens trains one on the documents it does not measure.
     """
     from depthscope.data.corpus import Corpus
+    from depthscope.studies.settings import check_window
 
     text = Corpus(source=data, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
     text.check()
+    check_bos(bos)
+    if window is not None:
+        check_window(window)
+    options.check_path("--out", out)
     from depthscope import api
 
     loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
     try:
         lens = api.tune_lens(loaded, text, out=out, window=window, bos=bos)
-    except KeyboardInterrupt:
-        errors_console.print(f"stopped; the same command resumes it ({out})")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
+        raise typer.Exit(status_of(stop)) from None
     training = lens.config["training"]
     first, kept = training["curve"][0]["held_out_kl"], training["held_out_kl"]
-    console.print(
-        f"mean held-out KL over depths: logit lens {_mean(first)}, tuned lens {_mean(kept)} nats", highlight=False
-    )
-    console.print(f"lens {out}", highlight=False, soft_wrap=True)
+    console.print(f"mean held-out KL over depths: logit lens {_mean(first)}, tuned lens {_mean(kept)} nats")
+    console.print(f"lens {printable(out)}", soft_wrap=True)
 
 
 def _mean(values: list[float]) -> str:

@@ -4,7 +4,8 @@ import typer
 from rich.table import Table
 
 from depthscope.cli import options
-from depthscope.cli.console import console
+from depthscope.cli.console import console, styled
+from depthscope.printable import printable
 
 
 def command(
@@ -22,7 +23,8 @@ def command(
     checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter, verify=False))
     shown = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
-        shown.add_row("[green]passed[/]" if check.passed else "[bold red]failed[/]", check.name, check.detail)
-    console.print(shown, highlight=False)
+        passed = styled("passed", "green") if check.passed else styled("failed", "bold red")
+        shown.add_row(passed, printable(check.name), printable(check.detail))
+    console.print(shown)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthscope.errors import DataError
+from depthscope.printable import listed
 
 Message = Mapping[str, Any]
 Document = str | tuple[Message, ...]
@@ -52,7 +53,7 @@ class Field:
         for name, column in found.items():
             if column not in names:
                 ask = f"Name one as {where}#FIELD" if name == self.name else "Name one with --cluster"
-                raise DataError(f"{where} has no field {name!r}: it has {', '.join(names)}. {ask}")
+                raise DataError(f"{where} has no field {name!r}: it has {listed(names)}. {ask}")
         return list(dict.fromkeys(found.values()))
 
     def row(self, record: Any, where: str) -> Row:
@@ -108,9 +109,7 @@ def _find(record: Any, name: str, where: str, hint: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, Mapping) or key not in value:
-            there = (
-                f"has {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"is a {type(value).__name__}"
-            )
+            there = f"has {listed(value)}" if isinstance(value, Mapping) else f"is a {type(value).__name__}"
             raise DataError(f"{where}: no field {'.'.join(path[: depth + 1])!r} (it {there}). {hint}")
         value = value[key]
     return value
@@ -124,7 +123,7 @@ def messages_of(value: Any, where: str) -> tuple[Message, ...]:
         raise DataError(f"{where} is a {type(value).__name__}, expected a list of messages with role and content")
     for number, message in enumerate(value):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            has = ", ".join(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
+            has = listed(message) if isinstance(message, Mapping) else type(message).__name__
             raise DataError(f"{where}, message {number}: expected an object with role and content, got {has}")
         if isinstance(message["content"], str):
             require_text(message["content"], f"{where}, message {number}")

@@ -1,11 +1,13 @@
 """Data sets through the datasets library: of the hub, streamed, and folders written by `save_to_disk`."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from depthscope.data.fields import Field, Row
 from depthscope.errors import DataError
+from depthscope.printable import first_line, listed, printable
 
 HUB = "hf:"
 HUB_FORM = "hf:NAME[:CONFIG[:SPLIT]][#FIELD]"
@@ -37,13 +39,13 @@ def hub_documents(location: str, field: Field) -> Iterator[Row]:
         raise
     except Exception as error:  # the library raises dozens of kinds for one user mistake: a name that is not there
         raise DataError(
-            f"data set hf:{location.removeprefix(HUB)} cannot be read: {_first_line(error)}. Expected {HUB_FORM}"
+            f"data set hf:{location.removeprefix(HUB)} cannot be read: {first_line(error)}. Expected {HUB_FORM}"
         ) from error
 
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
-    return (folder / SAVED).exists() or (folder / SAVED_SPLITS).exists()
+    return any(os.path.exists(folder / name) for name in (SAVED, SAVED_SPLITS))  # noqa: PTH110 (False if it may not be read)
 
 
 def saved_documents(folder: Path, field: Field) -> Iterator[Row]:
@@ -53,21 +55,31 @@ def saved_documents(folder: Path, field: Field) -> Iterator[Row]:
     """
     import datasets
 
+    name = printable(folder)
+    _require_regular(folder)
     try:
         stored: Any = datasets.load_from_disk(str(folder))
     except Exception as error:  # as above
-        raise DataError(f"{folder} is a saved data set that cannot be read: {_first_line(error)}") from error
+        raise DataError(f"{name} is a saved data set that cannot be read: {first_line(error)}") from error
     if isinstance(stored, datasets.DatasetDict):
-        name = DEFAULT_SPLIT if DEFAULT_SPLIT in stored or len(stored) != 1 else next(iter(stored))
-        if name not in stored:
+        split = DEFAULT_SPLIT if DEFAULT_SPLIT in stored or len(stored) != 1 else next(iter(stored))
+        if split not in stored:
             raise DataError(
-                f"{folder} holds the splits {', '.join(map(str, stored)) or '(none)'} and no {name}: name one as {folder}/SPLIT"
+                f"{name} holds the splits {listed(stored) or '(none)'} and no {split}: name one as {name}/SPLIT"
             )
-        stored = stored[name]
-    columns = field.columns(stored.column_names, str(folder))
-    for row, record in enumerate(stored.select_columns(columns)):
-        yield field.row(record, f"{folder}, row {row}")
+        stored = stored[split]
+    columns = field.columns(stored.column_names, name)
+    try:
+        for row, record in enumerate(stored.select_columns(columns)):
+            yield field.row(record, f"{name}, row {row}")
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{name} is a saved data set that cannot be read: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _require_regular(folder: Path) -> None:
+    """Raise DataError for a pipe or a device in a folder: the library would open it and wait."""
+    for file in folder.rglob("*"):
+        if not (os.path.isfile(file) or os.path.isdir(file)):  # noqa: PTH112, PTH113 (False if it may not be asked)
+            raise DataError(f"{printable(file)} is not a regular file: expected one, not a pipe or a device")

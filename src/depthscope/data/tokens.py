@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from depthscope.data.fields import Document, Message
+from depthscope.data.fields import Document, Message, require_text
 from depthscope.errors import DataError
 from depthscope.models.model import Model
+from depthscope.printable import first_line, listed
 
 CHARACTERS_PER_TOKEN = 8
 """More than a token has on average, so that text cut at this many characters a token mostly holds enough tokens."""
@@ -43,14 +44,14 @@ def rendered(model: Model, document: Document) -> str:
     require_template(model)
     tokenizer = model.require_tokenizer()
     try:
-        return str(tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
+        text = str(tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
     except Exception as error:  # a template is a program of its own, which may raise anything
-        roles = ", ".join(str(message["role"]) for message in document)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        roles = listed(message["role"] for message in document)
         raise DataError(
-            f"the chat template of {model.name} refuses a chat with the roles {roles}: {reason}. Expected messages as it "
-            "was made for"
+            f"the chat template of {model.name} refuses a chat with the roles {roles}: {first_line(error)}. Expected messages "
+            "as it was made for"
         ) from error
+    return require_text(text, "a chat")
 
 
 def require_template(model: Model) -> None:

@@ -15,6 +15,7 @@ from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.errors import DataError
 from depthscope.models.model import Model
+from depthscope.printable import printable
 
 TRAINING_TOKENS = 131_072
 HELD_OUT_EVERY = 8
@@ -37,7 +38,7 @@ class LensText:
     def record(self) -> dict[str, Any]:
         """What identifies the text, as JSON values."""
         return {
-            "data": self.source,
+            "data": printable(self.source),
             "first_document": self.first_document,
             "window": self.training.length,
             "bos": self.training.bos,

@@ -7,11 +7,28 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from depthscope.errors import DepthscopeError
+from depthscope.printable import shown
 from depthscope.schema.metric import Metric
 
 
 def accept(_: Any) -> None:
     """The check of an option whose every value is allowed."""
+
+
+LONGEST_TEXT = 4096
+"""Bytes of a setting that is text: names, suffixes, paths."""
+
+
+def check_text(name: str, value: str, most: int = LONGEST_TEXT) -> None:
+    """Raise DepthscopeError for text that is empty, too long, cannot be written as UTF-8 or has a null character."""
+    try:
+        fits = 0 < len(value.encode()) <= most and "\0" not in value
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise DepthscopeError(
+            f"{name} is {shown(value)}: expected text of 1 to {most:,} bytes, in UTF-8 and without null characters"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from depthscope.experiments.experiment import (
 from depthscope.models.memory import MEASURING, memory_errors, require_headroom
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
+from depthscope.printable import printable
 from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
 from depthscope.schema.experiments import EXPERIMENTS, STAGES
@@ -284,7 +285,7 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
         dtype=model.facts.dtype,
         device=model.device.type,
         attention_backend=model.facts.attention_backend,
-        data=subject.corpus.source,
+        data=printable(subject.corpus.source),  # a file name that is not UTF-8 cannot be stored as it is
         tokens=windows.tokens,
         window=windows.length,
         bos=windows.bos,

@@ -7,26 +7,37 @@ Settings of individual experiments are in their declarations (`schema/`), those 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DataError, DepthscopeError
+from depthscope.printable import shown
 from depthscope.schema import experiments as declared
-from depthscope.schema.declaration import Option
+from depthscope.schema.declaration import Option, check_text
 from depthscope.schema.experiments import EXPERIMENTS, experiment_names
 from depthscope.schema.sweep import EXPERIMENT as SWEEP
 
+MOST_NAMES = 10_000
+"""Names in a list: an iterable may have no end."""
+LONGEST_WINDOW = 1 << 24
+"""Tokens of a window that can be asked for: more than any model's context."""
 
-def check_window(length: int) -> None:
-    """Raise DataError for a window too short to contain a prediction."""
+
+def check_window(length: Any) -> None:
+    """Raise DataError for a window too short to contain a prediction, longer than any context, or not a whole number."""
+    if not isinstance(length, int) or isinstance(length, bool):
+        raise DataError(f"a window of {shown(length)} tokens: expected a whole number")
     if length < 2:
-        raise DataError(f"a window of {length} tokens is too short: expected at least 2")
+        raise DataError(f"a window of {shown(length)} tokens is too short: expected at least 2")
+    if length > LONGEST_WINDOW:
+        raise DataError(f"a window of {shown(length)} tokens is too long: expected at most {LONGEST_WINDOW:,}")
 
 
 def _check_precision(precision: float) -> None:
     if not 0 < precision < 1:
         raise DepthscopeError(
-            f"expected a precision between 0 and 1, such as 0.05 for intervals of ±5 %, got {precision}"
+            f"expected a precision between 0 and 1, such as 0.05 for intervals of ±5 %, got {shown(precision)}"
         )
 
 
@@ -101,6 +112,8 @@ def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySett
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise DepthscopeError(f"unknown setting {unknown}{hint}: expected some of {', '.join(there)}")
     given = {name: _typed(there[name], value) for name, value in given.items()}
+    if unit_tokens is not None and not (type(unit_tokens) is int and unit_tokens > 0):
+        raise DepthscopeError(f"setting unit_tokens: expected a positive whole number, got {shown(unit_tokens)}")
     names = experiment_names(given.get("experiments") or ())
     checked = {PRECISION.name, WINDOW.name, BOS.name, *declared.options(names)}
     values = {name: given.get(name, option.default) for name, option in there.items()}
@@ -124,15 +137,17 @@ def _typed(option: Option, value: Any) -> Any:
     if option.type is tuple and isinstance(value, str):
         return tuple(name.strip().replace("-", "_") for name in value.split(",") if name.strip())
     if option.type is tuple and isinstance(value, Iterable):
-        value = tuple(value)
-    if option.type is float and isinstance(value, int):
+        value = tuple(islice(value, MOST_NAMES + 1))
+    if option.type is float and isinstance(value, int) and abs(value) < 1 << 1000:  # a larger one is no float
         value = float(value)
     # A bool is an int to Python, but no number of anything.
     fits = isinstance(value, option.type) and (option.type is bool or not isinstance(value, bool))
     names = value if isinstance(value, tuple) else ()
-    if not fits or not all(isinstance(name, str) for name in names):
+    if not fits or len(names) > MOST_NAMES or not all(isinstance(name, str) for name in names):
         expected = "a list of names" if option.type is tuple else option.type.__name__
-        raise DepthscopeError(f"setting {option.name}: expected {expected}, got {value!r}")
+        raise DepthscopeError(f"setting {option.name}: expected {expected}, got {shown(value)}")
+    if isinstance(value, str):
+        check_text(f"setting {option.name}", value)
     return value
 
 

@@ -1,0 +1,54 @@
+"""The commands: no logic here, and heavy imports only when one runs."""
+
+from collections.abc import Callable
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from depthscope.cli import check, compare, explore, info, models, report, tune, verify
+from depthscope.cli.measuring import experiment_command, study_command
+from depthscope.schema.experiments import EXPERIMENTS
+
+ABOUT = "Take a language model apart layer by layer and see what each depth does."
+
+
+def build_app() -> typer.Typer:
+    """The command line, with a command for each experiment registered so far."""
+    app = typer.Typer(
+        name="depthscope",
+        help=ABOUT,
+        epilog="Every command takes --debug, which shows the traceback of an error.",
+        no_args_is_help=True,
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+
+    @app.callback(help=ABOUT)
+    def about(
+        version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"depthscope {installed_version('depthscope')}")
+            raise typer.Exit
+
+    def add(name: str, title: str, command: Callable[..., None]) -> None:
+        app.command(name, short_help=title)(command)
+
+    add("study", "Run the whole study of a model: all experiments, stages, page.", study_command())
+    for name in (name for name, one in EXPERIMENTS.items() if one.command == name):
+        add(name.replace("_", "-"), EXPERIMENTS[name].title, experiment_command(name))
+    add("tune", "Train a tuned lens for a model.", tune.command)
+    add("explore", "Explore a model and its runs in the browser.", explore.command)
+    add("report", "Write the page of one or several runs again, and figures as files.", report.command)
+    add("compare", "Write one page that compares runs over relative depth.", compare.command)
+    add("check", "Verify every file of a run by its checksum.", check.command)
+    add("info", "Show layers, heads, widths, experts, layout, norm, context.", info.command)
+    add("models", "List the models that can be studied here, and get more.", models.command)
+    add("verify", "Check that replay reproduces the model, logits bit for bit.", verify.command)
+    return app
+
+
+app = build_app()

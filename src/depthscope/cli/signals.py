@@ -1,0 +1,60 @@
+"""Signals that end a command: what is in progress is dropped, the exit status is 128 + the signal's number.
+
+SIGINT (Ctrl+C), SIGTERM (kill, a scheduler) and SIGHUP (a terminal that is closed) raise Stopped in the main thread, wherever
+it is. A second signal ends the process at once, by the system's own means.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command. Like KeyboardInterrupt, it is no Exception and passes by whatever catches those."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status of a command that was stopped: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+    return getattr(stop, "status", INTERRUPTED)
+
+
+_received: list[int] = []
+
+
+def received() -> int | None:
+    """The exit status of the first signal that came, None if none did: typer turns every KeyboardInterrupt into 130."""
+    return 128 + _received[0] if _received else None
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Raise Stopped on the first signal of ENDING. Signals that the parent process set to be ignored stay ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _received.clear()
+    before = {number: signal.getsignal(number) for number in ENDING}
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in handled:
+            signal.signal(one, signal.SIG_DFL)
+        _received.append(number)
+        raise Stopped(number)
+
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
