@@ -2,7 +2,7 @@
 
     python docs/pictures.py report RUN           the page of a finished run: its top, and the figures of each section
     python docs/pictures.py comparison PAGE      the top of what `depthscope compare` wrote
-    python docs/pictures.py explorer ADDRESS     two tabs of a running `depthscope explore`
+    python docs/pictures.py explorer ADDRESS     two tabs of a running `depthscope explore` (the address with its token)
 
 Opens them in chromium and writes docs/images/*.png as they are; of a section's tables and definitions only the figures are
 kept. Needs the `dev` dependencies and a chromium.

@@ -1,27 +1,33 @@
 """The explorer's answers: the numbers are the library's own, and nothing typed or stored breaks or enters the page."""
 
 import math
+import os
 import re
 import socket
 from html import unescape
 from pathlib import Path
 
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
 import pytest
 import torch
 from families import tiny_model
-from report_runs import all_tables, make_run
+from report_runs import all_tables, made_up_stages, make_run
 from test_structure import FILES, imported, package
 
 import depthscope as ds
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
-from depthscope.errors import DataError, DepthscopeError, RouteError
+from depthscope.errors import DataError, DepthscopeError, RouteError, RunError
 from depthscope.experiments.neurons import NeuronReport, TokenCosine
 from depthscope.experiments.sweep import layer_edits
 from depthscope.explore import comparison, markup, neurons
+from depthscope.explore import prompt as prompts
 from depthscope.explore.answers import Answers
 from depthscope.explore.attention import head_scores, pattern_figure, pattern_of
+from depthscope.explore.figures import without_links
 from depthscope.explore.lens import COLOURS, lens_table
 from depthscope.explore.prompt import Prompt, Session
 from depthscope.explore.runs import Runs, model_of, progress
@@ -316,6 +322,7 @@ def test_no_prompt_and_a_long_one(answers):
 
 
 def test_prompts_are_computed_once_and_not_kept_for_ever(gpt2, monkeypatch):
+    monkeypatch.setattr(prompts, "KEPT", 4)
     session = Session(gpt2)
     with session.reading("one") as first:
         assert first.surgery(LAST) is first.surgery(LAST)
@@ -370,6 +377,109 @@ def test_runs_of_all_kinds_are_listed_with_the_reason(tmp_path):
     assert "no longer exists" in runs.status("../..")
     assert {name for _, name in runs.figures("runs/full")} >= {"sweep", "lens"}
     assert "unknown figure" in runs.figure("runs/full", "melted")[1]
+
+
+LINK = "<a href='http://evil.example'>a</a><b>b</b><span style='font-size:99px'>c</span><img src=x>"
+
+
+def hostile(value):
+    """The same JSON with a link in every text that no code reads."""
+    if isinstance(value, dict):
+        return {
+            key: f"{member} {LINK}" if isinstance(member, str) and key in FREE else hostile(member)
+            for key, member in value.items()
+        }
+    return [hostile(member) for member in value] if isinstance(value, list) else value
+
+
+FREE = {"title", "sentence", "reason", "summary", "test", "evidence", "model", "data", "unit"}
+
+
+@pytest.mark.fault("links and HTML in the texts of a run's files", "shown as text in the explorer's plots and tables")
+def test_no_link_enters_a_plot_or_the_page(tmp_path):
+    tables = all_tables() | {
+        "own": pl.DataFrame(
+            {"layer": [0, 1], LINK: [0, 1], "metric": [LINK] * 2, "unit": [LINK] * 2, "mean": [0.5, 0.6]}
+            | {"ci_low": [0.4, 0.5], "ci_high": [0.6, 0.7], "tokens": [9, 9], "documents": [3, 3]}
+        )
+    }
+    make_run(tmp_path / "run", tables=tables, stages=hostile(made_up_stages()), model=LINK)
+    runs = Runs(tmp_path)
+    drawn = 0
+    for _, name in runs.figures("run"):
+        shown, why = runs.figure("run", name)
+        assert "<a" not in why
+        if shown is not None:
+            text = shown.to_json().replace("\\u003c", "<")
+            drawn += "evil.example" in text
+            assert not re.search(r"<(a|img|span)\b", text), name
+    assert drawn > 3, "the texts are shown"
+    for html in (runs.overview("run"), runs.status("run")):
+        assert not re.search(r"<(a|img)\b", html)
+
+
+def test_figures_keep_emphasis_and_lose_links():
+    trace = go.Scatter(x=["<a href='http://x'>1</a>"], y=np.array(["<A HREF=x>"]), text="<b>t</b><extra></extra> 1 < 2")
+    shown = without_links(go.Figure(trace, {"title": {"text": "<i>t</i><br><span>x</span>"}}))
+    assert shown.data[0].x == ("&lt;a href='http://x'>1</a>".replace("</a>", "&lt;/a>"),)
+    assert shown.data[0].y == ("&lt;A HREF=x>",)
+    assert shown.data[0].text == "<b>t</b><extra></extra> 1 &lt; 2"
+    assert shown.layout.title.text == "<i>t</i><br>&lt;span>x&lt;/span>"
+
+
+@pytest.mark.parametrize(
+    "what", ["run.json", "stages.json", "tables", "tables/sweep.parquet", "shards", "shards/sweep"]
+)
+@pytest.mark.parametrize("kind", ["outside", "broken", "circle", "pipe", "inside"])
+@pytest.mark.fault(
+    "a run with links out of the explored folder, or with pipes", "not followed or opened; said in the list"
+)
+def test_links_out_of_the_folder_are_not_followed(tmp_path, what, kind):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    for run in (outside / "run", folder / "run", folder / "other"):
+        make_run(run, tables=all_tables(), stages=made_up_stages())
+        (run / "shards" / "sweep").mkdir(parents=True)
+    place = folder / "run" / what
+    place.rename(place.with_name("away"))
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        target = {"outside": outside / "run" / what, "inside": folder / "other" / what}
+        place.symlink_to(target.get(kind, tmp_path / "nothing" if kind == "broken" else place))
+    runs = Runs(folder)
+    listed = "run" in runs.names()
+    if kind == "inside":
+        assert listed
+        assert runs.open("run")
+        return
+    assert not listed or "of this run is a" in shown_text(runs.overview())
+    if listed:
+        with pytest.raises(RunError, match=r"is a link|is a pipe"):
+            runs.open("run")
+    assert runs.figures("run") == []
+    assert runs.figure("run", "sweep") == (None, "")
+    assert len(runs.figures("other")) > 5
+
+
+@pytest.mark.fault(
+    "depthscope explore on a run that names a model of the hub", "no hub is asked; the page says the command"
+)
+@pytest.mark.parametrize("name", ["evil/model", "gpt2", "evil", "a b;rm -rf x", "<a href=x>"])
+def test_the_model_that_a_run_names_is_not_asked_of_a_hub(tmp_path, monkeypatch, name):
+    from huggingface_hub import constants
+
+    from depthscope.cli.explore import _loaded
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # as without the tests' own setting
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a connection was opened"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a host was looked up"))
+    model, note = _loaded(name, True, "auto", "cpu", None, None)
+    assert model.name == "bookshelf-gpt2"
+    assert "`depthscope explore " in note
+    assert constants.HF_HUB_OFFLINE is False
+    html = markup.message(note)
+    assert "<a" not in html
 
 
 def test_no_runs_and_the_model_of_one(tmp_path):

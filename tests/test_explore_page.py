@@ -1,6 +1,7 @@
 """The explorer in a browser: it answers, it breaks on nothing that is typed, and it asks nothing of any other host."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,11 +51,11 @@ def served(tmp_path_factory):
         )
     try:
         until = time.monotonic() + SLOWEST
-        while "http://127.0.0.1:" not in log.read_text() and process.poll() is None and time.monotonic() < until:
+        while "token=" not in log.read_text() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
         text = log.read_text()
-        assert "http://127.0.0.1:" in text, text
-        yield "http://127.0.0.1:" + text.split("http://127.0.0.1:")[1].split("/")[0]
+        assert "token=" in text, text
+        yield re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+", text)[0]
     finally:
         process.terminate()
         process.wait(SLOWEST)
@@ -80,7 +81,7 @@ def page(served, troubles):
         page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-        own = (served, "data:", "blob:")
+        own = (served.partition("?")[0], "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(own) else troubles.append(request.url))
         page.goto(served)
         expect(page.locator("#lens td.cell").first).to_be_visible(timeout=SLOWEST * 1000)

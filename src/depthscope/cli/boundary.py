@@ -93,8 +93,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> int:
         left = available_memory()
         available = "" if left is None else f", {in_units(left)} are available"
         print_error(
-            f"not enough memory to start{available}. Raise the limit (ulimit -v, or that of the container), or choose a smaller "
-            "model, --window or --tokens"
+            f"not enough memory to start{available}. Raise the limit (ulimit -v, or that of the container), or choose a "
+            "smaller model, --window or --tokens"
         )
         return REFUSED
     if isinstance(error, OSError):  # of a disk, a file or a network, not of this program

@@ -1,6 +1,9 @@
 """`depthscope explore`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +45,7 @@ def command(
 ) -> None:
     """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and your runs.
 
-    The page is served on this machine only and makes no network requests.
+    The page is served on this machine only, at the address printed, and makes no network requests.
     """
     import importlib.util
 
@@ -54,8 +57,9 @@ def command(
     from depthscope.explore.page import build
     from depthscope.explore.prompt import Session
     from depthscope.explore.runs import Runs, model_of
-    from depthscope.explore.serve import free_port, serve
+    from depthscope.explore.serve import free_port, new_token, serve
 
+    token = new_token()
     folder = Path(subject)
     is_folder_of_runs = folder.is_dir() and not (folder / "config.json").exists()
     name = (model_of(folder) if is_folder_of_runs else subject) or options.DEFAULT_MODEL
@@ -71,7 +75,10 @@ def command(
     console.print(f"exploring {printable(facts.name)} at", end=" ")
     try:
         serve(
-            page, free, lambda address: console.print(f"{address}  (Ctrl+C to stop)", highlight=False, soft_wrap=True)
+            page,
+            token,
+            free,
+            lambda address: console.print(f"{address}  (Ctrl+C to stop)", highlight=False, soft_wrap=True),
         )
     except KeyboardInterrupt as stop:
         console.print()
@@ -98,15 +105,35 @@ def _tuned_lens(model: "Model", given: Path | None, run: Path | None) -> "tuple[
 def _loaded(
     name: str, of_a_run: bool, dtype: str, device: str, revision: str | None, adapter: str | None
 ) -> "tuple[Model, str]":
-    """The model, and a note if the run's model cannot be loaded and the embedded one is used instead."""
+    """The model, and a note if the run's model cannot be loaded and the embedded one is used instead.
+
+    No hub is asked for the model of a run: its name comes from a file that may be a stranger's.
+    """
     from depthscope.errors import DepthscopeError
 
-    try:
+    if not of_a_run:
         return options.load_quietly(name, dtype, device, revision, adapter=adapter), ""
-    except DepthscopeError as error:
-        if not of_a_run or name == options.DEFAULT_MODEL:
-            raise
-        note = (
-            f"The model of this run, {name}, could not be loaded ({error}). Exploring {options.DEFAULT_MODEL} instead."
-        )
-        return options.load_quietly(options.DEFAULT_MODEL, dtype, device, None), note
+    with _without_hub():
+        try:
+            return options.load_quietly(name, dtype, device, revision, adapter=adapter), ""
+        except DepthscopeError as error:
+            if name == options.DEFAULT_MODEL:
+                raise
+            note = (
+                f"The model of this run, {name}, could not be loaded from this machine ({error}). If you know it, "
+                f"`depthscope explore {quote(name)}` loads it, and asks the Hugging Face hub for it where it must. "
+                f"Exploring {options.DEFAULT_MODEL} instead."
+            )
+            return options.load_quietly(options.DEFAULT_MODEL, dtype, device, None), note
+
+
+@contextmanager
+def _without_hub() -> Iterator[None]:
+    """Offline, as with HF_HUB_OFFLINE=1: models in folders and in the cache are found, nothing is asked of another machine."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -9,6 +9,7 @@ import gradio as gr
 
 from depthscope.explore import comparison, lens, markup, surgery
 from depthscope.explore.answers import Answers
+from depthscope.explore.prompt import MOST_CHARACTERS
 from depthscope.explore.runs import Runs
 from depthscope.report.figures import figures
 
@@ -21,9 +22,18 @@ CHOOSE = """element.addEventListener('click', (event) => {
     if (cell) trigger('click', {cell: cell.dataset.cell});
 });"""
 """Reports a click on a cell made by markup.choice to the page."""
-QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
+QUIETLY: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "trigger_mode": "always_last",
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+}
 """Settings of every event. By default gradio drops an event while the same one is being answered, so the page would keep
-showing an outdated answer; always_last answers the latest one afterwards."""
+showing an outdated answer; always_last answers the latest one afterwards. All that use the model wait in one queue, in the
+order in which they came: only one can use it at a time, and which of several threads is next would be up to the system."""
+APART: dict[str, Any] = {**QUIETLY, "concurrency_id": "runs"}
+"""The same for events that do not use the model and need not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,15 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
     with gr.Blocks(title="depthscope", analytics_enabled=False) as page:
         gr.HTML(f"<header><h1>depthscope</h1><p>{markup.escaped(facts)}</p></header>{markup.message(note, 'problem')}")
         with gr.Row(equal_height=True, elem_id="asked"):
-            text = gr.Textbox(FIRST_PROMPT, label="Prompt", lines=1, max_lines=5, scale=6, elem_id="prompt")
+            text = gr.Textbox(
+                FIRST_PROMPT,
+                label="Prompt",
+                lines=1,
+                max_lines=5,
+                max_length=MOST_CHARACTERS,
+                scale=6,
+                elem_id="prompt",
+            )
             read = gr.Button("Read", variant="primary", scale=0, min_width=96, elem_id="read")
         said = gr.HTML(elem_id="said")
         with gr.Tabs(elem_id="rooms") as tabs:
@@ -58,7 +76,7 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
                 fourth = _neurons_tab(answers, text)
             with gr.Tab(RUNS):
                 clock = _runs_tab(runs, page)
-        tabs.select(_clock_of, None, clock, **QUIETLY)
+        tabs.select(_clock_of, None, clock, **APART)
         updates = sorted([*first, *second, *third, *fourth], key=lambda one: one.slow)
         for event, opening in ((page.load, True), (text.submit, False), (read.click, False)):
             step = event(updates[0].answer, updates[0].inputs, updates[0].outputs, **QUIETLY)
@@ -193,11 +211,11 @@ def _runs_tab(runs: Runs, page: gr.Blocks) -> gr.Timer:
         return _drawn(*runs.figure(name, of))
 
     shown = [now, overview, status, which]
-    overview.click(choose, None, shown, **QUIETLY)
-    page.load(look, now, shown, **QUIETLY)
-    clock.tick(look, now, shown, **QUIETLY)
+    overview.click(choose, None, shown, **APART)
+    page.load(look, now, shown, **APART)
+    clock.tick(look, now, shown, **APART)
     for changed in (now, which):
-        changed.change(draw, [now, which], [plot, problem], **QUIETLY)
+        changed.change(draw, [now, which], [plot, problem], **APART)
     return clock
 
 

@@ -2,12 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cached_property
+from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
@@ -22,8 +25,12 @@ from depthscope.shapes import TokenIds
 
 LONGEST = 512
 """Most tokens of a prompt, whatever the model's context: keeps the page readable and fast."""
-KEPT = 4
-"""Number of prompts whose results are cached."""
+MOST_CHARACTERS = 64 * LONGEST
+"""Most characters of a prompt that are read at all. Tokens longer than 64 characters are rare."""
+MOST_KEPT = 256 * 2**20
+"""Most bytes of results that are cached, of all prompts together. The prompt being read is kept however large it is."""
+KEPT = 64
+"""Most prompts whose results are cached: one for each page that may be open."""
 TOP = 10
 """Number of tokens shown of a distribution."""
 
@@ -72,6 +79,13 @@ class Prompt:
         """Every head's attention to the previous and to the first token."""
         return head_scores(self.baseline)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the tensors and tables computed so far."""
+        storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in _tensors(vars(self))}
+        tables = (value.estimated_size() for value in vars(self).values() if isinstance(value, pl.DataFrame))
+        return sum(storages.values()) + int(sum(tables))
+
     def surgery(self, averaged: str) -> Surgery:
         """Every swap and drop, with KL measured as `averaged`, one of surgery.AVERAGED."""
         averaged = MEAN if averaged == MEAN else LAST
@@ -88,7 +102,8 @@ class Session:
         self.tuned = tuned
         """A lens trained for the model, shown next to the logit lens."""
         self.vocabulary = vocabulary_of(model)
-        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, bool], Prompt] = OrderedDict()
+        self._held: dict[tuple[str, bool], int] = {}
         self._turn = threading.RLock()
 
     @cached_property
@@ -106,21 +121,34 @@ class Session:
     def reading(self, text: str) -> Iterator[Prompt]:
         """A prompt by its text. Raises DataError, with a message for the page, if there is nothing to read."""
         with self.using():
-            yield self._prompt(text)
+            prompt = self._prompt(text)
+            try:
+                yield prompt
+            finally:
+                self._let_go(prompt)
 
     def _prompt(self, text: str) -> Prompt:
-        if text not in self._prompts:
-            self._prompts[text] = self._tokenized(text)
-        self._prompts.move_to_end(text)
-        while len(self._prompts) > KEPT:
-            self._prompts.popitem(last=False)
-        return self._prompts[text]
+        # Cut before anything else: what follows costs memory and time for every character.
+        asked = text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS
+        if asked not in self._prompts:
+            self._prompts[asked] = self._tokenized(*asked)
+            self._held[asked] = 0
+        self._prompts.move_to_end(asked)
+        return self._prompts[asked]
 
-    def _tokenized(self, text: str) -> Prompt:
+    def _let_go(self, prompt: Prompt) -> None:
+        """Drop the prompts not used for the longest time, until the rest is within the bounds."""
+        last = next(reversed(self._prompts))
+        self._held[last] = prompt.held
+        while len(self._prompts) > KEPT or (sum(self._held.values()) > MOST_KEPT and len(self._prompts) > 1):
+            oldest, _ = self._prompts.popitem(last=False)
+            del self._held[oldest]
+
+    def _tokenized(self, text: str, more: bool) -> Prompt:
         if not text:
             raise DataError("Enter a text to analyse.")
         most = min(self.model.context or LONGEST, LONGEST)
-        # A browser may send lone surrogates, which no tokenizer accepts. Tokens longer than 64 characters are rare.
+        # A browser may send lone surrogates, which no tokenizer accepts.
         taken = text.encode("utf-8", "replace").decode()[: 64 * most]
         found = self.model.tokenize(taken)
         if not found:
@@ -128,6 +156,25 @@ class Session:
         ids = torch.tensor([found[:most]], dtype=torch.int64)
         self.model.check_ids(ids)
         tokens = [self.vocabulary.shown(one) for one in found[:most]]
-        return Prompt(
-            self.model, ids.to(self.model.device), tokens, len(found) > most or len(taken) < len(text), self.tuned
-        )
+        cut = more or len(found) > most or len(taken) < len(text)
+        return Prompt(self.model, ids.to(self.model.device), tokens, cut, self.tuned)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors that a result consists of; not those of the model."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Model | TunedLens | torch.nn.Module):
+        return
+    else:
+        members: Any = ()
+        if isinstance(value, Mapping):
+            members = value.values()
+        elif isinstance(value, list | tuple):
+            members = value
+        elif is_dataclass(value):
+            members = (getattr(value, one.name) for one in fields(value))
+        elif isinstance(value, Baseline):
+            members = vars(value).values()
+        for member in members:
+            yield from _tensors(member)

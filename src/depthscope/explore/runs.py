@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -15,12 +16,14 @@ from depthscope.explore import markup
 from depthscope.explore.figures import dressed
 from depthscope.report.figures import figure, figures
 from depthscope.report.section import Kind
-from depthscope.run.store import MANIFEST, RunDirectory
+from depthscope.run.store import MANIFEST, STAGES, RunDirectory
 
 DEEPEST = 3
 """Depth of the search for runs below the start folder."""
 MOST = 200
 """Most runs listed."""
+MOST_ENTRIES = 10_000
+"""Most entries of a folder that are looked at."""
 BROKEN = (
     DepthscopeError,
     OSError,
@@ -65,8 +68,10 @@ class Runs:
         return self.folder / name
 
     def open(self, name: str | None) -> RunDirectory:
-        """Open a run by its name. Raises RunError with the reason if it cannot be read."""
-        return RunDirectory.reading(self.path(name))
+        """Open a run by its name. Raises RunError with the reason if it cannot be read, or holds a link out of the folder."""
+        path = self.path(name)
+        _require_own(path, self.folder.resolve())
+        return RunDirectory.reading(path)
 
     def first(self) -> str | None:
         """The initially selected run: the most recent one with a figure, or else a readable one, or else any."""
@@ -217,13 +222,41 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
+def _require_own(run: Path, folder: Path) -> None:
+    """Raise RunError unless all that is read of a run is a regular file of the explored folder.
+
+    A run may come from a stranger: a link in it would show any file of this machine, and a pipe would never end. Shards are
+    only counted.
+    """
+    for entry in _read(run):
+        if entry.is_symlink():
+            try:
+                place = Path(entry.path).resolve(strict=True)
+            except (OSError, RuntimeError) as error:  # RuntimeError: in a circle
+                raise RunError(f"{entry.name} of this run is a link that leads nowhere") from error
+            if not place.is_relative_to(folder):
+                raise RunError(f"{entry.name} of this run is a link out of the folder explored: it is not followed")
+        if not (entry.is_file() or entry.is_dir()):
+            raise RunError(f"{entry.name} of this run is a pipe or a device: expected a file")
+
+
+def _read(run: Path) -> Iterator[os.DirEntry[str]]:
+    """What is read of a run: its own files, its tables, and the folders of shards."""
+    for entry in os.scandir(run):
+        if entry.name in (MANIFEST, STAGES, "tables", "shards"):
+            yield entry
+            if entry.is_dir():
+                yield from islice(os.scandir(entry.path), MOST_ENTRIES)
+
+
 def _found(folder: Path, deep: int) -> Iterator[Path]:
     """Directories with a manifest, without following links. Runs are not nested."""
     try:
         if (folder / MANIFEST).is_file():
             yield folder
             return
-        entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+        found = islice(os.scandir(folder), MOST_ENTRIES)
+        entries = sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
     except OSError:
         return
     for name in entries if deep else ():

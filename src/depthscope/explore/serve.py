@@ -1,49 +1,40 @@
-"""Serving the page on this machine only: a port of the loopback address, and no requests to other hosts."""
+"""Serving the page on this machine only: a port of the loopback address, behind the gate, and no requests to other hosts."""
 
+import logging
+import os
+import re
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
+import fastapi
 import gradio as gr
+import uvicorn
 from gradio.themes import Base
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from depthscope.errors import DepthscopeError
+from depthscope.explore.gate import Gate
+from depthscope.explore.memory import keep_compact
+from depthscope.explore.open_pages import MOST_PAGES, OpenPages
 
 LOOPBACK = "127.0.0.1"
 PORT = 7860
 PORTS_TRIED = 100
-POLICY = (
-    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    b"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; frame-ancestors 'none'"
-)
-"""gradio's page needs inline scripts and styles; sources outside this server are blocked."""
-
-
-class OnlyThisServer:
-    """Adds the content security policy to every response."""
-
-    def __init__(self, app: Callable[..., Any]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle one ASGI request."""
-
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [
-                    *message.get("headers", []),
-                    (b"content-security-policy", POLICY),
-                    (b"referrer-policy", b"same-origin"),
-                ]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
+MOST_CONNECTIONS = 1024
+MOST_QUEUED = 4 * MOST_PAGES
+"""Most questions waiting, of all pages together. They are answered in the order in which they came."""
+THREADS = 4
+"""Threads that compute answers: at most one uses the model, one reads runs, others convert values."""
+STARTING, STOPPING = 120.0, 5.0
+"""Seconds that the server may take to start, and to stop."""
+TOKEN = "DEPTHSCOPE_EXPLORE_TOKEN"
+SHORTEST = 16
 
 
 def free_port(wanted: int) -> int:
@@ -61,39 +52,114 @@ def free_port(wanted: int) -> int:
     )
 
 
-def serve(page: gr.Blocks, port: int, tell: Callable[[str], None]) -> None:
-    """Serve the page until the process is interrupted; `tell` is called with its address once it can be opened."""
+def new_token() -> str:
+    """The token that opens the page: that of $DEPTHSCOPE_EXPLORE_TOKEN, or else a random one.
+
+    Raises DepthscopeError for one that is short enough to be guessed or would have to be escaped in an address.
+    """
+    given = os.environ.get(TOKEN)
+    if given is None:
+        return secrets.token_urlsafe(32)
+    if not re.fullmatch(rf"[A-Za-z0-9_-]{{{SHORTEST},256}}", given):
+        raise DepthscopeError(
+            f"{TOKEN} has {len(given)} characters: expected {SHORTEST} to 256 of A-Z, a-z, 0-9, _ and -. "
+            "Without it, every start has a random token"
+        )
+    return given
+
+
+def mounted(page: gr.Blocks, port: int) -> fastapi.FastAPI:
+    """gradio's application of the page with all of its routes, not guarded yet."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Liberation Sans", "Arial", "sans-serif"]
-    page.queue(default_concurrency_limit=4, max_size=64)
-    _, address, _ = page.launch(
+    page.max_threads = THREADS
+    page.queue(default_concurrency_limit=1, max_size=MOST_QUEUED)
+    parent = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    gr.mount_gradio_app(
+        parent,
+        page,
+        path="/",
         server_name=LOOPBACK,
         server_port=port,
-        share=False,
-        quiet=True,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        ssr_mode=False,
+        footer_links=[],
         run_history=False,
+        ssr_mode=False,
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
-        strict_cors=True,
-        footer_links=[],
+        show_error=False,
         theme=Base(
             primary_hue="sky", neutral_hue="gray", font=system, font_mono=["ui-monospace", "Consolas", "monospace"]
         ),
         css=resources.files("depthscope.explore").joinpath("page.css").read_text(encoding="utf-8"),
-        app_kwargs={
-            "middleware": [
-                Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"]),
-                Middleware(OnlyThisServer),
-            ]
-        },
     )
-    # A shell or a library may have changed the handler: Ctrl+C must stop the server.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    tell(address)
+    return parent
+
+
+def _gradio_app(parent: fastapi.FastAPI) -> Any:
+    """gradio's own application, as mounted."""
+    return next(route.app for route in parent.routes if hasattr(getattr(route, "app", None), "state_holder"))
+
+
+class _Server(uvicorn.Server):
+    """Ends the pages' streams when it stops: left to themselves they never end, and uvicorn would report each."""
+
+    def __init__(self, config: uvicorn.Config, page: gr.Blocks, gradio: Any) -> None:
+        super().__init__(config)
+        self.page, self.gradio = page, gradio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, as uvicorn does."""
+        self.page._queue.close()
+        self.page.is_running = False
+        self.gradio.stop_event.set()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
+
+@contextmanager
+def running(page: gr.Blocks, token: str, port: int) -> Iterator[str]:
+    """Serve the page in a thread as long as the context is open, and give its address, without the token.
+
+    Raises DepthscopeError if the server does not start.
+    """
+    keep_compact()
+    parent = mounted(page, port)
+    gradio = _gradio_app(parent)
+    server = _Server(
+        uvicorn.Config(
+            Gate(OpenPages(parent, gradio), token, name=f"depthscope-{port}"),
+            host=LOOPBACK,
+            port=port,
+            ws="none",
+            lifespan="on",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        ),
+        page,
+        gradio,
+    )
+    thread = threading.Thread(target=server.run, name="explorer", daemon=True)
+    thread.start()
     try:
-        threading.Event().wait()
+        until = time.monotonic() + STARTING
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise DepthscopeError(f"the server did not start on port {port}: use another --port")
+            thread.join(0.02)
+        yield f"http://{LOOPBACK}:{port}/"
     finally:
-        page.close(verbose=False)
+        server.should_exit = True
+        thread.join(STOPPING)
+
+
+def serve(page: gr.Blocks, token: str, port: int, tell: Callable[[str], None]) -> None:
+    """Serve the page until the process is interrupted; `tell` is called with its address once it can be opened."""
+    with running(page, token, port) as address:
+        # A shell or a library may have changed the handler: Ctrl+C must stop the server.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tell(f"{address}?token={token}")
+        threading.Event().wait()

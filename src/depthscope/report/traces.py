@@ -149,7 +149,7 @@ def _points(panel: Panel, points: Points, x_is: str | None) -> go.Scatter:
         symbol = [f"{look.marker}-open" if hollow else look.marker for hollow in points.hollow]
     return go.Scatter(
         x=list(points.shares) if by_share else [_at(x) for x in points.x],
-        y=[_at(y) for y in points.y] if x_is is None else list(panel.drawn_y(points)),
+        y=[_at(y) for y in points.y] if x_is is None else [_escaped(y) for y in panel.drawn_y(points)],
         error_x=_error(points, "x"),
         error_y=_error(points, "y"),
         customdata=[list(row) for row in points.rows()],
@@ -315,7 +315,11 @@ def _said(one: Hover) -> str:
 
 
 def _at(place: Place) -> float | str:
-    return place.mean if isinstance(place, Value) else place
+    return place.mean if isinstance(place, Value) else plain(place)
+
+
+def _escaped(y: float | str | None) -> float | str | None:
+    return plain(y) if isinstance(y, str) else y
 
 
 def _numbers(value: Value | None) -> list[float]:
