@@ -1,9 +1,9 @@
 """Try every fault and attack as often as stated, and write the table of docs/reliability.md: `make torture`.
 
-    python -m benchmarks.torture [--write] [-k EXPRESSION]
+    python -m benchmarks.torture [--few] [--write] [-k EXPRESSION]
 
-Runs the tests marked `fault` with `--torture` and lists what was done, how often, what had to follow, and whether it did.
-Exits with 1 if any failed; nothing is written then.
+Runs the tests marked `fault` with `--torture` (`--few`: as `make test` does) and lists what was done, how often, and what had
+to follow. Exits with 1 if any failed; nothing is written then.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def faults(cases: Iterable[Element]) -> list[Fault]:
     return sorted(found.values(), key=lambda fault: fault.test)
 
 
-def table(found: Sequence[Fault], minutes: float) -> str:
-    """The table in Markdown, with date and machine."""
+def table(found: Sequence[Fault], minutes: float, command: str) -> str:
+    """The table in Markdown, with date, machine and the command that makes it."""
     rows = []
     for fault in found:
         skipped = f" ({fault.skipped} skipped)" if fault.skipped else ""
@@ -64,7 +64,7 @@ def table(found: Sequence[Fault], minutes: float) -> str:
     return "\n".join(
         [
             f"{total:,} tries, none failed. {date.today():%-d %B %Y}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, {minutes:.0f} minutes: `make torture`.",
+            f"Python {platform.python_version()}, {minutes:.0f} minutes: `{command}`.",
             "",
             "| What is done | Tries | What follows | Test |",
             "|---|---|---|---|",
@@ -77,6 +77,7 @@ def main() -> None:
     """Run the tests and write or print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
+    parser.add_argument("--few", action="store_true", help="try each as often as make test does")
     parser.add_argument("-k", default="", help="only the tests that pytest selects with this expression")
     asked = parser.parse_args()
     if asked.write and asked.k:
@@ -84,10 +85,12 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "fault", "--torture", f"--junitxml={report}"]
-        ended = subprocess.run([*command, *(["-k", asked.k] if asked.k else [])], cwd=ROOT, check=False)
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "fault", f"--junitxml={report}"]
+        chosen = [*([] if asked.few else ["--torture"]), *(["-k", asked.k] if asked.k else [])]
+        ended = subprocess.run([*command, *chosen], cwd=ROOT, check=False)
         found = faults(parse(report).iter("testcase"))
-    written = table(found, (time.monotonic() - start) / 60)
+    command_of = "python -m benchmarks.torture --few" if asked.few else "make torture"
+    written = table(found, (time.monotonic() - start) / 60, command_of)
     print(written)
     if ended.returncode:
         print("failed:", *(name for fault in found for name in fault.failed), file=sys.stderr)

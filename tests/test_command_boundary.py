@@ -115,7 +115,7 @@ def test_any_arguments(loads, capsys, tmp_path, tries):
         )
     )
 
-    @settings(max_examples=tries(60, of=4000), deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(40, of=4000), deadline=None, suppress_health_check=list(HealthCheck))
     @given(texts)
     def holds(parts):
         command, rest = parts
@@ -234,7 +234,7 @@ def test_results_with_hostile_names_are_printed(capsys, monkeypatch, tmp_path, g
     assert printable(NAME) in capsys.readouterr().out
     assert run(["lens", "--prompt", f"It was {NAME}", "--top", "2"]) == 0
     require_plain(capsys.readouterr().out)
-    page = tmp_path / NAME.replace("-") / "page.html"
+    page = tmp_path / NAME.replace("/", "-") / "page.html"
     assert run(["report", str(reference.path), "--out", str(page)]) == 0
     said = capsys.readouterr().out
     require_plain(said)
@@ -309,21 +309,17 @@ def test_only_one_module_prints():
     """Everything printed passes through the consoles of cli.console, so no other module makes one or reads markup."""
     source = Path(depthscope.__file__).parent
     for file in source.rglob("*.py"):
-        where, tree = file.relative_to(source).as_posix(), ast.parse(file.read_text())
-        names = {
-            f"{node.module}.{alias.name}"
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
+        where, nodes = file.relative_to(source).as_posix(), list(ast.walk(ast.parse(file.read_text())))
+        imported = {
+            f"{node.module}.{one.name}" for node in nodes if isinstance(node, ast.ImportFrom) for one in node.names
         }
         if where not in ("cli/console.py", "progress.py"):
-            assert "rich.console.Console" not in names, where
+            assert "rich.console.Console" not in imported, where
         if where != "cli/options.py":  # help texts of our own
-            assert not any(name.startswith("rich.markup") for name in names), where
-        called = {
-            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not any(name.startswith("rich.markup") for name in imported), where
+        assert "print" not in {
+            node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        assert "print" not in called, where
-        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         assert "from_markup" not in attributes, where
         assert "echo" not in attributes or where == "cli/commands.py", where

@@ -253,7 +253,7 @@ def test_a_manifest_of_another_run_is_refused(run, other, model, few):
 @pytest.mark.fault("run.json and all shards are damaged", "refused; nothing is deleted")
 def test_nothing_intact_to_resume_from_is_refused(tmp_path, model, few):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(DamagedError, match=r"run\.json cannot be read: .*\. No intact file there states"):
+    with pytest.raises(DamagedError, match=r"run\.json cannot be read: .*\. No intact file there states its"):
         studied(model, few, tmp_path)
     assert (tmp_path / "run.json").read_text() == "{"
 
@@ -317,29 +317,35 @@ def test_a_page_changed_by_hand_is_not_overwritten(run, other, few, tmp_path, mo
         ds.Study(run).report(tmp_path / "fifo")
 
 
-@pytest.mark.fault("the disk is full, at each write and flush of a study in turn", "one message; nothing half written")
+@pytest.mark.fault(
+    "the disk is full at a random write of a study", "one message, nothing half written, and the same command goes on"
+)
 def test_a_full_disk_is_one_message_and_the_study_goes_on(whole, model, few, tmp_path, monkeypatch, tries):
-    flush, written = os.fsync, []
-    moments = [3 + 7 * number for number in range(tries(2, of=24))]
+    flush, chance = os.fsync, random.Random(19)
+    written, moment = 0, 0
 
     def full(descriptor: int) -> None:
-        written.append(descriptor)
-        if len(written) == moments[0]:
-            reason = (errno.ENOSPC, errno.EDQUOT)[len(moments) % 2]
+        nonlocal written
+        written += 1
+        if written == moment:
+            reason = chance.choice((errno.ENOSPC, errno.EDQUOT))
             raise OSError(reason, os.strerror(reason))
         flush(descriptor)
 
     monkeypatch.setattr(files.os, "fsync", full)
-    while moments:
-        written.clear()
+    studied(model, few, tmp_path / "counted")
+    in_all = written
+    assert in_all > 50
+    for number in range(tries(2, of=24)):
+        run = tmp_path / str(number)
+        written, moment = 0, chance.randint(1, in_all)
         with pytest.raises(RunError, match=r"cannot be written: .*\. Free some space and run the same command again"):
-            studied(model, few, tmp_path)
-        assert not list(tmp_path.rglob("*.unfinished"))
-        assert set(states(tmp_path).values()) <= {State.MISSING}
-        moments.pop(0)
-    monkeypatch.setattr(files.os, "fsync", flush)
-    studied(model, few, tmp_path)
-    assert contents(tmp_path) == contents(whole)
+            studied(model, few, run)
+        assert not list(run.rglob("*.unfinished"))
+        assert not (run / "run.json").exists() or states(run) == {}
+        moment = 0
+        studied(model, few, run)
+        assert contents(run) == contents(whole)
 
 
 @pytest.mark.fault(

@@ -204,6 +204,14 @@ def commands_shown() -> list[tuple[str, str]]:
     return [(name, line) for name, block in blocks for line in re.findall(r"^\$ depthscope (.*)$", block, re.MULTILINE)]
 
 
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "docs/reliability.md"])
+def test_tests_that_promises_name_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"tests/\w+\.py", text) if not (ROOT / name).exists()] == []
+    for module, test in re.findall(r"`(test_\w+)\.(test_\w+)`", text):
+        assert f"def {test}(" in (ROOT / "tests" / f"{module}.py").read_text(encoding="utf-8"), test
+
+
 def test_readme_and_home_page_say_the_same_of_the_first_study():
     """How long it takes, on what, and when that was measured; and that the command is there after activating .venv."""
     said = []

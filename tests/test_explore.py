@@ -25,6 +25,7 @@ from depthscope.experiments.neurons import NeuronReport, TokenCosine
 from depthscope.experiments.sweep import layer_edits
 from depthscope.explore import comparison, markup, neurons
 from depthscope.explore import prompt as prompts
+from depthscope.explore import runs as listing
 from depthscope.explore.answers import Answers
 from depthscope.explore.attention import head_scores, pattern_figure, pattern_of
 from depthscope.explore.figures import without_links
@@ -459,6 +460,14 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, what, kind):
     assert runs.figures("run") == []
     assert runs.figure("run", "sweep") == (None, "")
     assert len(runs.figures("other")) > 5
+
+
+def test_a_run_with_more_entries_than_are_looked_at_is_not_opened(tmp_path, monkeypatch):
+    make_run(tmp_path / "run", tables=all_tables())
+    monkeypatch.setattr(listing, "MOST_ENTRIES", 3)
+    runs = Runs(tmp_path)
+    assert "tables of this run has more than 3 entries" in shown_text(runs.overview())
+    assert runs.figures("run") == []
 
 
 @pytest.mark.fault(

@@ -19,11 +19,13 @@ from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.errors import NumericError
 from depthscope.experiments.document_sums import Rows
+from depthscope.models.activations import ActivationReader
 from depthscope.models.finite import all_finite
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.models.patterns import attention_patterns
+from depthscope.models.weights import mlp_output_weights, reading_weights, unembedding
 from depthscope.routes import Route, Step
 from depthscope.schema.experiments import EXPERIMENTS
 from depthscope.schema.norms import ATTENTION_NORM, NORM_RATIO
@@ -169,6 +171,37 @@ def test_float16_that_overflows_is_named(tiny_of):
         model.stack.blocks[2].mlp.down_proj.weight.fill_(60000.0)
     with torch.inference_mode(), pytest.raises(NumericError, match=r"from block 2 on.*float16 overflows above 65,504"):
         Baseline(model, IDS, IDS)
+
+
+@pytest.mark.fault(
+    "NaN in weights that are read without running the model", "an error that names the block, no dead neurons"
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_weights_that_are_read_by_themselves(tiny_of, family):
+    model = tiny_of(family)
+    with damaged(model, next(iter(model.stack.blocks[2].parameters())), 0, torch.nan):
+        for read in (mlp_output_weights, reading_weights):
+            with pytest.raises(NumericError, match="NaN or infinity in the weights of block 2"):
+                read(model, 2)
+    with (
+        damaged(model, model.unembedding.weight, 7, torch.inf),
+        pytest.raises(NumericError, match="the final norm or the unembedding"),
+    ):
+        unembedding(model)
+
+
+@pytest.mark.fault(
+    "one token's embedding is infinite, in one of many prompts", "probes and heads name what the prompt is of"
+)
+def test_prompts_of_own_units_are_named(tiny_of):
+    model = tiny_of("gpt2")
+    reader = ActivationReader(model, torch.tensor([[1, 0]]))
+    with damaged(model, model.hf.get_input_embeddings().weight, int(IDS[2, 3]), torch.inf), torch.inference_mode():
+        ids = IDS[[int(IDS[2, 3]) in row.tolist() for row in IDS]]
+        with pytest.raises(NumericError, match="from the embedding, before block 0, in a context of document 0"):
+            reader.read(ids, [-1], lambda row: f"a context of document {row}")
+        with pytest.raises(NumericError, match="from the embedding, before block 0, in a prompt of document 0"):
+            list(attention_patterns(model, ids, named=lambda row: f"a prompt of document {row}"))
 
 
 def test_large_finite_numbers_whose_sum_overflows_are_finite():

@@ -29,7 +29,7 @@ def begun(folder: Path, *arguments: str, **how) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 300) -> None:
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -52,7 +52,7 @@ def test_a_study_that_is_stopped(tmp_path, tries):
         process = begun(folder, *STUDY)
         wait_for(lambda folder=folder: (folder / "run" / "run.json").exists(), process)
         process.send_signal(number)
-        said, complained = process.communicate(timeout=120)
+        said, complained = process.communicate(timeout=600)
         assert process.returncode == 128 + number, complained
         assert "stopped; the same command resumes it (run)" in complained
         assert "Traceback" not in said + complained
@@ -68,7 +68,7 @@ def test_stopped_while_starting(tmp_path, tries):
         wait_for(lambda process=process: handles_signals(process), process)
         time.sleep(moments.uniform(0, 2))
         process.send_signal(number)
-        said, complained = process.communicate(timeout=120)
+        said, complained = process.communicate(timeout=600)
         assert process.returncode in (0, 128 + number), complained  # 0: it was done before
         assert "Traceback" not in said + complained
 
@@ -125,6 +125,7 @@ def test_output_that_cannot_be_written(tmp_path):
         )
 
 
+# Without a character beyond ASCII: Python reads its own command line in the terminal's encoding.
 SUMMARY = """
 from depthscope.cli.streams import guarded_output
 from depthscope.cli.console import console
@@ -136,7 +137,7 @@ with guarded_output():
     print_summary(reference_runs("bookshelf-gpt2")[0])
     with progress_bar() as tell:
         tell("reading", 1, 2)
-    console.print("第三 ± ≥ │ ✓ \\udcff")
+    console.print("\\u7b2c\\u4e09 \\xb1 \\u2265 \\u2502 \\u2713 \\udcff")
 """
 
 

@@ -182,11 +182,10 @@ def study(
 
 
 def _others(edits: Any) -> list[Any]:
-    """The edits given for a sweep that are not text."""
-    named = (
-        edits is None or isinstance(edits, str) or not isinstance(edits, Iterable)
-    )  # what is no list has its own message
-    return [] if named else [edit for edit in edits if not isinstance(edit, str)]
+    """The edits given for a sweep that are not text. What is no list has a message of its own."""
+    if not isinstance(edits, Iterable) or isinstance(edits, str):
+        return []
+    return [edit for edit in edits if not isinstance(edit, str)]
 
 
 @memory_errors("compute logits", "Use a shorter text, or load the model with stream='yes' or in another dtype")

@@ -5,6 +5,11 @@ A broken internal invariant is an `assert`, never one of these.
 
 from collections.abc import Mapping
 
+PANIC = "PanicException"
+"""Name of the class that libraries written in Rust raise for a broken assumption, such as a pattern that takes too many steps.
+
+It cannot be imported, and is no Exception."""
+
 
 class DepthscopeError(Exception):
     """Root of all errors a user can cause. The command line prints its message without a traceback and exits with 2."""

@@ -7,6 +7,7 @@ names the exception it raises. Bounds are on what a reader must hold: bytes, and
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ MOST_JSON_BYTES = 64 * MIB
 DEEPEST_JSON = 64
 
 
-def open_regular(path: Path, wrong: type[DepthscopeError]) -> BinaryIO:
+def open_regular(path: Path, wrong: type[DepthscopeError]) -> BufferedReader:
     """Open a regular file for reading in binary. A FIFO, a device, a socket or a folder raises `wrong` at once.
 
     The file is opened without blocking and its kind is asked of what was opened, so that nothing can be put in its place

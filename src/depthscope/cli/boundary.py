@@ -24,7 +24,7 @@ DEBUG = "--debug"
 PLUGINS = "depthscope"
 """The entry point group loaded before the commands are built: installed packages register experiments through it."""
 BUG, REFUSED = 1, 2
-UsageError = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
+UsageError: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
 """What typer raises for arguments that it cannot read. It comes from click, or from a copy of it in newer versions of typer."""
 
 
@@ -78,12 +78,17 @@ def _refuse_usage(error: Exception, arguments: Sequence[str]) -> int:
     if context is not None:
         errors_console.print(context.get_usage(), soft_wrap=True)
         errors_console.print(f"Try '{context.command_path} --help' for help.", soft_wrap=True)
-    print_error(message, arguments)
+    print_error(message, _names(arguments))
     return REFUSED
 
 
+def _names(arguments: Sequence[str]) -> list[str]:
+    """What was given on the command line, of `--option=value` the value too."""
+    return [part for argument in arguments for part in (argument, argument.partition("=")[2]) if part]
+
+
 def _explain(error: BaseException, arguments: Sequence[str]) -> int:
-    given = [part for argument in arguments for part in (argument, argument.partition("=")[2]) if part]
+    given = _names(arguments)
     if isinstance(error, DepthscopeError):
         print_error(error, given)
         return REFUSED

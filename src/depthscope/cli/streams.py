@@ -66,7 +66,7 @@ def guarded_output() -> Iterator[None]:
         io.BufferedWriter(_Output(before.fileno(), "w", closefd=False)),
         encoding=before.encoding,
         errors=REPLACED,
-        line_buffering=before.line_buffering,
+        line_buffering=bool(before.line_buffering),
     )
     try:
         yield

@@ -72,9 +72,8 @@ class Corpus:
             raise DataError(f"expected a positive number of tokens, at most {MOST_TOKENS:,}, got {shown(self.tokens)}")
         _check_source(self.source)
         if self.cluster is not None and not (isinstance(self.cluster, str) and self.cluster):
-            raise DataError(
-                f"the cluster field is {shown(self.cluster)}: expected its name, such as book, or no --cluster"
-            )
+            named = "empty" if self.cluster == "" else shown(self.cluster)
+            raise DataError(f"the name of the cluster field is {named}: expected one, such as book, or no --cluster")
         if self.cluster:
             require_text(self.cluster, "the name of the cluster field")
         if self.cluster and self.texts:

@@ -29,8 +29,7 @@ from depthscope.untrusted import parse_json, read_bounded
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 FORMAT = 2
-SEALED_FROM = 2
-"""The first format whose configuration has a seal."""
+"""From this format on, the configuration has a seal."""
 MOST_BYTES = 1 << 36
 AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
 
@@ -141,8 +140,9 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     except DepthscopeError as error:
         raise DepthscopeError(f"{path} cannot be read: {error}. {AGAIN}") from error
     found = config.get("format") if isinstance(config, dict) else type(config).__name__
-    if not isinstance(config, dict) or found not in range(1, FORMAT + 1) or (found >= SEALED_FROM and seal is None):
-        kind = f"format {found}" if found != FORMAT else "no checksum"
+    known = isinstance(found, int) and 1 <= found <= FORMAT
+    if not known or (found == FORMAT and seal is None):
+        kind = "no checksum" if known else f"format {found}"
         raise DepthscopeError(
             f"{path} has {kind}: expected format {FORMAT}, of a tuned lens trained with depthscope. {AGAIN}"
         )

@@ -164,7 +164,7 @@ def _has(run: RunDirectory, kind: Kind) -> bool:
     if kind.file:
         return (run.path / kind.file).exists()
     try:
-        return bool(kind.build(run).panels)
+        return bool(kind.section(run).panels)
     except BROKEN:
         return False
 
@@ -242,11 +242,24 @@ def _require_own(run: Path, folder: Path) -> None:
 
 def _read(run: Path) -> Iterator[os.DirEntry[str]]:
     """What is read of a run: its own files, its tables, and the folders of shards."""
-    for entry in os.scandir(run):
+    for entry in _all_entries(run):
         if entry.name in (MANIFEST, STAGES, "tables", "shards"):
             yield entry
             if entry.is_dir():
-                yield from islice(os.scandir(entry.path), MOST_ENTRIES)
+                yield from _all_entries(Path(entry.path))
+
+
+def _all_entries(folder: Path) -> list[os.DirEntry[str]]:
+    found = _entries(folder)
+    if len(found) > MOST_ENTRIES:
+        raise RunError(f"{folder.name} of this run has more than {MOST_ENTRIES:,} entries: expected fewer")
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """A folder's entries, one more than MOST_ENTRIES at most."""
+    with os.scandir(folder) as found:
+        return list(islice(found, MOST_ENTRIES + 1))
 
 
 def _found(folder: Path, deep: int) -> Iterator[Path]:
@@ -255,8 +268,7 @@ def _found(folder: Path, deep: int) -> Iterator[Path]:
         if (folder / MANIFEST).is_file():
             yield folder
             return
-        found = islice(os.scandir(folder), MOST_ENTRIES)
-        entries = sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        entries = sorted(entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False))
     except OSError:
         return
     for name in entries if deep else ():

@@ -97,7 +97,8 @@ def mounted(page: gr.Blocks, port: int) -> fastapi.FastAPI:
 
 def _gradio_app(parent: fastapi.FastAPI) -> Any:
     """gradio's own application, as mounted."""
-    return next(route.app for route in parent.routes if hasattr(getattr(route, "app", None), "state_holder"))
+    mounted = (getattr(route, "app", None) for route in parent.routes)
+    return next(one for one in mounted if hasattr(one, "state_holder"))
 
 
 class _Server(uvicorn.Server):

@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from depthscope.errors import DepthscopeError, ModelError
+from depthscope.errors import PANIC, DepthscopeError, ModelError
 from depthscope.models.admitted import ADAPTER_CONFIG, CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, shard_names
 from depthscope.models.folder import check_trust
 from depthscope.models.memory import short_of_memory
@@ -83,10 +83,6 @@ def model_errors(
         why = reason(error, config)
         why = why if place is None else why.replace(str(place), source)
         raise kind(f"{what} with {type(error).__name__}: {why}" if name_kind else f"{what}: {why}") from error
-
-
-PANIC = "PanicException"
-"""The class that libraries written in Rust raise for a broken assumption; it cannot be imported."""
 
 
 def model_class(config: Any, source: str) -> Any:

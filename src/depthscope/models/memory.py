@@ -70,7 +70,7 @@ def available_address_space() -> int | None:
     return None
 
 
-def in_units(size: float) -> str:
+def in_units(size: int) -> str:
     """A number of bytes for messages: `812 MiB`, `3.1 GiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
@@ -90,9 +90,9 @@ def require_memory(needed: int, what: str, reduce: str, available: int | None = 
 def require_headroom(what: str, address_space: int = UNIT) -> None:
     """Raise MemoryShortError unless HEADROOM is available, and this much of an address space that is limited: a failed
     allocation in Rust could not be caught."""
-    require_memory(HEADROOM, what, f"Raise the limit of the container, or use a shorter --window; {RESUMES}")
     if (left := available_address_space()) is not None:
         require_memory(address_space, f"{what} (address space)", f"Raise the limit (ulimit -v); {RESUMES}", left)
+    require_memory(HEADROOM, what, f"Free memory, or raise the limit of the container; {RESUMES}")
 
 
 @contextmanager

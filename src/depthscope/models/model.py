@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthscope.errors import DataError, NumericError, RouteError, UnsupportedError
+from depthscope.errors import PANIC, DataError, NumericError, RouteError, UnsupportedError
 from depthscope.models import components_search
 from depthscope.models.adapter import Adapter
 from depthscope.models.components import Components
@@ -257,12 +257,20 @@ class Model:
             return self.stack.call(step.block, residual, arguments, state)
 
     def tokenize(self, text: str, special_tokens: str = "keep") -> list[int]:
-        """Token ids of a text, no special tokens added. Raises DataError without a tokenizer.
+        """Token ids of a text, no special tokens added. Raises DataError without a tokenizer, or where it fails on the text.
 
         The name of a special token in the text is that token, or with `special_tokens` "text" the characters that are there.
         """
         settings: dict[str, Any] = {"split_special_tokens": special_tokens == "text", "verbose": False}
-        return list(self.require_tokenizer()(text, add_special_tokens=False, **settings)["input_ids"])
+        tokenizer = self.require_tokenizer()
+        try:
+            return list(tokenizer(text, add_special_tokens=False, **settings)["input_ids"])
+        except BaseException as error:
+            if type(error).__name__ != PANIC:
+                raise
+            raise DataError(
+                f"the tokenizer of {self.name} fails on a text of {len(text):,} characters: {error}"
+            ) from error
 
     def require_tokenizer(self) -> Any:
         """The tokenizer, or DataError for a model that came without one."""

@@ -26,6 +26,7 @@ from depthscope.report.sections import (
 )
 from depthscope.report.sections.default import default_section
 from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
+from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.declaration import Experiment
 from depthscope.schema.experiments import EXPERIMENTS
@@ -102,7 +103,8 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
     section = there[name].section(run)
     if not section.panels:
         raise RunError(f"{run.path} has no data for the figure {name!r}. {' '.join(section.missing)}".strip())
-    shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
+    with as_run_error(run.path, f"the figure {name!r}"):
+        shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
     shown.update_layout(
         title={
             "text": plain(f"{there[name].title}: {run.settings.subject}"),

@@ -97,7 +97,7 @@
     root.classList.remove("paper");
     const wide = document.getElementById(`plot-${panel}`).dataset.across === "1";
     const size = { width: wide ? 900 : 640, height: layout.height + 100 };
-    const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("$", "&#36;");
     const standing = {
       ...layout, ...size,
       title: { text: `${plain(document.body.dataset.title)}<br>${plain(called)}`, x: 0, xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 20, l: 12 }, font: { size: 14 } },

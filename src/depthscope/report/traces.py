@@ -42,8 +42,11 @@ def axis_key(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text escaped for plotly's markup: names in a run's files are arbitrary. All text in plots goes through here."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+    """Text escaped for plotly's markup: names in a run's files are arbitrary. All text in plots goes through here.
+
+    A dollar sign would begin a formula where a notebook has MathJax, and a formula can be a link.
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("$", "&#36;").replace("\n", "<br>")
 
 
 def in_template(text: str) -> str:

@@ -23,6 +23,6 @@ def as_run_error(where: object, what: str) -> Iterator[None]:
     except ERRORS as error:
         why = (str(error).splitlines() or [""])[0]
         raise RunError(
-            f"{what} of {where} cannot be shown: the files lack rows or entries that a study writes "
+            f"{what} of {where}: the files lack rows or entries that a study writes "
             f"({type(error).__name__}: {why[:200]})"
         ) from error

@@ -158,12 +158,13 @@ def _text_bytes(array: Any, path: Path, column: str) -> int:
     import pyarrow as pa
     from pyarrow import compute
 
+    functions: Any = compute  # made at run time, so unknown to type checkers
     if pa.types.is_dictionary(array.type):
-        lengths = compute.binary_length(array.dictionary).fill_null(0)
-        longest = compute.max(lengths).as_py() or 0
+        lengths = functions.binary_length(array.dictionary).fill_null(0)
+        longest = functions.max(lengths).as_py() or 0
         if longest > LONGEST_TEXT:
             raise RunError(f"{path} has a text of {longest:,} bytes in {column!r}: expected at most {LONGEST_TEXT:,}")
-        return compute.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0
+        return functions.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0
     if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return _text_bytes(array.values, path, column)
     return 0

@@ -18,7 +18,7 @@ EXCHANGED = (
     f"But its shards were made with the requested ones: if {layout.MANIFEST} is another run's, delete it and give the same "
     "command again"
 )
-NOTHING = f"No intact file there states the settings it was made with: restore {layout.MANIFEST} from a copy, or give another --out"
+NOTHING = f"No intact file there states its settings: restore {layout.MANIFEST} from a copy, or give another --out"
 
 
 def has_sealed(path: Path) -> bool:
@@ -60,7 +60,8 @@ def made_with(path: Path, settings: Settings) -> bool:
 def _sealed(path: Path) -> Iterator[tuple[Path, Seal]]:
     """The intact files with a seal, shards first."""
     shards = [file for _, _, file in layout.stored_shards(path)]
-    for file in (*shards, *layout.entries(path / layout.TABLES), path / layout.STAGES):
+    tables = [file for file in layout.entries(path / layout.TABLES) if layout.is_own(file, path, None)]
+    for file in (*shards, *tables, path / layout.STAGES):
         try:
             seal = sealed_bytes(file, "")[1]
         except RunError:

@@ -196,11 +196,9 @@ def _default(one: "Field[Any]") -> Any:
 def _read(kind: Any, value: Any, at: str) -> Any:
     """A value of a field, list or object, checked against its type."""
     if isinstance(kind, UnionType):
-        if value is None:
+        if value is None or _not_computed(value):
             return None
         # A member of an Enum only ever represents a missing key.
-        if isinstance(value, float) and not math.isfinite(value) and NoneType in get_args(kind):
-            return None  # a number that could not be computed
         (kind,) = (member for member in get_args(kind) if member is not NoneType and not isinstance(member, EnumType))
     if kind is Any:
         return value
@@ -218,6 +216,11 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         _, member = get_args(kind)
         return {key: _read(member, one, f"{at}.{key}") for key, one in value.items()}
     return value
+
+
+def _not_computed(value: Any) -> bool:
+    """Whether a value is NaN or an infinity, which Python's JSON may hold."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _is(form: type, value: Any) -> bool:
