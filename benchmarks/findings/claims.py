@@ -147,7 +147,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "E2",
             "5.4",
             "Removing the final layer breaks the model, as removing the first does.",
-            "top-1 agreement kept under drop(0)",
+            "top-1 agreement kept without the last layer",
             "below one half, our reading of the word",
             SHARE,
             catastrophic("drop", last),

@@ -62,7 +62,7 @@ Everything here is exploratory: the tests were written after a first look at the
 in English, and intervals are over documents of that source, not over kinds of text. A few models are no sample of all models.
 """.strip()
 
-QUANTISED = """ {models} are published models that were quantised to 4 bits and dequantised again: real models, but not
+QUANTISED = """ Published, quantised to 4 bits and dequantised again: {models}. These are real models, but not
 exactly the published ones."""
 
 METHOD = """
@@ -109,13 +109,18 @@ def in_short(runs: Sequence[RunDirectory], found: Judged) -> list[str]:
         said.append(f"**{len(names)} of {len(EVERY)} claims {how}**: {listed}")
     for run in runs:
         verdicts = [found[claim.name][run.path.name].verdict for claim in EVERY]
-        counted = joined([f"{verdicts.count(one)} {_plural(one)}" for one in VERDICTS if one in verdicts])
+        counted = joined(
+            [f"{verdicts.count(one)} {_counted(one, verdicts.count(one))}" for one in VERDICTS if one in verdicts]
+        )
         said.append(f"{title(run)}: {counted}. {_kept(run)}")
     return said
 
 
-def _plural(verdict: str) -> str:
-    return {HOLDS: "hold", FAILS: "do not hold", OPEN: "are inconclusive", ABSENT: "are not measured"}[verdict]
+def _counted(verdict: str, count: int) -> str:
+    """The verb for a number of claims."""
+    one = {HOLDS: "holds", FAILS: "does not hold", OPEN: "is inconclusive", ABSENT: "is not measured"}
+    many = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are inconclusive", ABSENT: "are not measured"}
+    return (one if count == 1 else many)[verdict]
 
 
 def _kept(run: RunDirectory) -> str:

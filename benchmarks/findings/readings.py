@@ -7,7 +7,7 @@ import polars as pl
 from benchmarks.findings.evidence import FAILS, HOLDS, OPEN, Curve, Finding, above, largest, minus, over, read
 from depthscope.errors import RunError
 from depthscope.report.measured import Value, read_table
-from depthscope.report.wording import listed
+from depthscope.report.wording import joined, listed
 from depthscope.run.store import RunDirectory
 from depthscope.schema import attention, heads, lens, norms, probes, similarity
 from depthscope.schema.metric import Metric
@@ -52,18 +52,36 @@ def mlp_norm_peaks(run: RunDirectory) -> Finding:
 
 
 def lens_falls_everywhere(run: RunDirectory) -> Finding:
-    """Whether the logit lens's KL never rises from one depth to the next, from x_1 on."""
+    """Whether the logit lens's KL never rises from one depth to the next, from x_1 on. Says the same of a tuned lens."""
     curve = _from_first(run, lens.KL)
     every = curve.together(curve.values)
-    depths = sorted(every)
-    steps = {depth: minus(every[depth], every[depth - 1]) for depth in depths[1:]}
-    up = [depth for depth, step in steps.items() if above(step) == HOLDS]
+    depths, steps, up = _rises(every)
     maybe = [depth for depth, step in steps.items() if above(step) == OPEN]
     top = max(every, key=lambda depth: every[depth].mean)
     rise = None if top == depths[0] else minus(every[top], every[depths[0]])
     words = f"rises surely at {listed([f'x_{d}' for d in up])}; " if up else ""
     words += f"largest at x_{top}, {every[top].mean:.3g} nats against {every[depths[0]].mean:.3g} at x_{depths[0]}"
+    words += _tuned_lens(run)
     return curve.found(FAILS if up else OPEN if maybe else HOLDS, rise, words)
+
+
+def _rises(every: dict[int, Value]) -> tuple[list[int], dict[int, Value], list[int]]:
+    """Depths in order, the step to each from the one before, and the depths to which the curve surely rises."""
+    depths = sorted(every)
+    steps = {depth: minus(every[depth], every[depth - 1]) for depth in depths[1:]}
+    return depths, steps, [depth for depth, step in steps.items() if above(step) == HOLDS]
+
+
+def _tuned_lens(run: RunDirectory) -> str:
+    """What the tuned lens's KL does over depth, where the run has one."""
+    if lens.TABLE_OF_TUNED not in run.tables():
+        return ""
+    curve = _from_first(run, lens.KL, lens.TABLE_OF_TUNED)
+    every = curve.together(curve.values)
+    depths, _, up = _rises(every)
+    values = [f"{every[depth].mean:.3g} at x_{depth}" for depth in (depths[0], depths[len(depths) // 2], depths[-2])]
+    course = f"rises surely at {listed([f'x_{depth}' for depth in up])}" if up else "no sure rise"
+    return f"; tuned lens: {joined(values)}, {course}"
 
 
 def little_progress_early(run: RunDirectory) -> Finding:
@@ -195,9 +213,9 @@ def probe(metric: Metric, group: str) -> Callable[[RunDirectory], Finding]:
     return judge
 
 
-def _from_first(run: RunDirectory, metric: Metric) -> Curve:
+def _from_first(run: RunDirectory, metric: Metric, table: str = "lens") -> Curve:
     """A lens curve without x_0, which is the embedding: a lens can read it only because of weight tying."""
-    curve = read(run, "lens", metric)
+    curve = read(run, table, metric)
     values = {depth: value for depth, value in curve.values.items() if depth > 0}
     return Curve(values=values, tokens=curve.tokens, documents=curve.documents, depth=curve.depth)
 

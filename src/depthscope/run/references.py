@@ -27,6 +27,7 @@ REFERENCE = "reference"
 TABLES = {
     "sweep": None,
     "lens": None,
+    "tuned_lens": None,
     "norms": None,
     "attention": None,
     "neuron_counts": None,
