@@ -50,11 +50,12 @@ def explorer(folder, port, *arguments):
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
+@contextlib.contextmanager
 def entered(address, **settings):
     """A client with the cookie."""
-    client = httpx.Client(base_url=address, timeout=SLOWEST, **settings)
-    client.get("/", params={"token": TOKEN}).raise_for_status()
-    return client
+    with httpx.Client(base_url=address, timeout=SLOWEST, **settings) as client:
+        client.get("/", params={"token": TOKEN}).raise_for_status()
+        yield client
 
 
 def functions(page):

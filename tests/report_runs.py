@@ -232,9 +232,10 @@ def make_run(
     stages=None,
     experiments=(),
     data="bookshelf",
+    weights="ab" * 32,
 ):
     """A run directory with some tables; `frame` is the sweep's."""
-    settings = {"model": model, "weights": "ab" * 32, "dtype": "float32", "device": "cpu", "data": data}
+    settings = {"model": model, "weights": weights, "dtype": "float32", "device": "cpu", "data": data}
     settings |= {"tokens": 1024, "window": 64, "bos": "none", "token_hash": "cd" * 32, "windows_per_unit": 4}
     tables = {**({} if frame is None else {"sweep": frame}), **(tables or {})}
     settings["experiments"] = {name: {} for name in (*tables, *experiments)}

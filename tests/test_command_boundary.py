@@ -107,9 +107,9 @@ def test_any_arguments(loads, capsys, tmp_path, tries):
         lambda name: st.tuples(
             st.just([name]) | st.just([]),
             st.lists(
-                st.tuples(st.sampled_from(NAMES[name]), values)
+                st.tuples(st.sampled_from(NAMES[name] or ["--help"]), values)
                 | values.map(lambda value: (value,))
-                | st.tuples(st.sampled_from(NAMES[name]), values).map(lambda pair: ("=".join(pair),)),
+                | st.tuples(st.sampled_from(NAMES[name] or ["--help"]), values).map(lambda pair: ("=".join(pair),)),
                 max_size=4,
             ),
         )

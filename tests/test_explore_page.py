@@ -26,7 +26,7 @@ sys.argv = ["depthscope", "explore", *sys.argv[1:]]
 from depthscope.cli import main
 main()
 """
-"""The command, telling when it would connect to another host or look one up."""
+"""The command, printing when it would connect to another host or look one up."""
 SLOWEST = 60
 """Seconds that anything is waited for; a loaded machine is slow."""
 

@@ -314,7 +314,7 @@ def ideal_patterns(ids):
 
 def test_ideal_heads_have_ideal_scores(gpt2, short_text, monkeypatch):
     """Patterns put in the model's place, one block without: every head is first where it should be."""
-    monkeypatch.setattr(study, "attention_patterns", lambda model, ids: iter([ideal_patterns(ids), None]))
+    monkeypatch.setattr(study, "attention_patterns", lambda model, ids, named: iter([ideal_patterns(ids), None]))
     monkeypatch.setattr(study, "has_patterns", lambda model: [True] + [False] * 11)
     heads = Heads(gpt2, short_text)
     assert heads.settings["blocks_without_patterns"] == list(range(1, 12))
@@ -342,7 +342,7 @@ def test_bos_is_no_token_to_attend_to(gpt2, short_text, monkeypatch):
     assert not Heads(gpt2, short_text).settings["bos"]
     assert heads.repeats[:, 0].tolist() == [0] * 64
     assert set(heads.natural[:, 0].tolist()) == set(heads.prompts.word[:, 0].tolist()) == {0}
-    monkeypatch.setattr(study, "attention_patterns", lambda model, ids: iter([ideal_patterns(ids)]))
+    monkeypatch.setattr(study, "attention_patterns", lambda model, ids, named: iter([ideal_patterns(ids)]))
     shard = heads._sequences(heads.repeats[:3], np.arange(3), study.REPEATED).filter(head=1, quantity="attention")
     assert shard.filter(sample="previous_token")["tokens"].item() == 3 * 99
     assert shard.filter(sample="previous_token")["sum"].item() == pytest.approx(3 * 99)

@@ -123,7 +123,7 @@ def test_one_window_that_does_not_fit(tiny_of, monkeypatch):
 def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     tiny_model("llama").save_pretrained(tmp_path)
     monkeypatch.setattr("depthscope.models.offload.streaming.available_memory", lambda: 1000)
-    with pytest.raises(MemoryShortError, match=r"loading the weights in float32 takes at least .* Use --stream yes"):
+    with pytest.raises(MemoryShortError, match=r"in float32 takes at least .* Stream it \(--stream yes\)"):
         load(tmp_path, stream="no")
 
 

@@ -232,7 +232,7 @@ def test_trained_models_show_the_first_stage_and_say_what_they_do_not(shelf, tmp
 def test_stages_are_objects_that_hold_what_the_file_does(found):
     content = json.loads(json.dumps(found.to_json()))
     assert Stages.from_json(content) == found
-    plain = {"format": 1} | asdict(found)
+    plain = {"format": Stages.format} | asdict(found)
     for one in plain["signatures"]:  # omitted where false, so that earlier files are written back unchanged
         if not one["defining"]:
             del one["defining"]

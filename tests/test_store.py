@@ -116,9 +116,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     with RunDirectory.writing(tmp_path, NONE, {}) as run:
         run.write_shard("sweep", 0, FRAME)
         run.shard_path("sweep", 0).write_bytes(b"damaged")
-        with pytest.raises(
-            RunError, match=r"00000.parquet is damaged .*\. Run the study again: it makes again what is"
-        ):
+        with pytest.raises(RunError, match=r"00000.parquet is damaged.*\. Run the study again: it makes again what is"):
             list(run.shards("sweep", 1))
         run.write_shard("sweep", 0, FRAME)
         with pytest.raises(RunError, match=r"00001\.parquet is missing"):

@@ -189,14 +189,15 @@ def test_a_study_has_the_same_tables_and_is_resumed_the_other_way(tmp_path, monk
 
 def test_kept_in_the_hosts_memory_blocks_are_read_from_disk_once(folder_of):
     """What CUDA uses: only the copy to the card is missing here."""
-    model = load(folder_of("gpt2"), stream="yes", verify=False)
+    folder = folder_of("gpt2")
+    model = load(folder, stream="yes", verify=False)
     reader = model.stack.residency.reader
     reader._kept = {}
     first = reader.read(2)
     assert reader.read(2) is first
     model.stack.release()
     with torch.inference_mode():
-        expected = load(folder_of("gpt2"), stream="no", verify=False).hf(IDS).logits
+        expected = load(folder, stream="no", verify=False).hf(IDS).logits
         assert torch.equal(model.hf(IDS).logits, expected)
 
 
@@ -274,12 +275,14 @@ def test_a_weight_changed_while_it_is_loaded_is_refused():
 def test_operations_on_deferred_tensors_are_repeated_on_their_numbers(tmp_path):
     from safetensors.torch import save_file
 
-    from depthscope.models.offload.checkpoint import stored_tensors
+    from depthscope.models.offload.checkpoint import read_headers, stored_tensors
     from depthscope.models.offload.deferred import Deferred
 
     numbers = {name: torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
     save_file(numbers, tmp_path / "x.safetensors")
-    deferred = {name: Deferred.of(tensor) for name, tensor in stored_tensors([tmp_path / "x.safetensors"]).items()}
+    deferred = {
+        name: Deferred.of(tensor) for name, tensor in stored_tensors(read_headers([tmp_path / "x.safetensors"])).items()
+    }
 
     def made(a: Tensor, b: Tensor) -> list[Tensor]:
         first, second = torch.cat([a, b], dim=1).chunk(2, dim=0)

@@ -201,8 +201,8 @@ def test_export_evaluation_and_card(
     assert result["loss"]["model"]["mean"] < result["loss"]["unigram"]["mean"] + 1
     evaluation.write_text(json.dumps(result))
     model = load(folder, device="cpu")
-    run = make_run(tmp_path / "run", 4, tables=all_tables(4), stages=made_up_stages(4))
-    run.update(settings=replace(run.settings, weights=model.weight_hash()))
+    tables, stages = all_tables(4), made_up_stages(4)
+    run = make_run(tmp_path / "run", 4, tables=tables, stages=stages, weights=model.weight_hash())
     text = card.card(folder, evaluation, None, run.path)
     assert "20 steps of 4 × 16 tokens" in text
     assert "| bigram baseline |" in text

@@ -72,7 +72,7 @@ ENTERED = "<!doctype html><meta charset='utf-8'><meta http-equiv='refresh' conte
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
-    """A request that is not passed on, and what its sender is told."""
+    """A request that is not passed on, and what is answered to its sender."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)

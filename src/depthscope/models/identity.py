@@ -17,7 +17,7 @@ NOT_COMPUTING = ("transformers_version", "name_or_path", "id2label", "label2id",
 """Entries of a configuration that decide no number: versions, places, names of labels, code that is never run. Neither do
 entries with an underscore in front, which transformers keeps for itself; the attention backend is recorded on its own."""
 FREQUENCIES, FIRST = "inv_freq", "original_"
-"""In names of a rotary embedding's buffers. Where transformers computes frequencies anew for longer windows, it keeps the first
+"""In names of a rotary embedding's buffers. Where transformers recomputes frequencies for longer windows, it keeps the first
 ones as `original_inv_freq`."""
 
 
@@ -64,7 +64,7 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _changes_with_length(module: nn.Module) -> bool:
-    """Whether a rotary embedding computes its frequencies anew for longer windows."""
+    """Whether a rotary embedding recomputes its frequencies for longer windows."""
     kinds: Any = getattr(module, "rope_type", "")
     names = kinds.values() if isinstance(kinds, dict) else (kinds,)
     return any("dynamic" in str(name) or "longrope" in str(name) for name in names)
@@ -73,7 +73,7 @@ def _changes_with_length(module: nn.Module) -> bool:
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of what a tokenizer does: what the tokenizers library stores of it, or of a slow one its class and vocabulary.
 
-    Truncation and padding, which each call sets anew, are left out.
+    Truncation and padding, which each call sets again, are left out.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and hasattr(backend, "to_str"):

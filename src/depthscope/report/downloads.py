@@ -32,8 +32,8 @@ def csv(frame: pl.DataFrame) -> str:
     """
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List | pl.Array)]
     joined = frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(SEPARATOR) for name in lists)
-    formula = pl.col(pl.String).str.contains(FORMULA)
-    text = pl.when(formula).then(pl.lit("'") + pl.col(pl.String)).otherwise(pl.col(pl.String))
+    texts = pl.col(name for name, kind in frame.schema.items() if getattr(kind, "inner", kind) == pl.String)
+    text = pl.when(texts.str.contains(FORMULA)).then(pl.lit("'") + texts).otherwise(texts)
     plain = joined.with_columns(text.name.keep())
     return plain.rename({name: f"'{name}" for name in plain.columns if re.match(FORMULA, name)}).write_csv()
 

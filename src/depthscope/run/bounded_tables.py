@@ -101,7 +101,15 @@ def frame_of(content: bytes, path: Path, declared: Table | None = None, most: in
         if room < 0:
             raise RunError(_too_large(path, "text", _room(len(content))))
         frame = pl.from_arrow(table.cast(schema))
-    except (LayoutError, pa.ArrowException, OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
+    except (
+        LayoutError,
+        pa.ArrowException,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        pl.exceptions.PolarsError,
+    ) as error:
         raise DamagedError(f"{path} is damaged ({_first_line(error)}). {AGAIN}") from error
     except pl.exceptions.PanicException as error:  # not an Exception: a panic of polars' own code
         raise DamagedError(f"{path} is damaged: polars cannot hold it. {AGAIN}") from error

@@ -168,7 +168,7 @@ def _lens(file: Path) -> State:
 
 
 def _short(error: RunError, file: Path) -> str:
-    """An error's reason without the file's name, which stands beside it, and without what to do."""
+    """An error's reason without the file's name, which is shown next to it, and without what to do."""
     said = str(error).split(". ")[0]
     _, name, reason = said.partition(file.name)
     return (reason if name else said).removeprefix(" is damaged:").strip()
