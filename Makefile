@@ -3,7 +3,7 @@
 # make test    set up and run linters, type checker and all tests
 # make bench   compare the speed of sweeps with the alternatives (an hour) and write docs/performance.md
 # make findings write docs/findings, its pictures and the README's paragraph again from the tables in the package
-# make torture try every fault and attack as often as docs/reliability.md states (40 minutes) and write its table
+# make torture try every fault and attack up to thousands of times and write the table of docs/reliability.md
 # make docs    build the documentation into build/docs, without network; make tutorials runs its notebooks again
 # make browser install Debian's chromium, which tests of pages use where it is (as root); without it they are skipped
 # make setup   only set up (.venv); make format mends style; make clean removes what was made

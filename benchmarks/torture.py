@@ -1,4 +1,4 @@
-"""Try every fault and attack as often as stated, and write the table of docs/reliability.md: `make torture`.
+"""Try every fault and attack many times, and write the table of docs/reliability.md: `make torture`.
 
     python -m benchmarks.torture [--few] [--write] [-k EXPRESSION]
 
