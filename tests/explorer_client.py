@@ -15,10 +15,11 @@ import httpx
 TOKEN = "a-token-of-the-tests-0123456789"
 SLOWEST = 300
 """Seconds that anything is waited for; a loaded machine is slow."""
+COMMAND = "from depthscope.cli import main; main()"
 
 
 @contextlib.contextmanager
-def explorer(folder, port, *arguments):
+def explorer(folder, port, *arguments, code=COMMAND):
     """(process, address) of `depthscope explore` started in a folder; what it printed must hold no traceback."""
     log = Path(folder) / "log"
     environment = os.environ | {
@@ -28,7 +29,6 @@ def explorer(folder, port, *arguments):
         "DEPTHSCOPE_EXPLORE_TOKEN": TOKEN,
         "GRADIO_TEMP_DIR": str(Path(folder) / "gradio"),
     }
-    code = "from depthscope.cli import main; main()"
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code, "explore", *arguments, "--port", str(port)],

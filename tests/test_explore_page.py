@@ -1,13 +1,9 @@
 """The explorer in a browser: it answers, it breaks on nothing that is typed, and it asks nothing of any other host."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
+from explorer_client import TOKEN, explorer
 from playwright.sync_api import Page, expect, sync_playwright
 from report_runs import all_tables, make_run
 
@@ -22,7 +18,6 @@ def watch(event, arguments):
             print("ASKED", event, arguments, flush=True)
 
 sys.addaudithook(watch)
-sys.argv = ["depthscope", "explore", *sys.argv[1:]]
 from depthscope.cli import main
 main()
 """
@@ -39,28 +34,10 @@ def served(tmp_path_factory):
     make_run(folder / "runs" / "half", complete=False, experiments=("sweep",))
     (folder / "runs" / "broken").mkdir()
     (folder / "runs" / "broken" / "run.json").write_text("{")
-    log = folder / "log"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WATCHED, "runs", "--port", "7961"],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        until = time.monotonic() + SLOWEST
-        while "token=" not in log.read_text() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        text = log.read_text()
-        assert "token=" in text, text
-        yield re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+", text)[0]
-    finally:
-        process.terminate()
-        process.wait(SLOWEST)
-    assert "ASKED" not in log.read_text(), log.read_text()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    with explorer(folder, 7961, "runs", code=WATCHED) as (_, address):
+        yield f"{address}/?token={TOKEN}"
+    said = (folder / "log").read_text()
+    assert "ASKED" not in said, said
 
 
 @pytest.fixture(scope="module")
