@@ -13,7 +13,7 @@ import torch
 from families import DEPTH, VOCABULARY, tiny_model
 
 import depthscope as ds
-from depthscope.api import Study
+from depthscope.api.study import Study
 from depthscope.data.corpus import Corpus
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter

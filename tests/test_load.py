@@ -6,7 +6,7 @@ import torch
 from families import tiny_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from depthscope.api import logits
+from depthscope.api.prompt import logits
 from depthscope.errors import DepthscopeError, ModelError, NumericError, UnsupportedError, VerificationError
 from depthscope.models import verify
 from depthscope.models.load import EMBEDDED, embedded, load

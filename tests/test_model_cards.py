@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from report_runs import all_tables, made_up_stages, make_run, sweep_table
 
-from depthscope.api import Study
+from depthscope.api.study import Study
 from depthscope.errors import RunError
 from depthscope.experiments.neurons import Neurons
 from depthscope.models.load import EMBEDDED

@@ -13,7 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import depthscope as ds
-from depthscope import api
+from depthscope.api import measure as ds_measure
+from depthscope.api import study as ds_study
 from depthscope.cli import build_app
 from depthscope.errors import DepthscopeError
 from depthscope.experiments.document_sums import Rows, window_sums
@@ -180,10 +181,10 @@ def test_the_examples_of_the_guide_run_as_they_are_written(monkeypatch, tmp_path
     guide = (Path(__file__).parents[1] / "docs" / "guides" / "adding.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert len(blocks) == 5
-    for name in ("study", "measure"):
-        own = getattr(api, name)
+    for module, name in ((ds_study, "study"), (ds_measure, "measure")):
+        own = getattr(module, name)
         monkeypatch.setattr(
-            api,
+            module,
             name,
             lambda *given, own=own, **named: own(*given, **{**named, "tokens": 32, "window": 16, "progress": False}),
         )

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from report_runs import HOSTILE, all_tables, made_up_stages, make_run, plotted, sweep_table
 
-from depthscope.api import Study
+from depthscope.api.study import Study
 from depthscope.errors import RunError
 from depthscope.report import downloads, trust
 from depthscope.report.figures import FIGURES

@@ -72,7 +72,7 @@ def test_a_wrong_option_imports_no_torch(tmp_path):
     ],
 )
 def test_a_study_checks_its_arguments_before_it_loads_the_model(monkeypatch, tmp_path, keywords, says):
-    monkeypatch.setattr("depthscope.api.load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("depthscope.api.inputs.load", lambda name: pytest.fail("the model was loaded"))
     with pytest.raises(DepthscopeError, match=says):
         ds.study("bookshelf-gpt2", out=tmp_path, progress=False, **keywords)
     (tmp_path / "mine.txt").write_text("mine")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from depthscope.api import Study
+from depthscope.api.study import Study
 from depthscope.errors import RunError, RunMismatchError
 from depthscope.models.adapter import Adapter
 from depthscope.models.facts import ModelFacts

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from depthscope.api import Study
+from depthscope.api.study import Study
 from depthscope.data.corpus import BOOKSHELF
 from depthscope.models.model import Model
 from depthscope.schema.found_stages import SignatureVerdict, Stages

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from depthscope.edits import EDITS as _EDITS
 
 if TYPE_CHECKING:
-    from depthscope.api import Study as Study
-    from depthscope.api import corpus as corpus
-    from depthscope.api import lens as lens
-    from depthscope.api import load as load
-    from depthscope.api import logits as logits
-    from depthscope.api import measure as measure
-    from depthscope.api import study as study
-    from depthscope.api import tune_lens as tune_lens
+    from depthscope.api.inputs import corpus as corpus
+    from depthscope.api.measure import measure as measure
+    from depthscope.api.prompt import lens as lens
+    from depthscope.api.prompt import logits as logits
+    from depthscope.api.study import Study as Study
+    from depthscope.api.study import study as study
+    from depthscope.api.tune import tune_lens as tune_lens
     from depthscope.edit_registry import Edit as Edit
     from depthscope.edit_registry import LayerSweep as LayerSweep
     from depthscope.edit_registry import parse_edit as parse_edit
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from depthscope.edits import shuffle as shuffle
     from depthscope.edits import swap as swap
     from depthscope.errors import DepthscopeError as DepthscopeError
+    from depthscope.models.load import load as load
     from depthscope.routes import Route as Route
     from depthscope.routes import parse_route as parse_route
     from depthscope.run.references import reference as reference
@@ -58,10 +58,15 @@ if TYPE_CHECKING:
     from depthscope.schema.metric import Metric as Metric
 
 _HOMES = {
-    "depthscope.api": ("Study", "corpus", "lens", "load", "logits", "measure", "study", "tune_lens"),
+    "depthscope.api.inputs": ("corpus",),
+    "depthscope.api.measure": ("measure",),
+    "depthscope.api.prompt": ("lens", "logits"),
+    "depthscope.api.study": ("Study", "study"),
+    "depthscope.api.tune": ("tune_lens",),
     "depthscope.edit_registry": ("Edit", "LayerSweep", "parse_edit", "register_edit", "unregister_edit"),
     "depthscope.edits": tuple(_EDITS),
     "depthscope.errors": ("DepthscopeError",),
+    "depthscope.models.load": ("load",),
     "depthscope.routes": ("Route", "parse_route"),
     "depthscope.run.references": ("reference",),
     "depthscope.schema.declaration": ("Experiment", "Option", "Table"),

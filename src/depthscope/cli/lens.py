@@ -25,14 +25,14 @@ def one_prompt(request: Request, *, prompt: Prompt = None, top: Top = 5, positio
     """With --prompt: show the most likely next tokens at every depth."""
     if prompt is None:
         return False
-    from depthscope import api
+    from depthscope.api import prompt as prompts
     from depthscope.errors import DataError
     from depthscope.report.measured import Value, give_or_take
     from depthscope.schema import lens
 
     model = request.load()
     *_, name = lens.lens_names(request.settings["lens"])  # of several the tuned lens, as the other is the default
-    found = api.lens(model, prompt, top=top, lens=name, tuned_lens=request.settings["tuned_lens"])
+    found = prompts.lens(model, prompt, top=top, lens=name, tuned_lens=request.settings["tuned_lens"])
     length = int(found["position"].max()) + 1  # type: ignore[arg-type]
     if not -length <= position < length:
         raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")

@@ -104,7 +104,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
-    from depthscope import api
+    from depthscope.api.study import study as run_study
 
     loaded = request.load()
     blocks = f"{loaded.depth} blocks" + (" (streamed: read as they run)" if loaded.facts.streamed else "")
@@ -112,7 +112,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     where = printable(directory)
     console.print(styled(loaded.name, "bold") + f": {printable(blocks)}, {printable(request.data)}, into {where}")
     try:
-        study = api.study(loaded, text, out=directory, **asked)
+        study = run_study(loaded, text, out=directory, **asked)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None

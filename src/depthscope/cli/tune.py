@@ -54,11 +54,11 @@ def command(
     if window is not None:
         check_window(window)
     options.check_path("--out", out)
-    from depthscope import api
+    from depthscope.api.tune import tune_lens
 
     loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
     try:
-        lens = api.tune_lens(loaded, text, out=out, window=window, bos=bos)
+        lens = tune_lens(loaded, text, out=out, window=window, bos=bos)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None

@@ -1,0 +1,125 @@
+"""Studies: `ds.study` measures, `ds.Study` reads what was measured."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from depthscope.api.inputs import corpus, model_of
+from depthscope.data.corpus import BOOKSHELF, Corpus
+from depthscope.edit_registry import Edit, sweeps
+from depthscope.errors import DepthscopeError, RouteError
+from depthscope.models.model import Model
+from depthscope.printable import shown
+from depthscope.run.store import RunDirectory
+from depthscope.schema.found_stages import Stages
+from depthscope.studies.run_study import Progress, run_study
+from depthscope.studies.settings import study_settings
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+class Study:
+    """A complete or incomplete study: its run directory, tables, figures and page. Only reads files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.run = RunDirectory.reading(path)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
+
+    def table(self, name: str) -> pl.DataFrame:
+        """A table as a polars frame. Raises RunError, listing the available tables, if there is none of that name."""
+        return self.run.table(name)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The stages, their boundaries with intervals and votes, and each signature's verdict; None if not searched for."""
+        return self.run.stages
+
+    def figure(self, name: str, axis: str = "layer") -> "go.Figure":
+        """A plotly figure: stages, sweep, components (attention and MLP drops) or another experiment's by its name.
+
+        `axis` is `layer` or `relative depth`. Raises DepthscopeError for an unknown name, RunError if the run has no data
+        for it.
+        """
+        from depthscope.report.figures import figure
+
+        return figure(self.run, name, axis)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the page, one file that opens offline (RUN/report.html by default), and return its path.
+
+        It shows what the run contains and states what is missing. Raises RunError if the file cannot be written, or would
+        replace one that is not a page as depthscope wrote it.
+        """
+        from depthscope.report.page import write_page
+
+        return write_page(self.run, Path(out) if out else self.path / "report.html")
+
+    def __repr__(self) -> str:
+        settings = self.run.settings
+        state = "complete" if self.run.complete else "incomplete"
+        tokens = settings.tokens or "some"  # with a precision goal their number is known at the end
+        return f"Study({str(self.path)!r}: {settings.subject}, {tokens} tokens of {settings.data}, {state})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: model, text, five numbers, the stages as a bar, and the available tables."""
+        from depthscope.report.card import card
+
+        return card(self.run)
+
+
+def study(
+    model: Model | str,
+    text: Corpus | str | Path | Sequence[Any] = BOOKSHELF,
+    *,
+    out: str | Path | None = None,
+    tokens: int | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Study:
+    """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
+
+    `model` may be a name or folder as for `load`, `text` anything that `corpus` accepts; `tokens` is how much of it to use.
+    The same call on the same directory resumes; other experiments are added to those already there; what is damaged there is
+    computed again, with a DamageWarning. `settings` are those of the study (`experiments`, `precision`, `window`, `bos`) and
+    of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`. Raises a
+    DepthscopeError that states what was expected and what was found; invalid values are rejected before the model is loaded.
+    """
+    if others := [edit.name if isinstance(edit, Edit) else shown(edit) for edit in _others(settings.get("edits"))]:
+        raise RouteError(
+            f"edits are the kinds a sweep applies at every layer, some of {', '.join(sweeps())}, as text; got "
+            f"{', '.join(others)}. For one edit at one place use ds.logits"
+        )
+    asked = study_settings(**settings)
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    if out is not None and not isinstance(out, str | Path):
+        raise DepthscopeError(f"out is the path of a directory, got {shown(out)}")
+    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
+    RunDirectory.check_place(out)
+    model = model_of(model)
+    if callable(progress):
+        run_study(model, text, out, asked, progress)
+    elif progress:
+        from depthscope.progress import progress_bar
+
+        with progress_bar() as tell:
+            run_study(model, text, out, asked, tell)
+    else:
+        run_study(model, text, out, asked)
+    return Study(out)
+
+
+def _others(edits: Any) -> list[Any]:
+    """The edits given for a sweep that are not text. What is no list has a message of its own."""
+    if not isinstance(edits, Iterable) or isinstance(edits, str):
+        return []
+    return [edit for edit in edits if not isinstance(edit, str)]
