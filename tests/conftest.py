@@ -2,6 +2,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a hub
 
+import shape_checks
+
+shape_checks.install()  # before depthscope is imported
+
 import json
 from collections.abc import Callable
 from functools import cache

@@ -96,13 +96,17 @@ def _mark_outliers(axes: Axes, curve: Curve) -> None:
     every = curve.together(curve.middle)
     for layer, value in every.items():
         if value.high is not None and value.high < LOST:
-            beside = (4, -1) if value.mean < 0.12 else (0, -9)
+            low, peak = (
+                value.mean < 0.12,
+                value.mean > max(every[near].mean for near in (layer - 1, layer + 1) if near in every),
+            )
+            place = (4, -1) if low else (0, 4 if peak else -9)
             axes.annotate(
                 f"{layer}",
                 (layer, value.mean),
-                xytext=beside,
+                xytext=place,
                 textcoords="offset points",
-                ha="left" if value.mean < 0.12 else "center",
+                ha="left" if low else "center",
                 fontsize=6.5,
                 color=INK[0],
             )

@@ -118,9 +118,13 @@ def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], 
     behind.set_xscale(rows[0].get_xscale())
     behind.set_xlim(rows[panel.lowest_row].get_xlim())
     behind.set_ylim(0, 1)
-    fitting = min(SIZE, SIZE * (width - left - 0.05) / (CHARACTER * len(panel.called)))
     above = 1 + 0.06 / tall
-    behind.text(0, above, panel.called, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
+    title = behind.text(
+        0, above, panel.called, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=SIZE
+    )
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    room, needed = width - left - 0.15, title.get_window_extent(renderer).width / figure.dpi
+    title.set_fontsize(SIZE * min(1, room / max(needed, 0.01)))
     _bands_and_notes(panel, rows, behind)
 
 
