@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from depthscope.report.measured import Value
@@ -118,14 +120,15 @@ def _draw(figure: Figure, panel: Panel, box: tuple[float, float, float, float], 
     behind.set_xscale(rows[0].get_xscale())
     behind.set_xlim(rows[panel.lowest_row].get_xlim())
     behind.set_ylim(0, 1)
-    above = 1 + 0.06 / tall
-    title = behind.text(
-        0, above, panel.called, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=SIZE
-    )
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    room, needed = width - left - 0.15, title.get_window_extent(renderer).width / figure.dpi
-    title.set_fontsize(SIZE * min(1, room / max(needed, 0.01)))
+    above, room = 1 + 0.06 / tall, width - left - RIGHT
+    fitting = SIZE * min(1, room / max(_width(panel.called), 0.01))
+    behind.text(0, above, panel.called, transform=behind.transAxes, va="bottom", fontweight="bold", fontsize=fitting)
     _bands_and_notes(panel, rows, behind)
+
+
+def _width(title: str) -> float:
+    """Width in inches of a panel's title, whatever resolution it is drawn in: hinting makes letters up to a tenth narrower."""
+    return TextPath((0, 0), title, size=SIZE, prop=FontProperties(weight="bold")).get_extents().width / 72
 
 
 def _label_width(axes: Axes) -> float:
