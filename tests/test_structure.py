@@ -74,6 +74,15 @@ def test_only_models_know_transformers_and_nothing_knows_what_it_must_not():
             assert "torch" not in names, file
 
 
+def test_only_one_module_imports_the_harness():
+    importing = {
+        file.relative_to(SOURCE).as_posix()
+        for file in FILES
+        if any(name.split(".")[0] == "lm_eval" for name in imported(file))
+    }
+    assert importing == {"experiments/task_harness.py"}
+
+
 def test_only_one_module_registers_hooks():
     registering = {file.relative_to(SOURCE).as_posix() for file in FILES if ".register_forward" in file.read_text()}
     assert registering == {"models/hooks.py"}, (
@@ -115,6 +124,7 @@ def test_public_names_are_frozen():
         "drop_mlp",
         "drop_ple",
         "drop_ssm",
+        "evaluate",
         "lens",
         "load",
         "logits",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from depthscope.edits import EDITS as _EDITS
 
 if TYPE_CHECKING:
+    from depthscope.api.evaluate import evaluate as evaluate
     from depthscope.api.inputs import corpus as corpus
     from depthscope.api.measure import measure as measure
     from depthscope.api.prompt import lens as lens
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from depthscope.schema.metric import Metric as Metric
 
 _HOMES = {
+    "depthscope.api.evaluate": ("evaluate",),
     "depthscope.api.inputs": ("corpus",),
     "depthscope.api.measure": ("measure",),
     "depthscope.api.prompt": ("lens", "logits"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from depthscope.run.files import UNFINISHED
 from depthscope.schema.experiments import EXPERIMENTS
 from depthscope.schema.manifest import Manifest
+from depthscope.schema.tasks import TABLES as TASK_TABLES
 
 MANIFEST, STAGES, PAGE, LOCK = "run.json", "stages.json", "report.html", ".lock"
 SHARDS, TABLES, LENSES = "shards", "tables", "lenses"
@@ -22,7 +23,7 @@ TOP = (MANIFEST, STAGES, PAGE, LOCK)
 LENS = Path(LENSES) / "tuned"
 LENS_FILES = ("params.safetensors", "config.json", "training.safetensors")
 PRECISION = "precision"
-"""The one table that no experiment declares."""
+"""The one table of a study that no experiment declares."""
 UNIT = re.compile(r"(\d{5,})\.parquet")
 
 
@@ -62,7 +63,7 @@ def own_names(manifest: Manifest | None) -> tuple[set[str], set[str]]:
     """Names of the experiments and tables that this program, or a plug-in that is not loaded now, writes into a run."""
     known, recorded = ({}, []) if manifest is None else (manifest.settings.experiments, manifest.tables)
     declared = {name for one in EXPERIMENTS.values() for name in one.tables}
-    return {*EXPERIMENTS, *known}, {*declared, PRECISION, *recorded}
+    return {*EXPERIMENTS, *known}, {*declared, PRECISION, *TASK_TABLES, *recorded}
 
 
 def is_own(file: Path, run: Path, manifest: Manifest | None) -> bool:

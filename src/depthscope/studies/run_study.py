@@ -90,8 +90,24 @@ def run_study(
     model.kernels.forget()
     names = settings.experiments
     tell = progress or (lambda what, done, units: None)
-    subject = Studied(model, corpus, _windows(model, corpus, settings, tell), settings.bos, settings.options, settings)
-    readings, others, not_done = _make_experiments(names, subject)
+    subject = studied(model, corpus, settings, tell)
+    return run_experiments(subject, *_make_experiments(names, subject), out, tell)
+
+
+def run_experiments(
+    subject: Studied,
+    readings: Sequence[Reading],
+    others: Sequence[OwnUnits],
+    not_done: Mapping[str, str],
+    out: str | Path,
+    tell: Progress,
+    more_versions: Mapping[str, str] | None = None,
+) -> RunDirectory:
+    """The same for experiments that have been made; `not_done` are the reasons why others could not be.
+
+    `more_versions` are those of further packages that affect numbers. `subject.windows` is the text of the readings.
+    """
+    model, settings, names = subject.model, subject.settings, subject.settings.experiments
     made: list[Running] = [*readings, *others]
     require_memory_for(subject.model, subject.windows.length, REDUCE)
     asked = _settings(subject, made)
@@ -99,7 +115,9 @@ def run_study(
         if sweep.NAME in not_done:
             raise DepthscopeError(f"--precision is a goal for the sweep, which cannot be done: {not_done[sweep.NAME]}")
         asked = precision.comparable(asked, out, names)
-    with RunDirectory.writing(out, asked, _facts(subject)) as run:
+    facts = _facts(subject)
+    facts["versions"] |= more_versions or {}
+    with RunDirectory.writing(out, asked, facts) as run:
         earlier = {what: why for what, why in run.manifest.not_done.items() if not _asked(what, made)}
         run.update(not_done={**earlier, **not_done})
         _prepare(made, run.path, tell)
@@ -125,6 +143,11 @@ def run_study(
                 found = stages.find_stages(_measured(run, subject, units_done))
             run.write_stages(found)
     return run
+
+
+def studied(model: Model, corpus: Corpus, settings: StudySettings, tell: Progress) -> Studied:
+    """The subject of a study, its text read."""
+    return Studied(model, corpus, _windows(model, corpus, settings, tell), settings.bos, settings.options, settings)
 
 
 def _prepare(made: Sequence[Running], directory: Path, tell: Progress) -> None:

@@ -1,0 +1,144 @@
+"""`depthscope eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console, errors_console, styled
+from depthscope.cli.signals import status_of
+from depthscope.data.bos import AUTO
+from depthscope.printable import printable
+
+Tasks = Annotated[
+    str,
+    typer.Option(
+        help="Tasks of the lm-evaluation-harness, separated by commas: bookshelf_last_word and bookshelf_next_sentence need no "
+        "network; hellaswag, arc_easy, lambada_openai and others download a data set."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="The run directory. The same command resumes an incomplete run.")]
+EditText = Annotated[
+    list[str] | None, typer.Option("--edit", help="An edit such as 'drop(3) | swap(5)'; can be given several times.")
+]
+RouteText = Annotated[
+    list[str] | None, typer.Option("--route", help="A route such as '0-2 4 3 5-11'; can be given several times.")
+]
+Sweep = Annotated[
+    str | None, typer.Option(help="Kinds of edits, separated by commas, to apply at every layer in turn: drop, swap, …")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="The first examples of each task.", show_default="all examples")
+]
+Shots = Annotated[
+    int | None, typer.Option(min=0, help="Examples before each question.", show_default="the task's own number")
+]
+IncludePath = Annotated[
+    Path | None, typer.Option(help="A folder with tasks of your own, as YAML files of the harness.", show_default=False)
+]
+AllowTaskCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-task-code",
+        help="Run what the tasks of --include-path contain: their functions and templates can do anything that you can.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(help="Tokens in a window of the text for KL.", show_default="the model's context, at most 512"),
+]
+Bos = Annotated[str, typer.Option(help="BOS token before each window of the text: auto, none or window.")]
+MOST_SHOWN = 60
+"""Rows that are printed; all are in the table and on the page."""
+
+
+def command(
+    model: options.ModelName = options.DEFAULT_MODEL,
+    *,
+    tasks: Tasks,
+    out: Out,
+    edit: EditText = None,
+    route: RouteText = None,
+    sweep: Sweep = None,
+    limit: Limit = None,
+    shots: Shots = None,
+    data: options.Data = options.DEFAULT_DATA,
+    tokens: options.Tokens = None,
+    window: Window = None,
+    bos: Bos = AUTO,
+    include_path: IncludePath = None,
+    allow_task_code: AllowTaskCode = False,
+    dtype: options.Dtype = options.DEFAULT_DTYPE,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    stream: options.Stream = "auto",
+    unused_tensors: options.UnusedTensors = "refuse",
+    adapter: options.Adapter = None,
+) -> None:
+    """Run tasks on a model and on edited versions of it, with paired intervals for what each edit changes.
+
+    The lm-evaluation-harness makes the requests and computes the metrics; all edits are measured together. The KL of the same
+    edits is measured on a text, to see whether it predicts what happens to the task. You can stop it at any time: the same
+    command resumes it.
+    """
+    from depthscope.data.corpus import Corpus
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
+    from depthscope.run.store import RunDirectory
+
+    loading = (dtype, device, revision, stream, unused_tensors, adapter)
+    options.check_loading(model, *loading)
+    options.check_path("--out", out)
+    if include_path is not None:
+        options.check_path("--include-path", include_path)
+    require_replaceable(out / PAGE)
+    RunDirectory.check_place(out)
+    text = Corpus(source=data, tokens=tokens)
+    text.check()
+    options.require_room_to_import()
+    from depthscope.api.evaluate import evaluated
+    from depthscope.studies.run_tasks import task_run
+
+    asked = task_run(
+        tasks,
+        edit or (),
+        routes=route or (),
+        sweep=sweep or (),
+        limit=limit,
+        shots=shots,
+        window=window,
+        bos=bos,
+        include_path=include_path,
+        allow_task_code=allow_task_code,
+    )
+    loaded = options.load_quietly(model, *loading)
+    try:
+        study = evaluated(loaded, asked, text, out)
+    except KeyboardInterrupt as stop:
+        errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
+        raise typer.Exit(status_of(stop)) from None
+    page = study.report()
+    _print(study.table("tasks").to_dicts())
+    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+    console.print(f"page   {printable(page)}", soft_wrap=True)
+
+
+def _print(rows: list[dict]) -> None:
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    shown.add_column("task")
+    shown.add_column("metric")
+    shown.add_column("edit")
+    for heading in ("value ± standard error", "difference [95%, paired]", "examples changed"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for row in rows[:MOST_SHOWN]:
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3g}"
+        bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3g}, {row['ci_high']:+.3g}]"
+        value = "infinite" if row["value"] is None else f"{row['value']:.4g}{error}"
+        difference = "" if row["difference"] is None or row["edit"] == "none" else f"{row['difference']:+.3g}{bounds}"
+        changed = "" if row["edit"] == "none" else f"{row['changed']} of {row['examples']}"
+        shown.add_row(*map(printable, (row["task"], row["metric"], row["edit"], value, difference, changed)))
+    console.print(shown)
+    if len(rows) > MOST_SHOWN:
+        console.print(f"and {len(rows) - MOST_SHOWN} more rows in the table tasks")

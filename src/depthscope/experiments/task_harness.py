@@ -1,0 +1,347 @@
+"""The lm-evaluation-harness: its tasks, their requests as tokens, and its metrics. The one module that imports it.
+
+The harness builds requests, encodes them (its TemplateLM), and computes and aggregates metrics; depthscope computes the
+log-likelihoods. So the same code of the harness gives the result of every edit, from answers that were computed together.
+"""
+
+import io
+import logging
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from lm_eval import evaluator, utils
+from lm_eval.api import metrics
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+
+from depthscope.data.tasks import local_task
+from depthscope.errors import DataError, UnsupportedError
+from depthscope.experiments.task_requests import TokenRequest, token_request
+from depthscope.models.model import Model
+from depthscope.printable import first_line
+from depthscope.statistics.paired import Triple, paired_bootstrap, paired_mean, paired_ratio
+
+ANSWERED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+"""What a task may ask of a model here."""
+GENERATION = "generate_until"
+BOOTSTRAP = 1000
+"""Resamples for the harness's standard error of metrics that are no means."""
+UNBOUNDED = 2048
+"""Tokens read of a model without a longest context, as in the harness."""
+SEED = 1234
+"""Of the examples that precede a question, as in the harness."""
+
+Answer = tuple[float, bool]
+
+RATIOS: dict[Callable[..., Any], Callable[[np.ndarray], np.ndarray]] = {
+    metrics.perplexity: lambda mean: np.exp(-mean),
+    metrics.weighted_perplexity: lambda mean: np.exp(-mean),
+    metrics.bits_per_byte: lambda mean: -mean / math.log(2),
+}
+"""Aggregations that are a function of one sum over another, and that function."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """One metric of a task, as the harness gives it, with what it aggregates of each example."""
+
+    task: str
+    filter: str
+    metric: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool | None
+    examples: Int64[np.ndarray, " examples"]
+    clusters: Int64[np.ndarray, " examples"]
+    """Number of each example's cluster, the first example in it; the example itself if the task declares none."""
+    values: Sequence[Any]
+    aggregate: Callable[[list[Any]], float] = field(repr=False)
+
+    @property
+    def numbers(self) -> Float64[np.ndarray, " examples"]:
+        """The values where they are single numbers, else NaN."""
+        return np.array([_number(value) for value in self.values], dtype=np.float64)
+
+    def difference(self, unmodified: "TaskResult") -> Triple:
+        """The metric minus the unmodified model's, with a paired 95 % interval: t for means, else bootstrap."""
+        if self.aggregate is metrics.mean and np.isfinite(self.numbers).all():
+            return paired_mean(self.numbers, unmodified.numbers, self.clusters)
+        if self.aggregate in RATIOS:
+            pairs = [np.array([_pair(value) for value in one.values]) for one in (self, unmodified)]
+            numerators = np.stack([pair[:, 0] for pair in pairs])
+            return paired_ratio(numerators, pairs[0][:, 1], self.clusters, RATIOS[self.aggregate])
+        with _undisturbed():
+            return paired_bootstrap(self.values, unmodified.values, self.clusters, self.aggregate)
+
+
+class HarnessTasks:
+    """Tasks of the harness by name, loaded with their data sets; no model is needed for that.
+
+    `include` is a folder with a user's own tasks. Raises DataError for an unknown task, listing similar names and the local
+    tasks, or one whose data cannot be had, UnsupportedError for one that needs more than log-likelihoods.
+    """
+
+    def __init__(
+        self, names: Sequence[str], *, limit: int | None = None, shots: int | None = None, include: str | None = None
+    ) -> None:
+        self.limit = limit
+        with _undisturbed():
+            self.tasks = _loaded(names, include)
+            for task in self.tasks.values():
+                _set_shots(task, shots)
+            for name, task in self.tasks.items():
+                _built(name, lambda task=task: self._build(task))
+        for name, task in self.tasks.items():
+            if any(one.request_type == GENERATION for one in task.instances):
+                raise UnsupportedError(_generation(name))
+
+    def described(self) -> dict[str, Any]:
+        """What determines the requests and metrics of each task, as JSON values."""
+        return {
+            name: {
+                "version": str(task.VERSION),
+                "shots": int(task.config.num_fewshot or 0),
+                "examples": len({one.doc_id for one in task.instances}),
+                "metrics": sorted(task.aggregation()),
+                "requests": utils.hash_string(repr([(one.request_type, one.args) for one in task.instances])),
+            }
+            for name, task in self.tasks.items()
+        }
+
+    def requests(self, model: Model) -> list[TokenRequest]:
+        """The requests of all tasks as tokens, each once, sorted. Raises DataError for what the model cannot read."""
+        asked: set[TokenRequest] = set()
+
+        def noted(request: TokenRequest) -> Answer:
+            asked.add(request)
+            return 0.0, False
+
+        lm = RouteLM(model, noted)
+        with _undisturbed():
+            for task in self.tasks.values():
+                for kind in dict.fromkeys(one.request_type for one in task.instances):
+                    getattr(lm, kind)([one for one in task.instances if one.request_type == kind])
+        return sorted(asked)
+
+    def results(self, model: Model, answers: Mapping[TokenRequest, Answer]) -> list[TaskResult]:
+        """All metrics of all tasks, computed and aggregated by the harness from these answers."""
+        with _undisturbed():
+            found: Any = evaluator.evaluate(
+                RouteLM(model, answers.__getitem__),
+                {"tasks": dict(self.tasks)},
+                limit=self.limit,
+                bootstrap_iters=BOOTSTRAP,
+            )
+        return [one for name, task in self.tasks.items() for one in _results(name, task, found)]
+
+    def _build(self, task: Any) -> None:
+        task.build_all_requests(limit=evaluator.get_sample_size(task, self.limit), rank=0, world_size=1)
+
+
+class RouteLM(TemplateLM):
+    """The harness's interface to a model: it encodes requests as the harness's own HFLM does, and looks the answers up.
+
+    `answer` is called with each request as tokens. Text is encoded as the tokenizer does by itself (with its BOS token if it
+    adds one), an empty context is the BOS token or else EOS, and a context that is too long loses its first tokens.
+    """
+
+    def __init__(self, model: Model, answer: Callable[[TokenRequest], Answer]) -> None:
+        super().__init__()
+        self.tokenizer = model.require_tokenizer()
+        self.answer = answer
+        self.max_length = _longest(model, self.tokenizer)
+        self._prefix = self.tokenizer.decode([self.prefix_token_id])
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id of the EOS token. Raises DataError for a tokenizer without one."""
+        return _required(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id of the token before a request without context: BOS, or else EOS."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds unless the text begins with one."""
+        if add_special_tokens is None and string.startswith(self._prefix):
+            add_special_tokens = False
+        given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, verbose=False, **given))
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Answer]:
+        return [self.answer(token_request(before, after, self.max_length)) for _, before, after in requests]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, read in windows of the model's context, each token scored once."""
+        found = []
+        for (text,) in (one.args for one in requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            answers = self._loglikelihood_tokens([(None, *utils.make_disjoint_window(one)) for one in windows])
+            found.append(sum(log for log, _ in answers))
+        return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Refused: generation under an edit is to be connected here, and GENERATION added to ANSWERED."""
+        raise UnsupportedError(_generation("a task"))
+
+
+def _loaded(names: Sequence[str], include: str | None) -> dict[str, Any]:
+    own = {name: found for name in names if include is None and (found := local_task(name))}
+    others = [name for name in names if name not in own]
+    manager = None
+    if others:
+        manager = TaskManager(include_path=include, include_defaults=False)
+        if not set(others) <= set(manager.all_tasks):
+            own |= {name: found for name in others if name not in manager.all_tasks and (found := local_task(name))}
+            others = [name for name in names if name not in own]
+            if others and not set(others) <= set(manager.all_tasks):
+                manager = TaskManager(include_path=include)
+    found: dict[str, Any] = {}
+    manager = manager or TaskManager(include_defaults=False)
+    for name in others:
+        _require_known(name, manager.all_tasks)
+        entry = manager.task_index[name]
+        # Before its data set is downloaded; the harness's default is generation.
+        if entry.kind.name == "TASK" and (entry.cfg or {}).get("output_type", GENERATION) == GENERATION:
+            raise UnsupportedError(_generation(name))
+    for name in names:
+        loaded = _built(name, lambda name=name: manager.load([own.get(name, name)])["tasks"])
+        for leaf, task in loaded.items():
+            _require_answered(leaf, task)
+        found |= loaded
+    return found
+
+
+def _require_known(name: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    from depthscope.data.tasks import unknown_task
+
+    raise DataError(unknown_task(name, known))
+
+
+def _require_answered(name: str, task: Any) -> None:
+    if task.OUTPUT_TYPE not in ANSWERED:
+        raise UnsupportedError(_generation(name))
+    if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
+        raise UnsupportedError(f"the task {name} needs images or runs generated code: expected one that scores text")
+
+
+def _generation(name: str) -> str:
+    return (
+        f"{name} needs text that the model generates ({GENERATION}), which is not possible for edited models here: expected a "
+        "task that scores given text (loglikelihood, multiple_choice or loglikelihood_rolling)"
+    )
+
+
+def _built(name: str, build: Callable[[], Any]) -> Any:
+    """What `build` returns. Raises DataError for whatever goes wrong there: a missing network raises dozens of kinds."""
+    try:
+        return build()
+    except (DataError, UnsupportedError, MemoryError):
+        raise
+    except Exception as error:
+        from depthscope.data.tasks import LOCAL_TASKS
+
+        raise DataError(
+            f"the task {name} cannot be loaded: {type(error).__name__}: {first_line(error)}. Most tasks read a data set of the "
+            f"Hugging Face hub, which needs a network or an earlier download; {', '.join(LOCAL_TASKS)} need none"
+        ) from error
+
+
+def _set_shots(task: Any, shots: int | None) -> None:
+    """As the harness does: a task that sets 0 itself keeps it, one that sets none has 0."""
+    default = task.get_config("num_fewshot")
+    if shots is not None and default != 0:
+        task.set_config(key="num_fewshot", value=shots)
+    elif default is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=SEED)
+
+
+def _results(name: str, task: Any, found: Any) -> Iterator[TaskResult]:
+    rows, samples = found["results"][name], found["samples"][name]
+    by_cluster = (task.config.metadata or {}).get("cluster")
+    for key in (key for key in rows if "," in key and "_stderr," not in key):
+        metric, _, kept = key.partition(",")
+        mine = [one for one in samples if one["filter"] == kept and metric in one]
+        ids = [one["doc_id"] for one in mine]
+        first: dict[Any, int] = {}
+        belongs = [one["doc"].get(by_cluster, number) if by_cluster else number for number, one in zip(ids, mine, strict=True)]
+        yield TaskResult(
+            task=name,
+            filter=kept,
+            metric=metric,
+            value=_number(rows[key]),
+            stderr=None if math.isnan(error := _number(rows.get(f"{metric}_stderr,{kept}"))) else error,
+            higher_is_better=task.higher_is_better().get(metric),
+            examples=np.array(ids, dtype=np.int64),
+            clusters=np.array([first.setdefault(str(one), number) for one, number in zip(belongs, ids, strict=True)]),
+            values=[one[metric] for one in mine],
+            aggregate=task.aggregation()[metric],
+        )
+
+
+def _number(value: Any) -> float:
+    """A value as a number; NaN for what is none, such as the harness's N/A."""
+    return float(value) if isinstance(value, int | float | np.number | np.bool_) else math.nan
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    return (_number(value[0]), _number(value[1])) if isinstance(value, tuple | list) else (_number(value), 1.0)
+
+
+def _longest(model: Model, tokenizer: Any) -> int:
+    if model.context is not None:
+        return model.context
+    stated = getattr(tokenizer, "model_max_length", None) or UNBOUNDED
+    return stated if stated < 1 << 24 else UNBOUNDED
+
+
+def _required(token: int | None) -> int:
+    if token is None:
+        raise DataError(
+            "the tokenizer has no BOS and no EOS token, one of which stands before a text without context: expected one"
+        )
+    return token
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While open, the harness prints nothing, starts no processes, and draws the same random numbers, which are put back."""
+    drawn, drawn_numpy = random.getstate(), np.random.get_state()
+    single = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # its bootstrap would fork a process that has torch's threads
+    random.seed(0)
+    np.random.seed(SEED)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        random.setstate(drawn)
+        np.random.set_state(drawn_numpy)
+        if single is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = single
+
+
