@@ -133,9 +133,19 @@ class HarnessTasks:
 
     def results(self, model: Model, answers: Mapping[TokenRequest, Answer]) -> list[TaskResult]:
         """All metrics of all tasks, computed and aggregated by the harness from these answers."""
+
+        def answered(request: TokenRequest) -> Answer:
+            if request not in answers:
+                raise DataError(
+                    f"a task ({', '.join(self.tasks)}) makes other requests each time it is built: expected the same"
+                )
+            return answers[request]
+
         with _undisturbed():
+            for task in self.tasks.values():
+                task.set_fewshot_seed(seed=SEED)  # the harness builds the requests again
             found: Any = evaluator.evaluate(
-                RouteLM(model, answers.__getitem__),
+                RouteLM(model, answered),
                 {"tasks": dict(self.tasks)},
                 limit=self.limit,
                 bootstrap_iters=BOOTSTRAP,
@@ -143,6 +153,7 @@ class HarnessTasks:
         return [one for name, task in self.tasks.items() for one in _results(name, task, found)]
 
     def _build(self, task: Any) -> None:
+        task.set_fewshot_seed(seed=SEED)
         task.build_all_requests(limit=evaluator.get_sample_size(task, self.limit), rank=0, world_size=1)
 
 
@@ -271,7 +282,6 @@ def _set_shots(task: Any, shots: int | None) -> None:
         task.set_config(key="num_fewshot", value=shots)
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=SEED)
 
 
 def _results(name: str, task: Any, found: Any) -> Iterator[TaskResult]:

@@ -4,6 +4,7 @@ The harness then computes every edit's metrics from the stored answers, so that 
 unit, and gives the same tables.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,9 @@ class TaskAnswers:
 
 def _row(one: "TaskResult", unmodified: "TaskResult", edit: str, route: Route) -> dict[str, Any]:
     difference, low, high = one.difference(unmodified)
+    changed = sum(a != b for a, b in zip(one.values, unmodified.values, strict=True))
+    if not changed:  # equal values have no spread, which would be an interval of no width
+        low = high = math.nan
     return {
         "task": one.task,
         "filter": one.filter,
@@ -167,7 +171,7 @@ def _row(one: "TaskResult", unmodified: "TaskResult", edit: str, route: Route) -
         "difference": difference,
         "ci_low": low,
         "ci_high": high,
-        "changed": sum(a != b for a, b in zip(one.values, unmodified.values, strict=True)),
+        "changed": changed,
         "examples": len(one.values),
         "clusters": len(np.unique(one.clusters)),
         "higher_is_better": one.higher_is_better,

@@ -1,6 +1,7 @@
 """The figures by name, each as one plotly figure for notebooks; the page uses the same panels."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -23,6 +24,7 @@ from depthscope.report.sections import (
     similarity,
     stages,
     sweep,
+    tasks,
 )
 from depthscope.report.sections.default import default_section
 from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
@@ -47,6 +49,7 @@ FIGURES: dict[str, Kind] = {
         similarity.KIND,
         influence.KIND,
         geometry.KIND,
+        tasks.KIND,
     )
 }
 """The built-in figures, in the order of the page."""
@@ -65,6 +68,8 @@ def figures(run: RunDirectory | None = None) -> dict[str, Kind]:
         for name, table in experiment.tables.items()
     }
     declared = {name for experiment in EXPERIMENTS.values() for name in experiment.tables}
+    declared |= {name for kind in FIGURES.values() for name in kind.more_tables}
+    declared |= {Path(kind.file).stem for kind in FIGURES.values()}
     unknown = {} if run is None else {name: _default(name, name, ()) for name in run.tables() if name not in declared}
     return {**FIGURES, **others, **unknown}
 

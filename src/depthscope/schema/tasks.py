@@ -39,7 +39,9 @@ TASK_TABLE = {
 }
 """tables/tasks.parquet: the harness's metric and standard error, and the difference to the unmodified model (edit `none`) with
 its paired 95 % interval. `changed`: examples whose value is another one than the unmodified model's. `clusters`: the units of
-the interval, examples unless the task declares what belongs together. Null where a metric has no standard error or interval."""
+the interval, examples unless the task declares what belongs together. Null where there is none:
+a standard error that the harness does not compute, an interval where no example changed or fewer than ten clusters are
+resampled, a perplexity that overflows."""
 
 EXAMPLE_TABLE = {
     "task": pl.String,

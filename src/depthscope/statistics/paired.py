@@ -15,6 +15,8 @@ from scipy import stats
 from depthscope.statistics.estimate import LEVEL, estimate_of
 
 REPLICATES = 1000
+LEAST_CLUSTERS = 10
+"""Fewer give no bootstrap interval: resamples of a few clusters are mostly the same few."""
 Triple = tuple[float, float, float]
 """An estimate and the bounds of its 95 % interval, NaN where there is none."""
 PerExample = Float64[np.ndarray, " examples"]
@@ -32,10 +34,11 @@ def paired_ratio(
     numerators: Float64[np.ndarray, "2 examples"],
     denominators: PerExample,
     clusters: Clusters,
-    transform: Callable[[np.ndarray], np.ndarray],
+    transform: Callable[[Any], Any],
     seed: int = 0,
 ) -> Triple:
-    """The difference of transform(Σ numerator / Σ denominator), first row minus second, with a percentile bootstrap interval.
+    """The difference of transform(Σ numerator / Σ denominator), first row minus second, with a percentile bootstrap interval
+    from LEAST_CLUSTERS clusters on.
 
     Clusters are drawn with replacement, the same ones for both rows: a perplexity is exp(−Σ log p / Σ 1).
     """
@@ -43,12 +46,12 @@ def paired_ratio(
     units = int(place.max()) + 1
     of_unit = np.stack([np.bincount(place, row, units) for row in (*numerators, denominators)])
 
-    def difference(sums: np.ndarray) -> np.ndarray:
+    def difference(sums: np.ndarray) -> Any:  # an array, or one number for one row of sums
         with np.errstate(all="ignore"):
             return transform(sums[..., 0] / sums[..., 2]) - transform(sums[..., 1] / sums[..., 2])
 
     whole = float(difference(of_unit.sum(1)))
-    if units < 2:
+    if units < LEAST_CLUSTERS:
         return whole, np.nan, np.nan
     drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), REPLICATES)
     return whole, *_percentiles(difference(drawn @ of_unit.T))
@@ -71,7 +74,7 @@ def paired_bootstrap(
         return float(aggregate([edited[row] for row in rows])) - float(aggregate([unmodified[row] for row in rows]))
 
     whole = difference(range(len(edited)))
-    if units < 2:
+    if units < LEAST_CLUSTERS:
         return whole, np.nan, np.nan
     chance = np.random.default_rng(seed)
     drawn = [
