@@ -278,6 +278,12 @@ def _module_pages() -> Iterator[tuple[str, str]]:
 
 _INTERVAL = "of the 95 % interval of `mean` over documents, in `unit`; null with a single document"
 _SUMS = "sum over the document's tokens of"
+_OF_TASKS = {
+    "task": "name of the task",
+    "filter": "the harness's filter of answers; `none` for most tasks",
+    "metric": "name of the task's metric",
+    "edit": "the edit's or route's name; `none` is the unmodified model",
+}
 MEANINGS: dict[str, dict[str, str]] = {
     "any": {
         "layer": "layer (block), from 0",
@@ -298,6 +304,39 @@ MEANINGS: dict[str, dict[str, str]] = {
         "a tokenizer",
         "suffix": "suffix that the probe looks for at the end of the next token",
         "word_tokens": "number of tokens in the words of `merge`, `merge_first` and the class `word`; null for other metrics",
+    },
+    "tasks.ANSWER_SHARD": {
+        "request": "number of the request, in the order of length, from 0",
+        "edit": "the edit's or route's name; `none` is the unmodified model",
+        "loglikelihood": "log-likelihood of the continuation after its context; nats",
+        "greedy": "whether every token of the continuation is the most likely one",
+    },
+    "tasks.TASK_TABLE": _OF_TASKS
+    | {
+        "route": "the route that the edit gives",
+        "value": "the metric, as the harness aggregates it",
+        "stderr": "the harness's standard error of `value`",
+        "difference": "`value` minus that of the unmodified model",
+        "ci_low": "lower end of the paired 95 % interval of `difference`",
+        "ci_high": "upper end of the paired 95 % interval of `difference`",
+        "changed": "number of examples whose value is not that of the unmodified model",
+        "examples": "number of examples",
+        "clusters": "number of units that the interval rests on",
+        "higher_is_better": "whether a higher `value` is better, as the task declares it",
+    },
+    "tasks.EXAMPLE_TABLE": _OF_TASKS
+    | {
+        "example": "number of the example in the task's data set",
+        "cluster": "number of the first example of its cluster",
+        "value": "what the harness aggregates of the example",
+    },
+    "tasks.KL_TABLE": {"edit": _OF_TASKS["edit"]},
+    "tasks.CORRELATION_TABLE": {name: said for name, said in _OF_TASKS.items() if name != "edit"}
+    | {
+        "edits": "number of edits that the correlation is over",
+        "spearman": "Spearman's correlation of `difference` with mean KL, over edits",
+        "ci_low": "lower end of its approximate 95 % interval",
+        "ci_high": "upper end of its approximate 95 % interval",
     },
     "sweep.SWEEP_TABLE": {"layer": "layer of the edit, from 0; for a swap the first of the two; −1 for `none`"},
     "sweep.TOKEN_SHARD": {

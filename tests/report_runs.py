@@ -6,11 +6,11 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity
+from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity, tasks
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
-from depthscope.schema.sweep import AGREEMENT, METRICS, SWEEP_TABLE
+from depthscope.schema.sweep import AGREEMENT, KL, METRICS, SWEEP_TABLE
 
 EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
 FIRST_LAYER = {"kl": 5.0, "agreement": 0.01}
@@ -90,6 +90,26 @@ def neuron_tables(depth):
     }
 
 
+def task_tables(depth, documents):
+    """A task with one metric under a drop of every layer, the KL of the drops, and their correlation."""
+    edits = ["none", *(f"drop({layer})" for layer in range(depth))]
+    about = ("words", "none", "acc")
+    bounds = (None, None) if documents == 1 else (-0.2, -0.1)
+    rows = [
+        (*about, edit, "0", 0.5, 0.01, -0.1 * place, *(bounds if place else (None, None)), place, 50, 50, True)
+        for place, edit in enumerate(edits)
+    ]
+    values = [(*about, edit, example, example, 0.5) for edit in edits for example in range(2)]
+    return {
+        "tasks": pl.DataFrame(rows, schema=tasks.TASK_TABLE, orient="row"),
+        "task_examples": pl.DataFrame(values, schema=tasks.EXAMPLE_TABLE, orient="row"),
+        "edit_kl": estimates(tasks.KL_TABLE, [(edit,) for edit in edits], [KL], documents),
+        "task_correlations": pl.DataFrame(
+            [(*about, depth, -0.5, -0.9, 0.2)], schema=tasks.CORRELATION_TABLE, orient="row"
+        ),
+    }
+
+
 def plotted(panel, x_is=None):
     """A panel's marks as plotly's traces."""
     return traces(panel, alone(panel), x_is=x_is)
@@ -125,6 +145,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         "probes": probe_table(documents),
         "probe_neurons": estimates(probes.PROBE_NEURONS_TABLE, chosen, [probes.ACCURACY], documents),
         **neuron_tables(depth),
+        **task_tables(depth, documents),
     }
 
 

@@ -99,6 +99,11 @@ SHARED = f"--window --bos {TEXT}"
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
         ("tune", f"--out --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        (
+            "eval",
+            "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "
+            f"--allow-task-code {MODEL}",
+        ),
         ("report", "--out --figures --reference"),
         ("compare", "--out --figures --reference"),
         ("info", MODEL),

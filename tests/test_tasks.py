@@ -21,6 +21,7 @@ from depthscope.errors import DataError, DepthscopeError, RouteError, RunMismatc
 from depthscope.experiments import task_harness
 from depthscope.experiments.task_requests import RouteScorer, batches, token_request
 from depthscope.experiments.tasks import load_tasks
+from depthscope.experiments.undisturbed import undisturbed
 from depthscope.models.load import load
 from depthscope.run.check import BAD, check_run
 from depthscope.statistics.paired import paired_bootstrap, paired_mean, paired_ratio, spearman
@@ -34,7 +35,9 @@ ASKED = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{text}}"
 @pytest.fixture
 def own_tasks(tmp_path) -> Path:
     """A folder with tasks of every kind that is answered, and one that is not."""
-    rows = [{"text": text, "next": after} for text, after in (("abc", " de"), ("", "fgh"), ("b" * 90, "cd"), ("hat", "e"))]
+    rows = [
+        {"text": text, "next": after} for text, after in (("abc", " de"), ("", "fgh"), ("b" * 90, "cd"), ("hat", "e"))
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
     kinds = {
@@ -129,7 +132,7 @@ def test_the_unmodified_model_answers_as_in_the_harness(own_tasks, gpt2, family,
         with model.measuring():
             logs, greedy = scorer.score([requests[place] for place in batch])
         answers |= {requests[place]: (logs[0, i], bool(greedy[0, i])) for i, place in enumerate(batch)}
-    with task_harness._undisturbed():
+    with undisturbed():
         theirs = HFLM(pretrained=model.hf, tokenizer=model.tokenizer, batch_size=3)
         ours = task_harness.RouteLM(model, answers.__getitem__)
         for task in tasks.tasks.values():
@@ -138,7 +141,7 @@ def test_the_unmodified_model_answers_as_in_the_harness(own_tasks, gpt2, family,
             if kind == "loglikelihood":
                 assert [flag for _, flag in got] == [flag for _, flag in expected]
             np.testing.assert_allclose(np.array(got, float), np.array(expected, float), atol=1e-4)
-            task.set_fewshot_seed(seed=task_harness.SEED)
+            task.set_fewshot_seed(seed=task_harness.SHOTS_SEED)
         whole = evaluator.evaluate(theirs, {"tasks": dict(tasks.tasks)}, bootstrap_iters=0)["results"]
     for one in tasks.results(model, answers):
         assert one.value == pytest.approx(whole[one.task][f"{one.metric},{one.filter}"], rel=1e-5)
@@ -164,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_tables(tmp_path, gpt2
         assert resumed.table(name).equals(whole.table(name)), name
     assert not [one for one in check_run(tmp_path / "stopped") if one.state in BAD]
     assert resumed.run.complete
-    with pytest.raises(RunMismatchError, match="eval.limit: 3 stored, 2 requested"):
+    with pytest.raises(RunMismatchError, match=r"eval\.limit: 3 stored, 2 requested"):
         ds.evaluate(*arguments, limit=2, out=tmp_path / "stopped", **QUICK)
 
     table = whole.table("tasks")
@@ -172,7 +175,8 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_tables(tmp_path, gpt2
     examples = whole.table("task_examples")
     for row in table.filter(metric="acc").iter_rows(named=True):
         own, before = (
-            examples.filter(task=row["task"], metric="acc", edit=edit)["value"].to_numpy() for edit in (row["edit"], "none")
+            examples.filter(task=row["task"], metric="acc", edit=edit)["value"].to_numpy()
+            for edit in (row["edit"], "none")
         )
         assert row["value"] == pytest.approx(own.mean())
         assert row["difference"] == pytest.approx((own - before).mean())
@@ -187,7 +191,7 @@ def test_an_edit_is_worth_what_the_harness_finds_for_the_rebuilt_model(tmp_path,
     from lm_eval.models.huggingface import HFLM
 
     study = ds.evaluate(gpt2, NEXT_SENTENCE, "drop(5)", limit=4, out=tmp_path, **QUICK)
-    with task_harness._undisturbed():
+    with undisturbed():
         dropped = with_order(gpt2.hf, [layer for layer in range(gpt2.depth) if layer != 5])
         dropped.config.use_cache = False  # its blocks have the numbers of those before
         lm = HFLM(pretrained=dropped, tokenizer=gpt2.tokenizer, batch_size=4)
@@ -243,7 +247,11 @@ def refused(error, says, *arguments, **settings):
 
 def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(own_tasks, tmp_path, monkeypatch):
     own = {"include_path": own_tasks, "allow_task_code": True}
-    refused(DataError, r"unknown task 'bookshelf_last_wrd' \(did you mean bookshelf_last_word\?\): .*hellaswag", "bookshelf_last_wrd")
+    refused(
+        DataError,
+        r"unknown task 'bookshelf_last_wrd' \(did you mean bookshelf_last_word\?\): .*hellaswag",
+        "bookshelf_last_wrd",
+    )
     refused(DataError, "can run any program on this machine .* add --allow-task-code", "given", include_path=own_tasks)
     refused(DataError, "expected a folder with tasks", "given", include_path=tmp_path / "not", allow_task_code=True)
     refused(UnsupportedError, "written needs text that the model generates", "written", **own)

@@ -48,6 +48,10 @@ def evaluate(
     expected and what was found; unknown tasks and invalid values are rejected before the model is loaded. Needs the extra
     `eval`.
     """
+    text = text if isinstance(text, Corpus) else corpus(text)
+    text = text if tokens is None else replace(text, tokens=tokens)
+    if out is not None:
+        RunDirectory.check_place(out)
     asked = task_run(
         tasks,
         edits,
@@ -59,10 +63,7 @@ def evaluate(
         include_path=include_path,
         allow_task_code=allow_task_code,
     )
-    text = text if isinstance(text, Corpus) else corpus(text)
-    text = text if tokens is None else replace(text, tokens=tokens)
     out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
-    RunDirectory.check_place(out)
     return evaluated(model_of(model), asked, text, out, progress)
 
 

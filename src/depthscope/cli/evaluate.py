@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from depthscope.cli import options
-from depthscope.cli.console import console, errors_console, styled
+from depthscope.cli.console import console, errors_console
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO
 from depthscope.printable import printable
@@ -29,9 +29,7 @@ RouteText = Annotated[
 Sweep = Annotated[
     str | None, typer.Option(help="Kinds of edits, separated by commas, to apply at every layer in turn: drop, swap, …")
 ]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="The first examples of each task.", show_default="all examples")
-]
+Limit = Annotated[int | None, typer.Option(min=1, help="The first examples of each task.", show_default="all examples")]
 Shots = Annotated[
     int | None, typer.Option(min=0, help="Examples before each question.", show_default="the task's own number")
 ]

@@ -4,14 +4,8 @@ The harness builds requests, encodes them (its TemplateLM), and computes and agg
 log-likelihoods. So the same code of the harness gives the result of every edit, from answers that were computed together.
 """
 
-import io
-import logging
 import math
-import os
-import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +19,7 @@ from lm_eval.tasks import TaskManager
 from depthscope.data.tasks import local_task
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments.task_requests import TokenRequest, token_request
+from depthscope.experiments.undisturbed import undisturbed
 from depthscope.models.model import Model
 from depthscope.printable import first_line
 from depthscope.statistics.paired import Triple, paired_bootstrap, paired_mean, paired_ratio
@@ -36,7 +31,7 @@ BOOTSTRAP = 1000
 """Resamples for the harness's standard error of metrics that are no means."""
 UNBOUNDED = 2048
 """Tokens read of a model without a longest context, as in the harness."""
-SEED = 1234
+SHOTS_SEED = 1234
 """Of the examples that precede a question, as in the harness."""
 
 Answer = tuple[float, bool]
@@ -78,7 +73,7 @@ class TaskResult:
             pairs = [np.array([_pair(value) for value in one.values]) for one in (self, unmodified)]
             numerators = np.stack([pair[:, 0] for pair in pairs])
             return paired_ratio(numerators, pairs[0][:, 1], self.clusters, RATIOS[self.aggregate])
-        with _undisturbed():
+        with undisturbed():
             return paired_bootstrap(self.values, unmodified.values, self.clusters, self.aggregate)
 
 
@@ -93,7 +88,7 @@ class HarnessTasks:
         self, names: Sequence[str], *, limit: int | None = None, shots: int | None = None, include: str | None = None
     ) -> None:
         self.limit = limit
-        with _undisturbed():
+        with undisturbed():
             self.tasks = _loaded(names, include)
             for task in self.tasks.values():
                 _set_shots(task, shots)
@@ -125,7 +120,7 @@ class HarnessTasks:
             return 0.0, False
 
         lm = RouteLM(model, noted)
-        with _undisturbed():
+        with undisturbed():
             for task in self.tasks.values():
                 for kind in dict.fromkeys(one.request_type for one in task.instances):
                     getattr(lm, kind)([one for one in task.instances if one.request_type == kind])
@@ -141,9 +136,9 @@ class HarnessTasks:
                 )
             return answers[request]
 
-        with _undisturbed():
+        with undisturbed():
             for task in self.tasks.values():
-                task.set_fewshot_seed(seed=SEED)  # the harness builds the requests again
+                task.set_fewshot_seed(seed=SHOTS_SEED)  # the harness builds the requests again
             found: Any = evaluator.evaluate(
                 RouteLM(model, answered),
                 {"tasks": dict(self.tasks)},
@@ -153,7 +148,7 @@ class HarnessTasks:
         return [one for name, task in self.tasks.items() for one in _results(name, task, found)]
 
     def _build(self, task: Any) -> None:
-        task.set_fewshot_seed(seed=SEED)
+        task.set_fewshot_seed(seed=SHOTS_SEED)
         task.build_all_requests(limit=evaluator.get_sample_size(task, self.limit), rank=0, world_size=1)
 
 
@@ -292,7 +287,9 @@ def _results(name: str, task: Any, found: Any) -> Iterator[TaskResult]:
         mine = [one for one in samples if one["filter"] == kept and metric in one]
         ids = [one["doc_id"] for one in mine]
         first: dict[Any, int] = {}
-        belongs = [one["doc"].get(by_cluster, number) if by_cluster else number for number, one in zip(ids, mine, strict=True)]
+        belongs = [
+            one["doc"].get(by_cluster, number) if by_cluster else number for number, one in zip(ids, mine, strict=True)
+        ]
         yield TaskResult(
             task=name,
             filter=kept,
@@ -329,29 +326,3 @@ def _required(token: int | None) -> int:
             "the tokenizer has no BOS and no EOS token, one of which stands before a text without context: expected one"
         )
     return token
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """While open, the harness prints nothing, starts no processes, and draws the same random numbers, which are put back."""
-    drawn, drawn_numpy = random.getstate(), np.random.get_state()
-    single = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"  # its bootstrap would fork a process that has torch's threads
-    random.seed(0)
-    np.random.seed(SEED)
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        random.setstate(drawn)
-        np.random.set_state(drawn_numpy)
-        if single is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = single
-
-

@@ -103,7 +103,9 @@ class RouteScorer:
         start = requests[0].length - max(request.scored for request in requests)
         targets = baseline.targets[:, start:]
         # Positions before a shorter continuation are read with the others and left out of its sum.
-        counted = np.array([[place >= targets.shape[1] - one.scored for place in range(targets.shape[1])] for one in requests])
+        counted = np.array(
+            [[place >= targets.shape[1] - one.scored for place in range(targets.shape[1])] for one in requests]
+        )
         found = np.empty((len(self.routes), len(requests)))
         greedy = np.empty((len(self.routes), len(requests)), dtype=bool)
         for groups, hidden in self._meter.ends(baseline, start):

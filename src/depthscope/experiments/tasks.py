@@ -15,7 +15,7 @@ import polars as pl
 from depthscope.engine.sizes import sizes_for
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.experiments.edit_text import EditText
-from depthscope.experiments.task_requests import RouteScorer, TokenRequest, batches
+from depthscope.experiments.task_requests import RouteScorer, batches
 from depthscope.models.model import Model
 from depthscope.printable import first_line
 from depthscope.routes import Route
@@ -181,8 +181,10 @@ def _row(one: "TaskResult", unmodified: "TaskResult", edit: str, route: Route) -
 def _examples(one: "TaskResult", edit: str) -> pl.DataFrame:
     of_all = {"task": one.task, "filter": one.filter, "metric": one.metric, "edit": edit}
     columns = {"example": one.examples, "cluster": one.clusters, "value": one.numbers}
-    return pl.DataFrame(columns).with_columns(**{name: pl.lit(value) for name, value in of_all.items()}).select(
-        pl.col(name).cast(kind) for name, kind in EXAMPLE_TABLE.items()
+    return (
+        pl.DataFrame(columns)
+        .with_columns(**{name: pl.lit(value) for name, value in of_all.items()})
+        .select(pl.col(name).cast(kind) for name, kind in EXAMPLE_TABLE.items())
     )
 
 

@@ -82,7 +82,9 @@ def task_names(names: Any) -> tuple[str, ...]:
         raise DepthscopeError(f"tasks is {shown(names)}: expected names such as bookshelf_last_word")
     found = tuple(dict.fromkeys(_name(name) for name in islice(names, MOST_TASKS + 1)))
     if not 1 <= len(found) <= MOST_TASKS:
-        raise DepthscopeError(f"expected 1 to {MOST_TASKS} tasks, such as bookshelf_last_word, got {len(found) or 'none'}")
+        raise DepthscopeError(
+            f"expected 1 to {MOST_TASKS} tasks, such as bookshelf_last_word, got {len(found) or 'none'}"
+        )
     return found
 
 

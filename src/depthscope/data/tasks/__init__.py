@@ -63,6 +63,8 @@ def check_include(folder: Path, allowed: bool) -> None:
     files = 0
     for files, _ in enumerate(folder.rglob("*.yaml"), 1):
         if files > MOST_TASK_FILES:
-            raise DataError(f"{shown(str(folder))} has more than {MOST_TASK_FILES:,} YAML files: expected a folder of tasks")
+            raise DataError(
+                f"{shown(str(folder))} has more than {MOST_TASK_FILES:,} YAML files: expected a folder of tasks"
+            )
     if files == 0:
         raise DataError(f"{shown(str(folder))} has no .yaml file: expected a folder with tasks as YAML files")

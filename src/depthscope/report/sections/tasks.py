@@ -15,7 +15,16 @@ from depthscope.report.section import Kind, Section, TextTable
 from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
 from depthscope.schema.sweep import BASELINE_EDIT, KL
-from depthscope.schema.tasks import CORRELATION_TABLE, CORRELATIONS, EDIT_KL, EVAL, EXAMPLES, KL_TABLE, TASK_TABLE, TASKS
+from depthscope.schema.tasks import (
+    CORRELATION_TABLE,
+    CORRELATIONS,
+    EDIT_KL,
+    EVAL,
+    EXAMPLES,
+    KL_TABLE,
+    TASK_TABLE,
+    TASKS,
+)
 
 NAME = "tasks"
 MOST_METRICS, MOST_EDITS, MOST_ROWS = 8, 100, 400
@@ -167,8 +176,8 @@ def _notes(found: list[_Task], kl: dict[str, Value]) -> list[str]:
     said = ["Intervals are of each edit alone: with many edits some exclude 0 by chance."]
     if kl:
         said.append(
-            "The interval of a correlation takes the edits for independent (Bonett and Wright 2000), which edits of one model are "
-            "not: it describes these edits."
+            "The interval of a correlation takes the edits for independent (Bonett and Wright 2000), which edits of one model "
+            "are not: it describes these edits."
         )
     if len(found) > MOST_METRICS:
         said.append(f"Figures show the first {MOST_METRICS} of {len(found)} metrics.")
@@ -210,7 +219,7 @@ KIND = Kind(
     experiment=EVAL,
     file=f"tables/{TASKS}.parquet",
     build=build,
-    look_for="edits with a small KL and a difference whose interval is far from 0, or the reverse: there KL on the text does not "
-    "say what happens to the task.",
+    look_for="edits with a small KL and a difference whose interval is far from 0, or the reverse: there KL on the text does "
+    "not say what happens to the task.",
     more_tables=(EDIT_KL, CORRELATIONS, EXAMPLES),
 )
