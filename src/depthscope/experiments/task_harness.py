@@ -16,7 +16,7 @@ from lm_eval.api import metrics
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 
-from depthscope.data.tasks import local_task
+from depthscope.data.tasks import LOCAL_TASKS, local_task, unknown_task
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments.task_requests import TokenRequest, token_request
 from depthscope.experiments.undisturbed import undisturbed
@@ -207,38 +207,27 @@ class RouteLM(TemplateLM):
 
 
 def _loaded(names: Sequence[str], include: str | None) -> dict[str, Any]:
-    own = {name: found for name in names if include is None and (found := local_task(name))}
-    others = [name for name in names if name not in own]
-    manager = None
-    if others:
-        manager = TaskManager(include_path=include, include_defaults=False)
-        if not set(others) <= set(manager.all_tasks):
-            own |= {name: found for name in others if name not in manager.all_tasks and (found := local_task(name))}
-            others = [name for name in names if name not in own]
-            if others and not set(others) <= set(manager.all_tasks):
-                manager = TaskManager(include_path=include)
-    found: dict[str, Any] = {}
-    manager = manager or TaskManager(include_defaults=False)
+    """Tasks by name; of groups and tags, their tasks. The user's come before the local ones, and those before the harness's."""
+    manager = TaskManager(include_path=include, include_defaults=False)
+    local = [name for name in names if name not in manager.all_tasks and name in LOCAL_TASKS]
+    others = [name for name in names if name not in local]
+    if not set(others) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=include)  # lists 15,000 tasks, which takes seconds
     for name in others:
-        _require_known(name, manager.all_tasks)
+        if name not in manager.all_tasks:
+            raise DataError(unknown_task(name, manager.all_tasks))
         entry = manager.task_index[name]
         # Before its data set is downloaded; the harness's default is generation.
         if entry.kind.name == "TASK" and (entry.cfg or {}).get("output_type", GENERATION) == GENERATION:
             raise UnsupportedError(_generation(name))
+    found: dict[str, Any] = {}
     for name in names:
-        loaded = _built(name, lambda name=name: manager.load([own.get(name, name)])["tasks"])
+        spec: Any = local_task(name) if name in local else name
+        loaded = _built(name, lambda spec=spec: manager.load([spec])["tasks"])
         for leaf, task in loaded.items():
             _require_answered(leaf, task)
         found |= loaded
     return found
-
-
-def _require_known(name: str, known: Sequence[str]) -> None:
-    if name in known:
-        return
-    from depthscope.data.tasks import unknown_task
-
-    raise DataError(unknown_task(name, known))
 
 
 def _require_answered(name: str, task: Any) -> None:
@@ -262,8 +251,6 @@ def _built(name: str, build: Callable[[], Any]) -> Any:
     except (DataError, UnsupportedError, MemoryError):
         raise
     except Exception as error:
-        from depthscope.data.tasks import LOCAL_TASKS
-
         raise DataError(
             f"the task {name} cannot be loaded: {type(error).__name__}: {first_line(error)}. Most tasks read a data set of the "
             f"Hugging Face hub, which needs a network or an earlier download; {', '.join(LOCAL_TASKS)} need none"

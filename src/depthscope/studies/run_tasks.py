@@ -87,8 +87,8 @@ def task_run(
 
 
 def _listed(edits: Any) -> list[Any]:
-    one = isinstance(edits, Route | str | Edit) or not isinstance(edits, Iterable)
-    return [edits] if one else list(islice(edits, MOST_EDITS + 1))
+    several = isinstance(edits, Iterable) and not isinstance(edits, Route | str)
+    return list(islice(edits, MOST_EDITS + 1)) if several else [edits]
 
 
 def _kinds(sweep: Any) -> tuple[str, ...]:
