@@ -1,7 +1,9 @@
 """`depthscope eval`."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,6 +13,10 @@ from depthscope.cli.console import console, errors_console
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO
 from depthscope.printable import printable
+
+if TYPE_CHECKING:
+    from depthscope.api.study import Study
+    from depthscope.models.model import Model
 
 Tasks = Annotated[
     str,
@@ -81,46 +87,58 @@ def command(
     edits is measured on a text, to see whether it predicts what happens to the task. You can stop it at any time: the same
     command resumes it.
     """
-    from depthscope.data.corpus import Corpus
-    from depthscope.report.page_file import require_replaceable
-    from depthscope.run.layout import PAGE
-    from depthscope.run.store import RunDirectory
-
     loading = (dtype, device, revision, stream, unused_tensors, adapter)
     options.check_loading(model, *loading)
     options.check_path("--out", out)
     if include_path is not None:
         options.check_path("--include-path", include_path)
+    settings = {
+        "routes": route or (),
+        "sweep": sweep or (),
+        "limit": limit,
+        "shots": shots,
+        "window": window,
+        "bos": bos,
+        "include_path": include_path,
+        "allow_task_code": allow_task_code,
+    }
+    study = _run(partial(options.load_quietly, model, *loading), tasks, edit or (), out, (data, tokens), settings)
+    page = study.report()
+    _print(study.table("tasks").to_dicts())
+    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+    console.print(f"page   {printable(page)}", soft_wrap=True)
+
+
+def _run(
+    load: Callable[[], "Model"],
+    tasks: str,
+    edits: Sequence[str],
+    out: Path,
+    of_text: tuple[str, int | None],
+    settings: dict[str, Any],
+) -> "Study":
+    """Measure; what is wrong in the settings, and tasks that cannot be had, are reported before the model is loaded."""
+    from depthscope.data.corpus import Corpus
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
+    from depthscope.run.store import RunDirectory
+
     require_replaceable(out / PAGE)
     RunDirectory.check_place(out)
+    data, tokens = of_text
     text = Corpus(source=data, tokens=tokens)
     text.check()
     options.require_room_to_import()
     from depthscope.api.evaluate import evaluated
     from depthscope.studies.run_tasks import task_run
 
-    asked = task_run(
-        tasks,
-        edit or (),
-        routes=route or (),
-        sweep=sweep or (),
-        limit=limit,
-        shots=shots,
-        window=window,
-        bos=bos,
-        include_path=include_path,
-        allow_task_code=allow_task_code,
-    )
-    loaded = options.load_quietly(model, *loading)
+    asked = task_run(tasks, edits, **settings)
+    loaded = load()
     try:
-        study = evaluated(loaded, asked, text, out)
+        return evaluated(loaded, asked, text, out)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
-    page = study.report()
-    _print(study.table("tasks").to_dicts())
-    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
-    console.print(f"page   {printable(page)}", soft_wrap=True)
 
 
 def _print(rows: list[dict]) -> None:
