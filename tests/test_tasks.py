@@ -268,7 +268,7 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(own_tasks, tm
     refused(DepthscopeError, r"pip install 'depthscope\[eval\]'", LAST_WORD)
 
 
-def test_the_command_runs_edits_routes_and_a_sweep(tmp_path):
+def test_the_command_runs_edits_and_routes_and_a_study_can_join_the_run(tmp_path, gpt2):
     from typer.testing import CliRunner
 
     from depthscope.cli import app
@@ -281,3 +281,8 @@ def test_the_command_runs_edits_routes_and_a_sweep(tmp_path):
     assert "examples changed" in " ".join(done.output.split())
     edits = Study(tmp_path / "run").table("tasks")["edit"].unique(maintain_order=True).to_list()
     assert edits == ["none", "drop(1) | drop(2)", "0-2 4 3 5-11"]
+    text = ds.corpus(tokens=50)
+    joined = ds.study(gpt2, text, out=tmp_path / "run", window=25, experiments=("norms",), progress=False)
+    assert joined.run.manifest.finished == ["eval", "eval_text", "norms"]
+    assert {"norms", "tasks", "edit_kl"} <= set(joined.run.tables())
+    assert not [one for one in check_run(tmp_path / "run") if one.state in BAD]

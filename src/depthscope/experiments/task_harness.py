@@ -5,6 +5,7 @@ log-likelihoods. So the same code of the harness gives the result of every edit,
 """
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,7 @@ class HarnessTasks:
         self, names: Sequence[str], *, limit: int | None = None, shots: int | None = None, include: str | None = None
     ) -> None:
         self.limit = limit
+        self._lm: RouteLM | None = None
         with undisturbed():
             self.tasks = _loaded(names, include)
             for task in self.tasks.values():
@@ -119,7 +121,7 @@ class HarnessTasks:
             asked.add(request)
             return 0.0, False
 
-        lm = RouteLM(model, noted)
+        lm = self._answering(model, noted)
         with undisturbed():
             for task in self.tasks.values():
                 for kind in dict.fromkeys(one.request_type for one in task.instances):
@@ -140,12 +142,19 @@ class HarnessTasks:
             for task in self.tasks.values():
                 task.set_fewshot_seed(seed=SHOTS_SEED)  # the harness builds the requests again
             found: Any = evaluator.evaluate(
-                RouteLM(model, answered),
+                self._answering(model, answered),
                 {"tasks": dict(self.tasks)},
                 limit=self.limit,
                 bootstrap_iters=BOOTSTRAP,
             )
         return [one for name, task in self.tasks.items() for one in _results(name, task, found)]
+
+    def _answering(self, model: Model, answer: Callable[[TokenRequest], Answer]) -> "RouteLM":
+        """The same one for every edit of a model, so that a text is turned into tokens once."""
+        if self._lm is None or self._lm.model is not model:
+            self._lm = RouteLM(model, answer)
+        self._lm.answer = answer
+        return self._lm
 
     def _build(self, task: Any) -> None:
         task.set_fewshot_seed(seed=SHOTS_SEED)
@@ -161,8 +170,10 @@ class RouteLM(TemplateLM):
 
     def __init__(self, model: Model, answer: Callable[[TokenRequest], Answer]) -> None:
         super().__init__()
+        self.model = model
         self.tokenizer = model.require_tokenizer()
         self.answer = answer
+        self._encoded: dict[tuple[str, bool | None], array[int]] = {}
         self.max_length = _longest(model, self.tokenizer)
         self._prefix = self.tokenizer.decode([self.prefix_token_id])
 
@@ -181,8 +192,11 @@ class RouteLM(TemplateLM):
         """Token ids of a text, with the special tokens that the tokenizer adds unless the text begins with one."""
         if add_special_tokens is None and string.startswith(self._prefix):
             add_special_tokens = False
-        given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, verbose=False, **given))
+        key = (string, add_special_tokens)
+        if key not in self._encoded:
+            given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            self._encoded[key] = array("l", self.tokenizer.encode(string, verbose=False, **given))
+        return self._encoded[key].tolist()
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Answer]:
         return [self.answer(token_request(before, after, self.max_length)) for _, before, after in requests]
