@@ -140,7 +140,7 @@ def test_a_limited_address_space(tmp_path, few, gpt2, tries):
     import resource
 
     out, ends = tmp_path / "run", []
-    for limit in LIMITS[: tries(3, of=len(LIMITS))]:
+    for limit in LIMITS[: tries(2, of=len(LIMITS))]:
         size = int(limit * 2**30)
         done = subprocess.run(
             [sys.executable, "-c", MAIN, "study", "bookshelf-gpt2", "--data", str(few), *STUDY, "--out", str(out)],

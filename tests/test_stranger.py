@@ -152,7 +152,7 @@ def test_tables_of_anything_give_a_page(tmp_path, no_plotly, tries):
 
     @given(data=st.data())
     @settings(
-        max_examples=tries(8, of=400),
+        max_examples=tries(4, of=400),
         deadline=None,
         derandomize=True,
         database=None,
@@ -229,7 +229,7 @@ def test_json_of_anything_gives_a_page_or_our_error(tmp_path, no_plotly, tries):
 
     @given(data=st.data())
     @settings(
-        max_examples=tries(12, of=600),
+        max_examples=tries(6, of=600),
         deadline=None,
         derandomize=True,
         database=None,
