@@ -132,6 +132,7 @@ def test_public_names_are_frozen():
         "parallel",
         "parse_edit",
         "parse_route",
+        "prune",
         "reference",
         "register_edit",
         "register_experiment",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from depthscope.api.measure import measure as measure
     from depthscope.api.prompt import lens as lens
     from depthscope.api.prompt import logits as logits
+    from depthscope.api.prune import prune as prune
     from depthscope.api.study import Study as Study
     from depthscope.api.study import study as study
     from depthscope.api.tune import tune_lens as tune_lens
@@ -63,6 +64,7 @@ _HOMES = {
     "depthscope.api.inputs": ("corpus",),
     "depthscope.api.measure": ("measure",),
     "depthscope.api.prompt": ("lens", "logits"),
+    "depthscope.api.prune": ("prune",),
     "depthscope.api.study": ("Study", "study"),
     "depthscope.api.tune": ("tune_lens",),
     "depthscope.edit_registry": ("Edit", "LayerSweep", "parse_edit", "register_edit", "unregister_edit"),

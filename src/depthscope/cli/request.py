@@ -100,7 +100,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     names = study_settings(**asked).experiments
     text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
     text.check()
-    directory = request.out or Path("runs") / _slug(f"{request.model}-{request.data}")
+    directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}")
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
@@ -122,7 +122,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     console.print(f"page   {printable(page)}", soft_wrap=True)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """The text as the name of a directory; of a long one the beginning and a hash."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
     if 0 < len(name) <= LONGEST_SLUG:

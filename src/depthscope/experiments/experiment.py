@@ -77,6 +77,14 @@ class OwnUnits(Running, Protocol):
 
 
 @runtime_checkable
+class Sequential(OwnUnits, Protocol):
+    """An own-unit experiment whose units depend on the shards of those before, such as a search."""
+
+    def take_up(self, shard: pl.DataFrame) -> None:
+        """The next unit's shard, computed now or by an earlier command; called before the unit after it is computed."""
+
+
+@runtime_checkable
 class Partial(Running, Protocol):
     """An experiment that may be unable to do part of what was requested: `not_done` states what, and why."""
 

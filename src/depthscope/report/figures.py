@@ -21,6 +21,7 @@ from depthscope.report.sections import (
     norms,
     overview,
     probes,
+    prune,
     similarity,
     stages,
     sweep,
@@ -31,7 +32,7 @@ from depthscope.report.traces import Cell, alone, hovermode, layout, plain, trac
 from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.declaration import Experiment
-from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.schema.experiments import EXPERIMENTS, declared_experiments
 from depthscope.schema.metric import Metric
 
 FIGURES: dict[str, Kind] = {
@@ -53,12 +54,15 @@ FIGURES: dict[str, Kind] = {
     )
 }
 """The built-in figures, in the order of the page."""
+SEPARATE: dict[str, Kind] = {prune.KIND.name: prune.KIND}
+"""Figures of experiments that are no part of a study, for runs that have them."""
 
 
 def figures(run: RunDirectory | None = None) -> dict[str, Kind]:
     """All figures by name: FIGURES, then a default one for every table of an experiment without its own figure.
 
-    With a run, also for tables of experiments not registered here: a reader of a run need not have registered them.
+    With a run, first those of its experiments that are no part of a study, and last those of tables of experiments not
+    registered here: a reader of a run need not have registered them.
     """
     drawn = {kind.experiment for kind in FIGURES.values()}
     others = {
@@ -67,11 +71,13 @@ def figures(run: RunDirectory | None = None) -> dict[str, Kind]:
         if experiment.name not in drawn
         for name, table in experiment.tables.items()
     }
-    declared = {name for experiment in EXPERIMENTS.values() for name in experiment.tables}
+    declared = {name for experiment in declared_experiments().values() for name in experiment.tables}
     declared |= {name for kind in FIGURES.values() for name in kind.more_tables}
     declared |= {Path(kind.file).stem for kind in FIGURES.values()}
+    requested = [] if run is None else run.settings.experiments
+    separate = {name: kind for name, kind in SEPARATE.items() if kind.experiment in requested}
     unknown = {} if run is None else {name: _default(name, name, ()) for name in run.tables() if name not in declared}
-    return {**FIGURES, **others, **unknown}
+    return {**separate, **FIGURES, **others, **unknown}
 
 
 def _default(experiment: Experiment | str, name: str, metrics: Sequence[Metric]) -> Kind:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import lens, neurons, probes
+from depthscope.schema import lens, neurons, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -100,6 +100,20 @@ REACHES = {
 ON_FIRST = Look(FIRST.name, FIRST.title, FIRST.definition, GREEN, GREEN, "square", "■")
 ON_ITSELF = Look("itself", ITSELF.title, ITSELF.definition, *INK, "circle", "●", "dash")
 
+CRITERIA = {
+    name: Look(f"prune-{name}", prune.TITLES[name], prune.METHODS[name], *shade)
+    for name, shade in {
+        prune.GREEDY: ("#0072B2", "#56B4E9", "circle", "●", "solid"),
+        prune.BEAM: ("#56B4E9", "#8FD0F2", "pentagon", "⬟", "dash"),
+        prune.EVOLUTION: (PURPLE, PURPLE, "star", "★", "dot"),
+        prune.SINGLE: (GREEN, GREEN, "square", "■", "dash"),
+        prune.INFLUENCE: (ORANGE, ORANGE, "triangle-up", "▲", "dot"),
+        prune.ANGULAR: ("#D55E00", "#D55E00", "diamond", "◆", "dashdot"),
+        prune.RANDOM: (*SOFT, "triangle-down", "▼", "longdash"),
+    }.items()
+}
+"""Criteria for choosing blocks to remove."""
+
 LOOKS = {
     look.name: look
     for look in (
@@ -115,6 +129,7 @@ LOOKS = {
         *REACHES.values(),
         ON_FIRST,
         ON_ITSELF,
+        *CRITERIA.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

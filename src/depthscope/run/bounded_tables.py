@@ -20,7 +20,7 @@ import polars as pl
 from depthscope.errors import DamagedError, RunError
 from depthscope.run.parquet_layout import FIXED_WIDTHS, Layout, LayoutError, layout
 from depthscope.schema.declaration import Table
-from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.schema.experiments import declared_experiments
 from depthscope.schema.manifest import MOST_LAYERS, Manifest
 from depthscope.untrusted import MIB
 
@@ -31,7 +31,7 @@ MOST_COLUMNS = 256
 """Leaf columns; the widest declared table has 17."""
 LONGEST_TEXT = 1 << 16
 MOST_OF_CURVES, MOST_OF_MAPS = 1 << 16, 1 << 24
-"""Rows of a table with a value per layer, and of one with a second place: a head, a neuron, another layer."""
+"""Rows of a table with a value per layer, and of one with a second place: a head, a neuron, another layer, a search's step."""
 KEYS = {
     "edit": 64,
     "metric": 64,
@@ -47,7 +47,7 @@ KEYS = {
     "rank": 1024,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
-SECOND_PLACES = ("other", "head", "neuron")
+SECOND_PLACES = ("other", "head", "neuron", "step")
 FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
 OF_STREAMS = ("lens", "tuned_lens", "geometry")
@@ -71,7 +71,7 @@ OF_BLOCKS = (
 
 def table_of(content: bytes, path: Path, name: str, manifest: Manifest) -> pl.DataFrame:
     """The table `name` of a run in a file's content. Raises RunError, also where it differs from the declared table."""
-    declared = next((one.tables[name] for one in EXPERIMENTS.values() if name in one.tables), None)
+    declared = next((one.tables[name] for one in declared_experiments().values() if name in one.tables), None)
     most = None if declared is None else most_rows(declared, manifest)
     frame = frame_of(content, path, declared, most)
     if declared is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from depthscope.run.files import UNFINISHED
-from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.schema.experiments import declared_experiments
 from depthscope.schema.manifest import Manifest
 from depthscope.schema.tasks import TABLES as TASK_TABLES
 
@@ -62,8 +62,9 @@ def stored_shards(run: Path) -> Iterator[tuple[str, int, Path]]:
 def own_names(manifest: Manifest | None) -> tuple[set[str], set[str]]:
     """Names of the experiments and tables that this program, or a plug-in that is not loaded now, writes into a run."""
     known, recorded = ({}, []) if manifest is None else (manifest.settings.experiments, manifest.tables)
-    declared = {name for one in EXPERIMENTS.values() for name in one.tables}
-    return {*EXPERIMENTS, *known}, {*declared, PRECISION, *TASK_TABLES, *recorded}
+    experiments = declared_experiments()
+    declared = {name for one in experiments.values() for name in one.tables}
+    return {*experiments, *known}, {*declared, PRECISION, *TASK_TABLES, *recorded}
 
 
 def is_own(file: Path, run: Path, manifest: Manifest | None) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
-from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity, sweep
+from depthscope.schema import attention, heads, lens, neurons, norms, probes, prune, similarity, sweep
 from depthscope.schema.declaration import Experiment, Option, Registry
 
 STAGES = "stages"
 """Stages are found from what the experiments measured, in this command or an earlier one on the same run."""
 
-TAKEN = (STAGES, "study", "explore", "report", "compare", "check", "info", "tune", "verify", "eval", "eval_text")
+TAKEN = (STAGES, "study", "explore", "report", "compare", "check", "info", "tune", "verify", "eval", "eval_text", "prune")
 """Names that no experiment can have: its command would replace another."""
 
 EXPERIMENTS: Registry[Experiment] = Registry(
@@ -32,6 +32,15 @@ EXPERIMENTS: Registry[Experiment] = Registry(
 )
 
 
+SEPARATE = {prune.NAME: prune.EXPERIMENT}
+"""Experiments that a study does not run: each has a command of its own, and a run directory as a study has."""
+
+
+def declared_experiments() -> dict[str, Experiment]:
+    """All experiments by name, those of a study first."""
+    return {**EXPERIMENTS, **SEPARATE}
+
+
 def register_experiment(experiment: Experiment) -> Experiment:
     """Add a custom experiment to studies, commands and pages; one registered earlier under the same name is replaced.
 
@@ -45,7 +54,7 @@ def register_experiment(experiment: Experiment) -> Experiment:
     for option in experiment.options:
         if known.get(option.name, option) != option:
             raise DepthscopeError(f"a different option {option.name} already exists: give yours another name")
-    for other in others:
+    for other in (*others, *SEPARATE.values()):
         if shared := experiment.tables.keys() & other.tables.keys():
             raise DepthscopeError(f"{other.name} already writes the table {min(shared)}: give yours another name")
     return EXPERIMENTS.register(experiment.name, experiment)

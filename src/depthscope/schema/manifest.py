@@ -281,6 +281,28 @@ class NeuronRows(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOutcome(Entry):
+    """What a search for blocks to remove found, and what it cost."""
+
+    method: str
+    """The criterion whose set has the lowest KL on the search's documents; `given` without a search."""
+    blocks: list[str]
+    """The chosen blocks or components, such as `3` and `7~mlp`."""
+    route: str
+    """The route without them."""
+    not_found: dict[str, str]
+    """Criteria without a set, and why."""
+    cannot_run: int
+    """How many sets of blocks were not tried because the model cannot run without them."""
+    block_calls: int
+    """How often a block was applied to a window."""
+    block_calls_alone: int
+    """How often it would have been if every set of every step had been run from the first block on."""
+    exported: str | None = None
+    """The route of the checkpoint that was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest(StoredFile):
     """The content of RUN/run.json."""
 
@@ -309,6 +331,7 @@ class Manifest(StoredFile):
     """How matrix products and the sums over the vocabulary are computed."""
     precision: PrecisionOutcome | None = None
     neurons: NeuronRows | None = None
+    prune: PruneOutcome | None = None
     finished: list[str] = field(default_factory=list)
     """Experiments that have all their tables."""
     units: dict[str, int] = field(default_factory=dict)

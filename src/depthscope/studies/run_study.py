@@ -24,6 +24,7 @@ from depthscope.experiments.experiment import (
     Prepared,
     Reading,
     Running,
+    Sequential,
     Subject,
 )
 from depthscope.models.memory import MEASURING, memory_errors, require_headroom
@@ -32,7 +33,7 @@ from depthscope.models.noise_floor import noise_floor
 from depthscope.printable import printable
 from depthscope.run.local import Unit, document_units, run_units, work_units
 from depthscope.run.store import RunDirectory
-from depthscope.schema.experiments import EXPERIMENTS, STAGES
+from depthscope.schema.experiments import STAGES, declared_experiments
 from depthscope.schema.manifest import (
     AdapterEntry,
     ClusteredEntry,
@@ -123,9 +124,7 @@ def run_experiments(
         _prepare(made, run.path, tell)
         units_done = _shared_pass(run, subject, readings, tell)
         for experiment in others:
-            shards = run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment))
-            for unit in shards:
-                tell(experiment.name, unit + 1, experiment.units)
+            _own_units(run, model, experiment, tell)
         units_of = {one.name: one.units if isinstance(one, OwnUnits) else units_done for one in made}
         require_headroom("writing the tables")
         for experiment in made:
@@ -162,9 +161,10 @@ def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Read
     Raises the reason if it is the only experiment requested.
     """
     readings, others, not_done = [], [], {}
-    for name in (name for name in names if name in EXPERIMENTS):
+    declared = declared_experiments()
+    for name in (name for name in names if name in declared):
         try:
-            made = EXPERIMENTS[name].maker()(subject)
+            made = declared[name].maker()(subject)
         except (
             NumericError,
             MemoryShortError,
@@ -272,6 +272,14 @@ def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> p
 def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
     with model.measuring():
         return {experiment.name: experiment.work(unit)}
+
+
+def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Progress) -> None:
+    """Do the units of an experiment with separate work that lack their shard."""
+    for unit in run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment)):
+        if isinstance(experiment, Sequential):
+            experiment.take_up(run.shard(experiment.name, unit))
+        tell(experiment.name, unit + 1, experiment.units)
 
 
 def _units(subject: Studied) -> list[Unit]:

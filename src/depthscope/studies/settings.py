@@ -107,11 +107,7 @@ def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySett
     experiments that are not requested are not checked.
     """
     there = study_options()
-    if unknown := next((name for name in given if name not in there), None):
-        near = get_close_matches(unknown, there, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise DepthscopeError(f"unknown setting {unknown}{hint}: expected some of {', '.join(there)}")
-    given = {name: _typed(there[name], value) for name, value in given.items()}
+    given = _known(there, given)
     if unit_tokens is not None and not (type(unit_tokens) is int and unit_tokens > 0):
         raise DepthscopeError(f"setting unit_tokens: expected a positive whole number, got {shown(unit_tokens)}")
     names = experiment_names(given.get("experiments") or ())
@@ -125,6 +121,27 @@ def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySett
     own = {option.name: values.pop(option.name) for option in (PRECISION, WINDOW, BOS)}
     del values["experiments"]
     return StudySettings(experiments=names, unit_tokens=unit_tokens, options=values, **own)
+
+
+def settings_from(there: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all options by name: those given, checked, and the defaults of the others.
+
+    Raises DepthscopeError for an unknown name or a value of another type, and whatever an option's check raises.
+    """
+    values = {name: option.default for name, option in there.items()} | _known(there, given)
+    for name, value in values.items():
+        if value is not None:
+            there[name].check(value)
+    return values
+
+
+def _known(there: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of options that there are, each of its option's type."""
+    if unknown := next((name for name in given if name not in there), None):
+        near = get_close_matches(unknown, there, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise DepthscopeError(f"unknown setting {unknown}{hint}: expected some of {', '.join(there)}")
+    return {name: _typed(there[name], value) for name, value in given.items()}
 
 
 def _typed(option: Option, value: Any) -> Any:

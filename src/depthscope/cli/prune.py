@@ -1,0 +1,83 @@
+"""`depthscope prune`."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from depthscope.cli import options
+from depthscope.cli.console import console, errors_console
+from depthscope.cli.request import TEXT, Request, measuring, slug
+from depthscope.cli.signals import status_of
+from depthscope.printable import printable
+
+if TYPE_CHECKING:
+    from depthscope.api.study import Study
+
+NoExport = Annotated[bool, typer.Option("--no-export", help="Search and measure only; write no model.")]
+
+
+def prune_command() -> Callable[..., None]:
+    """`depthscope prune`."""
+    from depthscope.studies.prune_settings import OPTIONS
+
+    return measuring(OPTIONS, command)
+
+
+def command(request: Request, no_export: NoExport = False) -> None:
+    """Choose blocks to remove by the measured KL to the unmodified model, and write the model without them to OUT/model.
+
+    Give one of --keep, --remove and --drop. Every 2nd document is held out of the search; what each criterion's set costs is
+    measured there, so that you see which criterion misleads. The same command resumes a search that was interrupted.
+    """
+    from depthscope.data.corpus import Corpus
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
+    from depthscope.run.store import RunDirectory
+    from depthscope.studies.prune_settings import prune_settings
+
+    request.check()
+    prune_settings(**request.settings)
+    text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
+    text.check()
+    directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}-prune")
+    RunDirectory.check_place(directory)
+    require_replaceable(directory / PAGE)
+    options.require_room_to_import()
+    from depthscope.api.prune import MODEL, prune
+
+    loaded = request.load()
+    line = shlex.join(["depthscope", *sys.argv[1:]])
+    try:
+        study = prune(loaded, text, out=directory, export=not no_export, command=line, **request.settings)
+    except KeyboardInterrupt as stop:
+        errors_console.print(f"stopped; the same command resumes it ({printable(directory)})", soft_wrap=True)
+        raise typer.Exit(status_of(stop)) from None
+    page = study.report()
+    _print_outcome(study)
+    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+    console.print(f"page   {printable(page)}", soft_wrap=True)
+    if not no_export:
+        console.print(f"model  {printable(study.path / MODEL)}", soft_wrap=True)
+
+
+def _print_outcome(study: "Study") -> None:
+    from depthscope.report.sections.prune import HEAD, outcome_of, rows, sentences
+
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    for place, title in enumerate(HEAD):
+        shown.add_column(title, justify="left" if place < 2 else "right", no_wrap=place > 1)
+    for cells in rows(study.table("prune_methods")):
+        shown.add_row(*map(printable, cells))
+    console.print("\nvalues are mean ± half-width of the 95% interval over documents; KL in nats\n")
+    console.print(shown)
+    console.print()
+    for sentence in sentences(study.run):
+        console.print(printable(sentence))
+    for what, why in (outcome_of(study.run).not_found | study.run.manifest.not_done).items():
+        console.print(f"not done: {printable(what)}, because {printable(why)}")
+    console.print()
