@@ -39,13 +39,13 @@ def prune(
 ) -> Study:
     """Choose blocks to remove by the measured KL to the unmodified model, compare criteria, and write the model without them.
 
-    One of `keep` ("75%"), `remove` (a number) and `drop` ("21-24", no search) says how many, or which. Every 2nd document is held
-    out of the search, and what each criterion's set costs is measured there. `out` is a run directory, with the tables
-    `prune_steps` and `prune_methods`; the same call resumes a search that was interrupted. With `export` the model without the
-    set that has the lowest KL on the search's documents is written to `out`/model as a plain transformers checkpoint; `command` is
-    what its model card gives as the command. `settings` are those of `depthscope prune`: components, method, width, generations,
-    offspring, survivors, draws, seed, window, bos; `model`, `text` and `tokens` are as for `study`. Raises a DepthscopeError that
-    states what was expected and what was found.
+    One of `keep` ("75%"), `remove` (a number) and `drop` ("21-24", no search) says how many, or which. Every 2nd document is
+    held out of the search, and what each criterion's set costs is measured there. `out` is a run directory, with the tables
+    `prune_steps` and `prune_methods`; the same call resumes a search that was interrupted. With `export` the model without
+    the set that has the lowest KL on the search's documents is written to `out`/model as a plain transformers checkpoint;
+    `command` is what its model card gives as the command. `settings` are those of `depthscope prune`: components, method,
+    width, generations, offspring, survivors, draws, seed, window, bos; `model`, `text` and `tokens` are as for `study`.
+    Raises a DepthscopeError that states what was expected and what was found.
     """
     asked = prune_settings(**settings)
     text = text if isinstance(text, Corpus) else corpus(text)

@@ -28,7 +28,7 @@ def prune_command() -> Callable[..., None]:
     return measuring(OPTIONS, command)
 
 
-def command(request: Request, no_export: NoExport = False) -> None:
+def command(request: Request, *, no_export: NoExport = False) -> None:
     """Choose blocks to remove by the measured KL to the unmodified model, and write the model without them to OUT/model.
 
     Give one of --keep, --remove and --drop. Every 2nd document is held out of the search; what each criterion's set costs is
@@ -66,14 +66,17 @@ def command(request: Request, no_export: NoExport = False) -> None:
 
 
 def _print_outcome(study: "Study") -> None:
-    from depthscope.report.sections.prune import HEAD, outcome_of, rows, sentences
+    from depthscope.report.sections.prune import outcome_of, rows, sentences
 
     shown = Table(header_style="bold", box=None, pad_edge=False)
-    for place, title in enumerate(HEAD):
+    for place, title in enumerate(("criterion", "removed", "KL, search", "KL, held-out", "above chosen")):
         shown.add_column(title, justify="left" if place < 2 else "right", no_wrap=place > 1)
-    for cells in rows(study.table("prune_methods")):
-        shown.add_row(*map(printable, cells))
-    console.print("\nvalues are mean ± half-width of the 95% interval over documents; KL in nats\n")
+    for name, removed, searched, held_out, _agreement, _perplexity, above in rows(study.table("prune_methods")):
+        shown.add_row(*map(printable, (name, removed, searched, held_out, above)))
+    console.print(
+        "\nvalues are mean ± half-width of the 95% interval over documents; KL in nats, above chosen: minus the KL of the "
+        "chosen set on held-out documents, paired\n"
+    )
     console.print(shown)
     console.print()
     for sentence in sentences(study.run):

@@ -89,12 +89,12 @@ def methods_table(scores: Scores, found: Found, remove: int) -> pl.DataFrame:
         estimate = scores.estimate(text, own)
         parts.append(_rows(UNMODIFIED, None, NOTHING, text, estimate, differences=False))
         for method, draw, removed in _sets(found):
-            if scores.knows(text, removed):
+            if text == HELD_OUT or len(removed) == remove:
                 sums = scores.estimate(text, _columns(scores, text, removed, chosen))
                 parts.append(_rows(method, draw, removed, text, sums, differences=len(removed) == remove))
-        for size in range(1, remove + 1):
+        for size in range(1 if text == HELD_OUT else remove, remove + 1):
             drawn = [path[size] for path in found.draws if size in path]
-            if drawn and all(scores.knows(text, one) for one in drawn):
+            if drawn:
                 each = np.stack([_columns(scores, text, one, chosen) for one in drawn])
                 mean = mean_over_draws(scores.tokens[text], each)
                 parts.append(_mean_rows(size, text, mean, differences=size == remove))

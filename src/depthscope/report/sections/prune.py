@@ -116,8 +116,8 @@ def sentences(run: RunDirectory) -> list[str]:
     if outcome.block_calls and outcome.block_calls < outcome.block_calls_alone:
         share = 1 - outcome.block_calls / outcome.block_calls_alone
         said.append(
-            f"Blocks were applied {outcome.block_calls:,} times to a window: {share:.0%} fewer than if every set had been run on "
-            f"its own ({outcome.block_calls_alone:,}), because sets share the blocks before their first difference and are "
+            f"Blocks were applied {outcome.block_calls:,} times to a window: {share:.0%} fewer than if every set had been run "
+            f"on its own ({outcome.block_calls_alone:,}), because sets share the blocks before their first difference and are "
             "measured once."
         )
     if outcome.cannot_run:
@@ -135,17 +135,19 @@ def short(blocks: str) -> str:
 
 
 def _misleading(table: pl.DataFrame, chosen: str) -> str:
+    blocks = {name: _of(table, name)["blocks"].drop_nulls().unique().to_list() for name in criteria(table)}
+    alike = [name for name in blocks if name not in (chosen, RANDOM, GIVEN) and blocks[name] == blocks.get(chosen)]
     others = {
         name: value
-        for name in criteria(table)
-        if name not in (chosen, GIVEN)
+        for name in blocks
+        if name not in (chosen, GIVEN, *alike)
         and (value := _final(table, name, KL_DIFFERENCE, HELD_OUT))
         and value.has_interval
     }
     worse = sorted((name for name in others if (others[name].low or 0) > 0), key=lambda name: -others[name].mean)
     same = [name for name in others if name not in worse and (others[name].high or 0) >= 0]
     better = [name for name in others if (others[name].high or 0) < 0]
-    parts = []
+    parts = [f"The same set is that of {_names(alike)}."] if alike else []
     if worse:
         costs = [f"{TITLES[name].lower()} by {spoken(others[name], KL_DIFFERENCE)}" for name in worse]
         parts.append(f"On held-out documents, sets of these criteria cost more than the chosen one: {joined(costs)}.")
