@@ -57,7 +57,7 @@ def prune(
     model = model_of(model)
     before = _exported(out)
     if export and before is None:
-        from depthscope.models.export import check_export
+        from depthscope.exports.export_route import check_export
 
         check_export(model, Route.own(model.depth), out / MODEL)
 
@@ -91,7 +91,8 @@ def _export(model: Model, run: RunDirectory, command: str | None, before: str | 
     """Write the checkpoint of the chosen route, unless an earlier call has."""
     outcome = outcome_of(run)
     if before != outcome.route:
-        from depthscope.models.export import Card, export_route
+        from depthscope.exports.card import Card
+        from depthscope.exports.export_route import export_route
 
         card = Card(chosen=_chosen(run), command=command, quality=_quality(run), text=_text(run))
         export_route(model, parse_route(outcome.route, model.depth), run.path / MODEL, card, tell=tell)

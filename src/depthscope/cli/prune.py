@@ -51,7 +51,8 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
     from depthscope.api.prune import MODEL, prune
 
     loaded = request.load()
-    line = shlex.join(["depthscope", *sys.argv[1:]])
+    # A card is read elsewhere: the directory's name is enough.
+    line = shlex.join(["depthscope", *(directory.name if one == str(directory) else one for one in sys.argv[1:])])
     try:
         study = prune(loaded, text, out=directory, export=not no_export, command=line, **request.settings)
     except KeyboardInterrupt as stop:
