@@ -325,6 +325,7 @@ def test_blocks_whose_keys_later_ones_read_are_not_tried_and_said(tmp_path):
         ({"drop": "0-2,1~mlp"}, "block 1 is there whole and by component"),
         ({"drop": "1", "components": True}, "--components is about a search"),
         ({"drop": "1", "method": "greedy"}, "--method is about a search"),
+        ({"remove": 1, "components": True, "method": "angular"}, "angular only rank whole blocks"),
         ({"remove": 1, "method": "magic"}, "unknown criterion magic: expected some of greedy, beam"),
         ({"remove": 1, "width": 8}, "--width is a setting of beam, which is not among the criteria"),
         ({"remove": 1, "method": "beam", "width": 0}, "--width is 0: expected 1 to 256"),

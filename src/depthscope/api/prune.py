@@ -15,15 +15,12 @@ from depthscope.models.model import Model
 from depthscope.printable import shown
 from depthscope.report.sections.prune import HEAD, outcome_of, rows, sentences
 from depthscope.routes import Route, parse_route
-from depthscope.run.layout import MANIFEST
+from depthscope.run.layout import EXPORT, MANIFEST
 from depthscope.run.store import RunDirectory
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.prune import AGREEMENT, GIVEN, HELD_OUT, KL, LOSS, LOSS_CHANGE, UNMODIFIED
 from depthscope.studies.prune_settings import prune_settings
 from depthscope.studies.run_study import Progress, run_study
-
-MODEL = "model"
-"""The checkpoint's directory in the run directory."""
 
 
 def prune(
@@ -55,17 +52,17 @@ def prune(
     out = Path(out)
     RunDirectory.check_place(out)
     model = model_of(model)
-    before = _exported(out)
-    if export and before is None:
-        from depthscope.exports.export_route import check_export
-
-        check_export(model, Route.own(model.depth), out / MODEL)
+    if export:
+        require_place(model, out)
 
     def chosen(tell: Progress | None) -> Study:
+        before = _exported(out)
         run_study(model, text, out, asked, tell)
         study = Study(out)
+        if before is not None:
+            study.run.update(prune=replace(outcome_of(study.run), exported=before))
         if export:
-            _export(model, study.run, command, before, tell)
+            export_chosen(model, study, command=command, tell=tell)
         return study
 
     if progress is True:
@@ -76,27 +73,40 @@ def prune(
     return chosen(progress or None)
 
 
+def require_place(model: Model, out: Path) -> None:
+    """Raise, before a search that may take long, what exporting can be refused for whatever is chosen."""
+    if _exported(out) is None:
+        from depthscope.exports.export_route import check_export
+
+        check_export(model, Route.own(model.depth), out / EXPORT)
+
+
+def export_chosen(model: Model, study: Study, *, command: str | None = None, tell: Progress | None = None) -> Path:
+    """Write the checkpoint without the chosen set to the run of a complete search, unless an earlier call has.
+
+    Returns its directory. Raises what `export` raises.
+    """
+    outcome = outcome_of(study.run)
+    if outcome.exported != outcome.route:
+        from depthscope.exports.card import Card
+        from depthscope.exports.export_route import export_route
+
+        run = study.run
+        card = Card(chosen=_chosen(run), command=command, quality=_quality(run), text=_text(run))
+        export_route(model, parse_route(outcome.route, model.depth), run.path / EXPORT, card, tell=tell)
+        run.update(prune=replace(outcome, exported=outcome.route))
+    return study.path / EXPORT
+
+
 def _exported(out: Path) -> str | None:
     """The route of the checkpoint that an earlier call has written to the run; None if there is none."""
-    if not (out / MANIFEST).exists() or not (out / MODEL).is_dir():
+    if not (out / MANIFEST).exists() or not (out / EXPORT).is_dir():
         return None
     try:
         outcome = RunDirectory.reading(out).manifest.prune
     except RunError:
         return None
     return None if outcome is None else outcome.exported
-
-
-def _export(model: Model, run: RunDirectory, command: str | None, before: str | None, tell: Progress | None) -> None:
-    """Write the checkpoint of the chosen route, unless an earlier call has."""
-    outcome = outcome_of(run)
-    if before != outcome.route:
-        from depthscope.exports.card import Card
-        from depthscope.exports.export_route import export_route
-
-        card = Card(chosen=_chosen(run), command=command, quality=_quality(run), text=_text(run))
-        export_route(model, parse_route(outcome.route, model.depth), run.path / MODEL, card, tell=tell)
-    run.update(prune=replace(outcome, exported=outcome.route))
 
 
 def _chosen(run: RunDirectory) -> str:

@@ -48,22 +48,27 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
-    from depthscope.api.prune import MODEL, prune
+    from depthscope.api.prune import export_chosen, prune, require_place
+    from depthscope.progress import progress_bar
 
     loaded = request.load()
     # A card is read elsewhere: the directory's name is enough.
     line = shlex.join(["depthscope", *(directory.name if one == str(directory) else one for one in sys.argv[1:])])
     try:
-        study = prune(loaded, text, out=directory, export=not no_export, command=line, **request.settings)
+        if not no_export:
+            require_place(loaded, directory)
+        study = prune(loaded, text, out=directory, export=False, **request.settings)
+        page = study.report()
+        _print_outcome(study)
+        console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+        console.print(f"page   {printable(page)}", soft_wrap=True)
+        if not no_export:
+            with progress_bar() as tell:
+                written = export_chosen(loaded, study, command=line, tell=tell)
+            console.print(f"model  {printable(written)}", soft_wrap=True)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(directory)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
-    page = study.report()
-    _print_outcome(study)
-    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
-    console.print(f"page   {printable(page)}", soft_wrap=True)
-    if not no_export:
-        console.print(f"model  {printable(study.path / MODEL)}", soft_wrap=True)
 
 
 def _print_outcome(study: "Study") -> None:

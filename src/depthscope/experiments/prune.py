@@ -132,7 +132,12 @@ class Course:
         of = {GREEDY: self.known.remove, BEAM: self.known.remove, SINGLE: 1}
         of[EVOLUTION] = 2 * (self.settings.get("generations", 0) + 1)
         methods = self.settings["methods"]
-        return sum(of.get(method, 0) for method in methods) + bool({*methods} & {*OF_BLOCKS}) + 2
+        return sum(of.get(method, 0) for method in methods) + self._reads + 2
+
+    @property
+    def _reads(self) -> bool:
+        """Whether a criterion reads the residual streams."""
+        return bool({*self.settings["methods"]} & {*OF_BLOCKS}) and not self.removals.components
 
     def missing(self, request: Request) -> list[Removed]:
         """The sets of a request that have not been measured on its text, each once."""
@@ -162,7 +167,7 @@ class Course:
             yield Request(HELD_OUT, (NOTHING, self.given))
             found.chosen = GIVEN
             return
-        if {*self.settings["methods"]} & {*OF_BLOCKS}:
+        if self._reads:
             yield Request(SEARCH, readings=True)
         for method in self.settings["methods"]:
             path = yield from self._of(method)
@@ -176,7 +181,7 @@ class Course:
         if not finals and not found.draws:
             raise DepthscopeError(
                 f"no set of {known.remove} {self.removals.kind} was found that {self.removals.model.name} can run without: "
-                f"{next(iter(self.removals.refused.values()), 'none was tried')}"
+                f"{next(iter(found.not_found.values()), 'no random one could be drawn')}"
             )
         drawn = [path[known.remove] for path in found.draws]
         yield Request(SEARCH, (NOTHING, *finals.values(), *drawn))

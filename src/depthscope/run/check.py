@@ -23,7 +23,7 @@ class State(Enum):
     DAMAGED = "damaged"
     MISSING = "missing"
     UNVERIFIED = "without a checksum"
-    """Of an earlier version, or of an experiment that run.json does not have."""
+    """Of an earlier version, of an experiment that run.json does not have, or of an exported model."""
     UNFINISHED = "unfinished"
     """A temporary file, which the next study removes."""
     FOREIGN = "not depthscope's"
@@ -51,7 +51,9 @@ def check_run(path: str | Path) -> list[Checked]:
         place = file.relative_to(path)
         if place.as_posix() in (layout.MANIFEST, layout.LOCK):
             continue
-        if not layout.is_own(file, path, manifest):
+        if place.parts[0] == layout.EXPORT and manifest is not None and manifest.prune is not None:
+            found.append(Checked(place, State.UNVERIFIED))
+        elif not layout.is_own(file, path, manifest):
             found.append(Checked(place, State.FOREIGN))
         elif file.name.endswith(UNFINISHED):
             found.append(Checked(place, State.UNFINISHED))

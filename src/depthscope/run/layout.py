@@ -6,6 +6,7 @@ RUN/tables/<experiment>.parquet      made from the shards
 RUN/stages.json                      the stages found, and each signature's verdict
 RUN/lenses/tuned/                    a tuned lens that was trained for the run
 RUN/report.html                      the page
+RUN/model/                           the checkpoint without the blocks that a search has chosen
 """
 
 import re
@@ -18,7 +19,7 @@ from depthscope.schema.manifest import Manifest
 from depthscope.schema.tasks import TABLES as TASK_TABLES
 
 MANIFEST, STAGES, PAGE, LOCK = "run.json", "stages.json", "report.html", ".lock"
-SHARDS, TABLES, LENSES = "shards", "tables", "lenses"
+SHARDS, TABLES, LENSES, EXPORT = "shards", "tables", "lenses", "model"
 TOP = (MANIFEST, STAGES, PAGE, LOCK)
 LENS = Path(LENSES) / "tuned"
 LENS_FILES = ("params.safetensors", "config.json", "training.safetensors")

@@ -32,7 +32,7 @@ GREEDY, BEAM, EVOLUTION, SINGLE, INFLUENCE, ANGULAR, RANDOM, GIVEN, UNMODIFIED =
 )
 METHODS = {
     GREEDY: "remove the block whose removal costs the lowest KL, measure all remaining ones again, and so on",
-    BEAM: "the same with the best few sets of every size kept, instead of one",
+    BEAM: "greedy with the best few sets of every size kept, instead of one",
     EVOLUTION: "mutate the set, score offspring on little text and the best of them on all of it (EvoPress, Sieberling et al. "
     "2024)",
     SINGLE: "remove the blocks whose single removal costs the lowest KL, without measuring again",

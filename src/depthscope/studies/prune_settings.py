@@ -3,7 +3,7 @@
 from typing import Any
 
 from depthscope.errors import DepthscopeError
-from depthscope.schema.prune import COMPONENTS, DROP, EXPERIMENT, GOALS, METHOD, NAME, OF_METHODS, OF_SEARCH
+from depthscope.schema.prune import COMPONENTS, DROP, EXPERIMENT, GOALS, METHOD, NAME, OF_BLOCKS, OF_METHODS, OF_SEARCH
 from depthscope.studies.settings import BOS, WINDOW, StudySettings, settings_from
 
 OPTIONS = (*EXPERIMENT.options, WINDOW, BOS)
@@ -31,6 +31,10 @@ def prune_settings(**given: Any) -> StudySettings:
         of = next(method for method, options in OF_METHODS.items() if unused & {option.name for option in options})
         raise DepthscopeError(
             f"--{min(unused)} is a setting of {of}, which is not among the criteria: add it to --method"
+        )
+    if values[COMPONENTS.name] and set(values[METHOD.name]) <= set(OF_BLOCKS):
+        raise DepthscopeError(
+            f"--components: {' and '.join(values[METHOD.name])} only rank whole blocks, expected another criterion in --method"
         )
     own = {option.name: values.pop(option.name) for option in (WINDOW, BOS)}
     return StudySettings(experiments=(NAME,), options=values, **own)

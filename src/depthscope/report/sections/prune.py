@@ -107,7 +107,7 @@ def sentences(run: RunDirectory) -> list[str]:
     said = [
         f"Without {short(' '.join(outcome.blocks))} ({TITLES[name].lower()}) the KL is {spoken(cost, KL)} on {text}"
         + (f"; on the documents by which it was chosen, {spoken(searched, KL)}" if searched else "")
-        + (f". The loss rises by {spoken(loss, LOSS_CHANGE)}" if loss and loss.mean > 0 else "")
+        + (f". The loss changes by {spoken(loss, LOSS_CHANGE)}" if loss else "")
         + "."
         if cost
         else ""
@@ -207,7 +207,10 @@ def _of_draw(table: pl.DataFrame, blocks: str, text: str) -> Value | None:
 
 def _cell(table: pl.DataFrame, name: str, metric: Metric, text: str) -> str:
     value = _final(table, name, metric, text)
-    return "" if value is None else give_or_take(value, metric) + ("%" if metric is AGREEMENT else "")
+    if value is None:
+        return ""
+    digits = (1 if value.mean < 1000 else 0) if metric is PERPLEXITY else 3
+    return give_or_take(value, metric, digits) + ("%" if metric is AGREEMENT else "")
 
 
 KIND = Kind(
