@@ -50,9 +50,9 @@ def build(run: RunDirectory) -> Section:
     if shown:
         axis = XAxis(title="removed", first=1, last=last, relative=False)
         panels.append(lines("prune-kl", "KL on held-out documents", KL, shown, axis, log=True))
-    worse = [
-        (TITLES[name], value) for name in criteria(table) if (value := _final(table, name, KL_DIFFERENCE, HELD_OUT))
-    ]
+    # Without random choices, whose interval would hide the differences of the others.
+    found = {name: _final(table, name, KL_DIFFERENCE, HELD_OUT) for name in criteria(table) if name != RANDOM}
+    worse = [(TITLES[name], value) for name, value in found.items() if value is not None]
     if len(worse) > 1:
         height = 120 + 34 * len(worse)
         panels.append(ranking("prune-difference", KL_DIFFERENCE.title, KL_DIFFERENCE, OWN, worse, height))
