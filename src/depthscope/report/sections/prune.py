@@ -22,6 +22,7 @@ from depthscope.schema.prune import (
     KL_DIFFERENCE,
     LOSS_CHANGE,
     METRICS,
+    MOST_BLOCKS,
     NAME,
     PERPLEXITY,
     PRUNE_METHODS_TABLE,
@@ -33,6 +34,8 @@ from depthscope.schema.prune import (
 )
 
 TABLE, STEPS = "prune_methods", "prune_steps"
+MOST_REMOVED = 2 * MOST_BLOCKS
+"""An attention and an MLP of every block."""
 SHOWN = (KL, AGREEMENT, PERPLEXITY, KL_DIFFERENCE)
 
 
@@ -40,6 +43,8 @@ def build(run: RunDirectory) -> Section:
     """KL on held-out documents by the number of blocks removed, the difference to the chosen set, and the sets."""
     table, outcome = read_table(run, TABLE, PRUNE_METHODS_TABLE), outcome_of(run)
     last = int(table["removed"].max())  # type: ignore[arg-type]
+    if not 0 <= last <= MOST_REMOVED:
+        raise RunError(f"{run.path} has a set of {last:,} removed blocks: expected at most {MOST_REMOVED:,}")
     curves = {name: _curve(table, name) for name in CRITERIA}
     shown = [
         Curve(look=CRITERIA[name], values=values, call=f"{TITLES[name]}, {{}} removed")
