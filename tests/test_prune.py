@@ -21,8 +21,8 @@ from depthscope.api.study import Study
 from depthscope.cli import app
 from depthscope.data.windows import Windows, make_windows
 from depthscope.errors import DataError, DepthscopeError, RouteError
-from depthscope.experiments.prune import Texts
 from depthscope.experiments.prune_search import Known, Scores, beam, evolution, greedy, single
+from depthscope.experiments.prune_text import Texts
 from depthscope.experiments.removals import Removals, name_of, route_without
 from depthscope.models.load import load
 from depthscope.models.model import Model
