@@ -9,7 +9,20 @@ from depthscope.schema.declaration import Experiment, Option, Registry
 STAGES = "stages"
 """Stages are found from what the experiments measured, in this command or an earlier one on the same run."""
 
-TAKEN = (STAGES, "study", "explore", "report", "compare", "check", "info", "tune", "verify", "eval", "eval_text", "prune")
+TAKEN = (
+    STAGES,
+    "study",
+    "explore",
+    "report",
+    "compare",
+    "check",
+    "info",
+    "tune",
+    "verify",
+    "eval",
+    "eval_text",
+    "prune",
+)
 """Names that no experiment can have: its command would replace another."""
 
 EXPERIMENTS: Registry[Experiment] = Registry(
