@@ -125,6 +125,8 @@ def test_public_names_are_frozen():
         "drop_ple",
         "drop_ssm",
         "evaluate",
+        "generate",
+        "generate_stream",
         "lens",
         "load",
         "logits",

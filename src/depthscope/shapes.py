@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 TokenIds = Int[Tensor, "batch seq"]
+Generated = Int[Tensor, "rows length"]
+"""Prompts with the tokens generated after them; a prompt may have several rows."""
 Residual = Float[Tensor, "batch seq d_model"]
 Hidden = Float[Tensor, "tokens d_model"]
 """What the unembedding reads: the residual stream after the final norm."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from depthscope.cli import check, compare, evaluate, explore, info, models, prune, report, tune, verify
+from depthscope.cli import check, compare, evaluate, explore, generate, info, models, prune, report, tune, verify
 from depthscope.cli.measuring import experiment_command, study_command
 from depthscope.schema.experiments import EXPERIMENTS
 
@@ -43,6 +43,7 @@ def build_app() -> typer.Typer:
     add("tune", "Train a tuned lens for a model.", tune.command)
     add("eval", "Run tasks on a model and on edited versions of it.", evaluate.command)
     add("prune", "Choose blocks to remove by measured KL, and write the model without them.", prune.prune_command())
+    add("generate", "Continue a text with an edited model.", generate.command)
     add("explore", "Explore a model and its runs in the browser.", explore.command)
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)

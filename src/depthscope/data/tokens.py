@@ -20,22 +20,25 @@ PRIVATE = range(0xF0000, 0xFFFFD)
 """Private-use characters. One that a chat does not use marks where its messages wrote the name of a special token."""
 
 
-def document_tokens(model: Model, document: Document, special_tokens: str, characters: int | None = None) -> list[int]:
+def document_tokens(
+    model: Model, document: Document, special_tokens: str, characters: int | None = None, *, answer: bool = False
+) -> list[int]:
     """Token ids of a document, no special tokens added beyond a chat template's own.
 
-    Of a text the first `characters` are read. Raises DataError without a tokenizer, or for a chat that has no template.
+    Of a text the first `characters` are read; `answer`: a chat ends with the beginning of the model's answer. Raises DataError
+    without a tokenizer, or for a chat that has no template.
     """
     if not document:
         return []
     if isinstance(document, str):
         return model.tokenize(document[:characters], special_tokens)
     if special_tokens == "keep":
-        return model.tokenize(rendered(model, document), "keep")
-    return list(_chat_tokens(model, document))
+        return model.tokenize(rendered(model, document, answer), "keep")
+    return list(_chat_tokens(model, document, answer))
 
 
-def rendered(model: Model, document: Document) -> str:
-    """A document as text: a chat as the tokenizer's template writes it.
+def rendered(model: Model, document: Document, answer: bool = False) -> str:
+    """A document as text: a chat as the tokenizer's template writes it, with `answer` up to where the model's answer begins.
 
     Raises DataError without a tokenizer or a template, or where the template refuses the messages.
     """
@@ -44,7 +47,8 @@ def rendered(model: Model, document: Document) -> str:
     require_template(model)
     tokenizer = model.require_tokenizer()
     try:
-        text = str(tokenizer.apply_chat_template([dict(message) for message in document], tokenize=False))
+        messages = [dict(message) for message in document]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
     except Exception as error:  # a template is a program of its own, which may raise anything
         roles = listed(message["role"] for message in document)
         raise DataError(
@@ -63,11 +67,11 @@ def require_template(model: Model) -> None:
         )
 
 
-def _chat_tokens(model: Model, messages: Sequence[Message]) -> Iterator[int]:
+def _chat_tokens(model: Model, messages: Sequence[Message], answer: bool) -> Iterator[int]:
     names = _special_names(model.tokenizer)
     written = [str(message["content"]) for message in messages]
     if not any(name in text for text in written for name in names):
-        yield from model.tokenize(rendered(model, tuple(messages)), "keep")
+        yield from model.tokenize(rendered(model, tuple(messages), answer), "keep")
         return
     pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
     used = set("".join(written))
@@ -81,7 +85,7 @@ def _chat_tokens(model: Model, messages: Sequence[Message]) -> Iterator[int]:
             return [hidden(part) for part in content]
         return {key: hidden(value) for key, value in content.items()} if isinstance(content, dict) else content
 
-    text = rendered(model, tuple({**message, "content": hidden(message["content"])} for message in messages))
+    text = rendered(model, tuple({**one, "content": hidden(one["content"])} for one in messages), answer)
     placed = re.compile(f"{place}(\\d+){place}")
     for piece in re.split(f"({pattern.pattern})", text):
         if piece in names:

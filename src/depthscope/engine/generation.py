@@ -19,7 +19,7 @@ from depthscope.models.generation import TokensSeen, check_length, check_options
 from depthscope.models.hooks import hooked
 from depthscope.models.model import Model
 from depthscope.routes import Route
-from depthscope.shapes import TokenIds
+from depthscope.shapes import Generated, TokenIds
 
 PROMPT, PADDED, STEPS = 20, 6, 3
 """Tokens of the prompt of the check, how many of them a padded prompt has fewer, and new tokens, all but the first of which
@@ -42,7 +42,7 @@ def generate_tokens(
     seed: int | None = None,
     seen: TokensSeen | None = None,
     **options: Any,
-) -> TokenIds:
+) -> Generated:
     """Prompts and what follows them on a route, shaped [batch, seq + new], as `models.generation.generate_ids`.
 
     For whoever has token ids: `ids` are shaped [batch, seq], shorter prompts padded at the left where `mask` is 0. Raises
@@ -125,7 +125,7 @@ def _refusal(model: Model, route: Route, cached: Tensor, expected: Tensor, padde
             f"{difference:.2g} on the route {route.name!r}): give prompts of one length, or one at a time"
         )
     return (
-        f"{model.name} ({model.family}) cannot generate with caches on the route {route.name!r}: its logits differ from those of "
-        f"the route without caches by up to {difference:.2g}, so it keeps something between tokens that does not belong to one "
-        "visit. Use use_cache=False, which computes every token again"
+        f"{model.name} ({model.family}) cannot generate with caches on the route {route.name!r}: its logits differ from those "
+        f"of the route without caches by up to {difference:.2g}, so it keeps something between tokens that does not belong to "
+        "one visit. Use use_cache=False, which computes every token again"
     )

@@ -19,7 +19,7 @@ from depthscope.models.quiet import quiet
 from depthscope.models.routed import RoutedForward
 from depthscope.printable import first_line, listed, shown
 from depthscope.routes import Route
-from depthscope.shapes import TokenIds
+from depthscope.shapes import Generated, TokenIds
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Options that only matter where tokens are drawn: giving one of them turns sampling on."""
@@ -104,7 +104,7 @@ def generate_ids(
     seed: int | None = None,
     seen: TokensSeen | None = None,
     **options: Any,
-) -> TokenIds:
+) -> Generated:
     """Prompts and what follows them on a route, shaped [batch, seq + new], on the model's device.
 
     `ids` are prompts shaped [batch, seq], shorter ones padded at the left, where `mask` is 0. Up to `tokens` new ones follow:
@@ -138,6 +138,12 @@ def generate_ids(
         return getattr(found, "sequences", found).clone()
 
 
+def ends(model: Model, options: Mapping[str, Any]) -> frozenset[int]:
+    """The token ids that end a row."""
+    found = options.get("eos_token_id", getattr(model.hf.generation_config, "eos_token_id", None))
+    return frozenset(found if isinstance(found, list | tuple) else () if found is None else (found,))
+
+
 def _generate_options(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as transformers takes them: greedy unless sampling is asked for, a cache that grows, no beams."""
     given = dict(options)
@@ -150,10 +156,9 @@ def _generate_options(model: Model, options: Mapping[str, Any]) -> dict[str, Any
         given["cache_implementation"] = "dynamic"
     if (getattr(config, "num_beams", None) or 1) != 1:
         given["num_beams"] = 1
-    end = given.get("eos_token_id", getattr(config, "eos_token_id", None))
     if given.get("pad_token_id") is None and getattr(config, "pad_token_id", None) is None:
-        # Only fills up rows that have ended; transformers would take the same, and say so.
-        given["pad_token_id"] = next(iter(end)) if isinstance(end, list | tuple) else 0 if end is None else end
+        # Only fills up rows that have ended; transformers would take one of the same, and say so.
+        given["pad_token_id"] = min(ends(model, options), default=0)
     if given.get("stop_strings"):
         given["tokenizer"] = model.require_tokenizer()
     return given

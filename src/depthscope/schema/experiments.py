@@ -22,6 +22,7 @@ TAKEN = (
     "eval",
     "eval_text",
     "prune",
+    "generate",
 )
 """Names that no experiment can have: its command would replace another."""
 
