@@ -98,6 +98,10 @@ SHARED = f"--window --bos {TEXT}"
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
+        (
+            "generate",
+            "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
+        ),
         ("tune", f"--out --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
         (
             "eval",
@@ -122,6 +126,17 @@ def test_options_are_frozen_and_explained(command, options):
         if parameter.opts[0].startswith("--") and parameter.opts[0] != "--help"
     )
     assert "Usage" in run(command, "--help")
+
+
+def test_generate_prints_the_text_and_compares_edits_with_the_unmodified_model():
+    import depthscope as ds
+
+    model, prompt = ds.load("bookshelf-gpt2"), "It was the best of times"
+    text = ds.generate(model, prompt, "drop(5)", tokens=6)
+    assert run("generate", "--prompt", prompt, "--edit", "drop(5)", "--tokens", "6") == f"{text}\n"
+    said = run("generate", "--prompt", prompt, "--edit", "drop(5)", "--route", "0-11 11", "--tokens", "6")
+    own, other = ds.generate(model, prompt, tokens=6), ds.generate(model, prompt, "repeat(11)", tokens=6)
+    assert said == f"unmodified model\n{own}\n\ndrop(5)\n{text}\n\n0-11 11\n{other}\n\n"
 
 
 def test_info_and_verify_say_what_they_found():

@@ -121,6 +121,17 @@ def test_a_continuation_is_greedy_on_its_route_and_stops_at_the_context(shelf, e
         full = comparison.continuation(shelf, torch.full((1, shelf.context - 1), 5), route, 4)
     assert len(full.ids) == 1
     assert "context of 256 tokens is full" in full.stopped
+    with torch.inference_mode():
+        assert "stopped after 0 seconds" in comparison.continuation(shelf, ids, route, 4, seconds=0).stopped
+
+
+def test_the_text_is_continued_under_a_chosen_edit(answers):
+    html = answers.continued("It was the best of", LAST, "drop,3")
+    assert html.count("class='written'") == 2
+    assert "drop(3)" in html
+    assert "unmodified model" in html
+    assert "Choose a cell" in answers.continued("It was the best of", LAST, "drop,99")
+    assert "Enter a text" in answers.continued("", LAST, "drop,3")
 
 
 def test_routes_as_they_are_typed():

@@ -138,6 +138,9 @@ def test_surgery_shows_every_edit_and_what_is_behind_a_cell(page):
     expect(page.locator("#surgery td.cell")).to_have_count(47)
     page.locator("[data-cell='drop_mlp,3']").click()
     expect(page.locator("#edited")).to_contain_text("drop_mlp(3)")
+    page.locator("#continue").click()
+    expect(page.locator("#continued .written")).to_have_count(2)
+    expect(page.locator("#continued")).to_contain_text("drop_mlp(3)")
     page.get_by_label("mean over tokens").check()
     expect(page.locator("#surgery figcaption")).to_contain_text("mean over tokens")
     own = page.locator("#own-route input, #own-route textarea").first

@@ -44,7 +44,8 @@ def generate(
     transformers' own `generate` runs the model's blocks in the order of the route, each visit with a cache of its own; the
     unmodified model's text is that of `model.hf.generate`. `prompt` is a text, or several, which are computed together (then
     the result is a list). With `chat` it is a user's message or a list of messages with role and content, written by the
-    tokenizer's chat template. `edit` is an Edit, text such as "swap(3) | drop_mlp(7)", a Route, or None.
+    tokenizer's chat template; the tokenizer's EOS token ends the answer, as the model's do. `edit` is an Edit, text such as
+    "swap(3) | drop_mlp(7)", a Route, or None.
 
     Tokens are the likeliest ones unless `do_sample`, `temperature`, `top_k`, `top_p`, `min_p` or `typical_p` is given; `seed`
     makes drawing repeatable and leaves torch's random numbers as they are. `stop`: the text ends before the first of these
@@ -104,7 +105,7 @@ class _Asked:
         cls,
         model: Model | str,
         prompt: Any,
-        edit: Edit | Route | str | None,
+        edit: Any,
         tokens: int,
         chat: bool,
         bos: str,
@@ -125,7 +126,11 @@ class _Asked:
         model.check_route(route)
         prompts = [_tokenized(model, text, bos) for text in texts]
         check_length(model, max(map(len, prompts)), tokens)
-        more = {"stop_strings": list(stops)} if stops else {}
+        more: dict[str, Any] = {"stop_strings": list(stops)} if stops else {}
+        if chat and "eos_token_id" not in options:
+            # Settings for generation are not read from a model's folder, where chat models name the end of a turn.
+            of_tokenizer = {model.require_tokenizer().eos_token_id} - {None}
+            more["eos_token_id"] = sorted(ends(model, options) | of_tokenizer) or None
         return cls(model, route, prompts, single, stops, {**options, **more})
 
     def text(self, prompt: list[int], after: list[int]) -> str:

@@ -1,5 +1,6 @@
 """`depthscope generate`."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,9 +10,10 @@ from depthscope.cli import options
 from depthscope.cli.console import console, errors_console, styled
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
+from depthscope.data.fields import require_text
+from depthscope.errors import DataError
 
 if TYPE_CHECKING:
-    from depthscope.edit_registry import Edit
     from depthscope.models.model import Model
     from depthscope.routes import Route
 
@@ -82,23 +84,22 @@ def command(
     in it are shown as escapes.
     """
     from depthscope.edit_registry import parse_edit
-    from depthscope.errors import DataError
-    from depthscope.routes import parse_route
 
     check_bos(bos)
-    if not prompt:
-        raise DataError("--prompt is empty: expected a text to continue")
-    if stop is not None and not all(stop):
-        raise DataError("--stop is empty: expected a string before which the text ends")
-    edits = [parse_edit(text) for text in edit or ()]
-    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
-    routes: dict[str, Edit | Route | None] = {one.name: one for one in edits}
-    routes |= {one.name: one for one in (parse_route(text, loaded.depth) for text in route or ())}
-    for one in routes.values():  # before the first is generated
-        loaded.check_route(_route(loaded, one))
+    _check_texts(prompt, stop or [])
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    for name, value in given.items():
+        if not math.isfinite(value):
+            raise DataError(f"--{name.replace('_', '-')} is {value}: expected a finite number")
     given |= {"tokens": tokens, "chat": chat, "bos": bos, "stop": stop or (), "seed": seed}
+    names = {text: parse_edit(text).name for text in edit or ()} | {text: text for text in route or ()}
+    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
+    from depthscope.explore.comparison import read_route  # bounds what a route may visit
+
+    routes = {name: read_route(text, loaded.depth) for text, name in names.items()}
+    for one in routes.values():  # before the first is generated
+        loaded.check_route(one)
     try:
         _print(loaded, prompt, routes, given)
     except KeyboardInterrupt as interrupt:
@@ -107,20 +108,22 @@ def command(
         raise typer.Exit(status_of(interrupt)) from None
 
 
-def _print(model: "Model", prompt: str, routes: "dict[str, Edit | Route | None]", given: dict[str, Any]) -> None:
+def _check_texts(prompt: str, stops: list[str]) -> None:
+    """Raise DataError for what no tokenizer reads."""
+    for name, text in (("--prompt", prompt), *(("--stop", stop) for stop in stops)):
+        if not require_text(text, name):
+            raise DataError(f"{name} is empty: expected a text")
+
+
+def _print(model: "Model", prompt: str, routes: "dict[str, Route]", given: dict[str, Any]) -> None:
     from depthscope.api.generate import generate_stream
 
     compared = len(routes) > 1
-    for name, edit in ({"unmodified model": None, **routes} if compared else routes or {"": None}).items():
+    wanted: dict[str, Route | None] = {"unmodified model": None, **routes} if compared else {**routes} or {"": None}
+    for name, route in wanted.items():
         if compared:
             console.print(styled(name, "bold"))
-        for piece in generate_stream(model, prompt, edit, **given):
+        for piece in generate_stream(model, prompt, route, **given):
             console.print(Text(piece), end="", soft_wrap=True)
             console.file.flush()
         console.print("\n" if compared else "")
-
-
-def _route(model: "Model", edit: "Edit | Route | None") -> "Route":
-    from depthscope.routes import Route
-
-    return edit if isinstance(edit, Route) else edit(Route.own(model.depth)) if edit else Route.own(model.depth)

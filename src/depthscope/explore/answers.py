@@ -66,6 +66,25 @@ class Answers:
         own = comparison.card("unmodified model", "KL 0 nats", self._top(found, 0))
         return markup.columns([own, comparison.card(name, under, self._top(found, place))])
 
+    def continued(self, text: str, averaged: str, cell: str) -> str:
+        """What follows the prompt under the edit of a chosen cell of the surgery table, next to the unmodified model's text."""
+        model = self.session.model
+        try:
+            with self.session.reading(text) as prompt:
+                found = prompt.surgery(averaged)
+                if (chosen := surgery.read_cell(cell, found)) is None:
+                    return markup.message("Choose a cell of the table first.")
+                name, place = chosen
+                routes = {"unmodified model": Route.own(self.depth), name: found.edits[place - 1].route}
+                parts = [
+                    f"<h4>{markup.escaped(title)}</h4>"
+                    + comparison.written(model, comparison.continuation(model, prompt.ids, route))
+                    for title, route in routes.items()
+                ]
+                return markup.columns(parts)
+        except DepthscopeError as error:
+            return markup.message(str(error), "problem")
+
     def heads(self, text: str) -> str:
         """The strongest heads on a prompt."""
         try:

@@ -1,7 +1,9 @@
 """Two routes through the model side by side: next-token predictions and continuations."""
 
 import re
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -9,14 +11,18 @@ from torch import Tensor
 
 from depthscope.edit_registry import Edit, parse_edit
 from depthscope.engine.execute import run_route
-from depthscope.errors import RouteError
+from depthscope.engine.generation import generate_tokens
+from depthscope.errors import RouteError, UnsupportedError
 from depthscope.explore import markup
+from depthscope.models.generation import ends
 from depthscope.models.model import Model
 from depthscope.routes import Route, parse_route
 from depthscope.shapes import TokenIds
 
-CONTINUED = 20
+CONTINUED = 40
 """Number of tokens in a continuation."""
+SECONDS = 20.0
+"""How long one may take: others may be waiting for the model."""
 MOST_VISITS = 8
 """A route may visit at most this many times the model's number of blocks: longer routes take too long."""
 _AN_EDIT = re.compile(r"[a-z_-]+\s*\(", re.IGNORECASE)
@@ -72,19 +78,31 @@ class Continuation:
     """Why there are fewer tokens than requested; empty if there are not."""
 
 
-def continuation(model: Model, ids: TokenIds, route: Route, count: int = CONTINUED) -> Continuation:
-    """Up to `count` greedy tokens after `ids`, shaped [1, seq], on a route; the whole text is replayed for each token."""
-    ends = set(getattr(model.tokenizer, "all_special_ids", ()))
-    found: list[int] = []
-    for _ in range(count):
-        if model.context is not None and ids.shape[1] >= model.context:
-            return Continuation(found, f"the context of {model.context} tokens is full")
-        best = int(last_probabilities(model, ids, route).argmax())
-        if best in ends:
-            return Continuation(found, "the text ends here")
-        found.append(best)
-        ids = torch.cat([ids, ids.new_tensor([[best]])], 1)
-    return Continuation(found, "")
+def continuation(
+    model: Model, ids: TokenIds, route: Route, count: int = CONTINUED, seconds: float = SECONDS
+) -> Continuation:
+    """Up to `count` greedy tokens after `ids`, shaped [1, seq], on a route, within about `seconds`.
+
+    Tokens are computed with caches, or again and again from the beginning where a model's caches do not allow that.
+    """
+    room = count if model.context is None else model.context - ids.shape[1]
+    full = f"the context of {model.context} tokens is full"
+    if room < 1:
+        return Continuation([], full)
+    finals = sorted(ends(model, {}).union(getattr(model.tokenizer, "all_special_ids", ())))
+    until = time.monotonic() + seconds
+    given: dict[str, Any] = {"tokens": min(count, room), "eos_token_id": finals or None, "do_sample": False}
+    given["seen"] = lambda _new: time.monotonic() > until
+    try:
+        found = generate_tokens(model, route, ids, **given)
+    except UnsupportedError:
+        found = generate_tokens(model, route, ids, **given, use_cache=False)
+    new = found[0, ids.shape[1] :].tolist()
+    if new[-1] in finals:
+        return Continuation(new[:-1], "the text ends here")
+    if len(new) < min(count, room):
+        return Continuation(new, f"stopped after {seconds:g} seconds")
+    return Continuation(new, full if len(new) < count else "")
 
 
 def written(model: Model, continued: Continuation) -> str:

@@ -114,6 +114,8 @@ def _surgery_tab(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     averaged = gr.Radio(list(surgery.AVERAGED), value=surgery.LAST, label="KL at", elem_id="averaged")
     table = gr.HTML(elem_id="surgery", js_on_load=CHOOSE)
     chosen = gr.HTML(elem_id="edited")
+    go_on = gr.Button("Continue the text", elem_id="continue", size="sm")
+    continued = gr.HTML(elem_id="continued")
     gr.HTML("<h3>Your own edit or route</h3>" + ROUTES_HELP)
     typed = gr.Textbox("drop_mlp(0)", label="Edit or route", elem_id="own-route")
     card = gr.HTML(elem_id="own")
@@ -128,6 +130,8 @@ def _surgery_tab(answers: Answers, text: gr.Textbox) -> list[Refresh]:
     look = {"fn": answers.edited, "inputs": [text, averaged, cell], "outputs": chosen, **QUIETLY}
     table.click(_cell, None, cell, **QUIETLY).then(**look)
     table.change(**look)
+    go_on.click(answers.continued, [text, averaged, cell], continued, **QUIETLY)
+    cell.change(lambda: "", None, continued, **QUIETLY)
     typed.submit(own, [text, typed], card, **QUIETLY)
 
     return [Refresh(answers.surgery, [text, averaged], [table])]

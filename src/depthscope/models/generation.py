@@ -61,6 +61,8 @@ REFUSED = {
     "generation_config": "options are given one by one",
 }
 """Options that are not, with the reason. Any other name is refused as unknown."""
+BOUNDS = {"temperature": (0, 1e5), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1), "top_k": (0, 1e9)}
+"""Least and greatest values. A temperature of 0 takes the likeliest token, top_k 0 is no limit."""
 TokensSeen = Callable[[Sequence[int]], bool | None]
 """Called with the ids that one step has added, one per row. True ends the generation."""
 
@@ -72,14 +74,15 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise DataError(f"{name}={shown(value)} cannot be used: {REFUSED[name]}")
         if name not in OPTIONS:
             raise DataError(f"unknown option of generation {shown(name)}: expected some of {listed(OPTIONS, 40)}")
-    if (temperature := options.get("temperature")) is not None:
-        good = isinstance(temperature, int | float) and not isinstance(temperature, bool) and 0 <= temperature < 1e6
+    for name, (least, most) in BOUNDS.items():
+        value = options.get(name)
+        good = value is None or (
+            isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+        )
         if not good:
-            raise DataError(
-                f"temperature is {shown(temperature)}: expected a number above 0, or 0 for the likeliest token"
-            )
-        if temperature == 0 and options.get("do_sample"):
-            raise DataError("temperature 0 takes the likeliest token, so do_sample=True cannot be done with it")
+            raise DataError(f"{name} is {shown(value)}: expected a number from {least:g} to {most:g}")
+    if options.get("temperature") == 0 and options.get("do_sample"):
+        raise DataError("temperature 0 takes the likeliest token, so do_sample=True cannot be done with it")
 
 
 def check_length(model: Model, length: int, tokens: int) -> None:
@@ -139,7 +142,7 @@ def generate_ids(
 
 
 def ends(model: Model, options: Mapping[str, Any]) -> frozenset[int]:
-    """The token ids that end a row."""
+    """The token ids that end a row: those given, or the model's."""
     found = options.get("eos_token_id", getattr(model.hf.generation_config, "eos_token_id", None))
     return frozenset(found if isinstance(found, list | tuple) else () if found is None else (found,))
 
