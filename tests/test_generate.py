@@ -283,3 +283,15 @@ def test_a_chat_is_written_by_the_template(gpt2, monkeypatch):
     expected = ds.generate(model, "[user] Good morning\n[he]", tokens=5)
     assert ds.generate(model, "Good morning", tokens=5, chat=True) == expected
     assert ds.generate(model, [{"role": "user", "content": "Good morning"}], tokens=5, chat=True) == expected
+
+
+def test_a_streamed_model_generates_the_same(tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    whole, streamed = load(str(tmp_path), stream="no"), load(str(tmp_path), stream="yes")
+    assert streamed.stack.streamed
+    ids, route = (torch.arange(9) * 5 % 89)[None], parse_route("3 1 0 1 3", DEPTH)
+    for one in (route, Route.own(DEPTH)):
+        found, logits = generated(whole, one, ids)
+        again, others = generated(streamed, one, ids)
+        assert torch.equal(found, again)
+        assert torch.allclose(logits, others, atol=1e-5)
