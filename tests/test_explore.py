@@ -122,7 +122,7 @@ def test_a_continuation_is_greedy_on_its_route_and_stops_at_the_context(shelf, e
     assert len(full.ids) == 1
     assert "context of 256 tokens is full" in full.stopped
     with torch.inference_mode():
-        assert "stopped after 0 seconds" in comparison.continuation(shelf, ids, route, 4, seconds=0).stopped
+        assert "stopped after 0 seconds" in comparison.continuation(shelf, ids, route, 4, seconds=0.0).stopped
 
 
 def test_the_text_is_continued_under_a_chosen_edit(answers):
