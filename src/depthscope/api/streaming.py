@@ -7,7 +7,7 @@ back.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 Hand = Callable[[str], bool]
@@ -15,7 +15,7 @@ Hand = Callable[[str], bool]
 _END = object()
 
 
-def handed_over(run: Callable[[Hand], None]) -> Iterator[str]:
+def handed_over(run: Callable[[Hand], None]) -> Generator[str, None, None]:
     """The pieces that `run` hands over; empty ones are passed by. What `run` raises is raised here."""
     pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
     wanted = threading.Semaphore(0)

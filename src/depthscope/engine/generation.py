@@ -29,7 +29,7 @@ ROUGH = 0.05
 """Largest difference that counts as rounding, in units of the largest absolute logit. In 16-bit dtypes it is ROUGH, and only
 half of the positions need to be within it: there, rounding may choose another expert."""
 
-_checked: "WeakKeyDictionary[Model, set[tuple[Route, bool]]]" = WeakKeyDictionary()
+_checked: "WeakKeyDictionary[Model, set[tuple[Route, bool, bool]]]" = WeakKeyDictionary()
 
 
 def generate_tokens(
@@ -53,8 +53,8 @@ def generate_tokens(
     model.check_route(route)
     model.check_ids(ids)
     check_length(model, ids.shape[1], tokens)
-    if options.get("use_cache") is not False:
-        check_caches(model, route, padded=mask is not None and not bool(mask.bool().all()))
+    padded = mask is not None and not bool(mask.bool().all())
+    check_caches(model, route, padded=padded, cached=options.get("use_cache") is not False)
     return generate_ids(model, route, ids, mask, tokens=tokens, seed=seed, seen=seen, **options)
 
 
@@ -66,13 +66,14 @@ def left_padded(prompts: list[list[int]], pad: int = 0) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64)
 
 
-def check_caches(model: Model, route: Route, padded: bool = False) -> None:
+def check_caches(model: Model, route: Route, padded: bool = False, cached: bool = True) -> None:
     """Raise UnsupportedError unless a few tokens generated with caches have the logits of the route without; each route once.
 
-    The model's own route without padding is transformers' own generation and not checked.
+    `padded`: one of two prompts is padded at the left; `cached` is whether caches are used, without which only padding can make
+    a difference. The model's own route without padding is transformers' own generation and not checked.
     """
-    done = _checked.setdefault(model, set())
-    if (route, padded) in done or (route == Route.own(model.depth) and not padded):
+    done, key = _checked.setdefault(model, set()), (route, padded, cached)
+    if key in done or not (padded or (cached and route != Route.own(model.depth))):
         return
     length = min(PROMPT, (model.context or PROMPT + STEPS) - STEPS)
     if length < 1:
@@ -87,7 +88,8 @@ def check_caches(model: Model, route: Route, padded: bool = False) -> None:
         rows.append(list(output.logits[:, -1].float()))
 
     with hooked(after=[(model.hf, keep)]):
-        found = generate_ids(model, route, ids, mask, tokens=STEPS, min_new_tokens=STEPS, do_sample=False)
+        options = {"min_new_tokens": STEPS, "do_sample": False, "use_cache": cached}
+        found = generate_ids(model, route, ids, mask, tokens=STEPS, **options)
     for row, own in enumerate(prompts):
         start = ids.shape[1] - len(own)
         with torch.inference_mode():
@@ -96,7 +98,7 @@ def check_caches(model: Model, route: Route, padded: bool = False) -> None:
         cached = torch.stack([step[row] for step in rows]).to(expected.device).float()
         if not _agree(cached, expected, model.unembedding.weight.dtype):
             raise UnsupportedError(_refusal(model, route, cached, expected, padded=row > 0))
-    done.add((route, padded))
+    done.add(key)
 
 
 def _agree(

@@ -130,9 +130,10 @@ def generate_ids(
         raise DataError(f"{model.name} ({model.family}) takes no attention mask, so prompts cannot be padded: give one")
     with torch.inference_mode(), _Turn(model, routed, seed) as turn, quiet():
         streamer = None if seen is None else _Streamer(turn, seen)
+        generate: Any = model.hf.generate
         try:
             with _option_errors(model):
-                found: Any = model.hf.generate(ids.to(model.device), max_new_tokens=tokens, streamer=streamer, **given)
+                found = generate(ids.to(model.device), max_new_tokens=tokens, streamer=streamer, **given)
         except _Ended as ended:
             assert streamer is not None
             if ended.error is not None:

@@ -70,13 +70,12 @@ class RoutedForward:
         if block == self.model.depth - 1:
             hidden = self._run(self._residual, tuple(self._arguments))
             self._arguments, self._residual = [], None
-        length = self.model.stack._tuple_outputs[block]
-        return (hidden, *(None,) * (length - 1)) if length else hidden
+        return self.model.stack.output(block, hidden)
 
     def _run(self, residual: Tensor, arguments: tuple[Arguments, ...]) -> Tensor:
         steps = list(self.route.steps())
         self._count(_cache_of(arguments), steps, residual)
-        state = copied({name: arguments[0].keyword[name] for name in self.model.stack._shared})
+        state = self.model.stack.first_state(arguments)
         self.model.stack.expect([step.block for step in steps])
         place = 0
         for visit in self.route.visits:

@@ -90,16 +90,23 @@ class BlockStack:
                 # All is known: what comes after the blocks is not run. On the way out no hook of ours is left behind.
                 if index == self.depth - 1:
                     raise _Entered
-                empty = (None,) * (self._tuple_outputs[index] - 1)
-                return (hidden, *empty) if self._tuple_outputs[index] else hidden
+                return self.output(index, hidden)
 
             return forward
 
         with self._bypassed([bypass(i) for i in range(self.depth)]), suppress(_Entered):
             self.model.base_model(input_ids=ids, use_cache=False)
+        return Entry(residual[0], tuple(arguments), self.first_state(arguments))
+
+    def output(self, block: int, residual: Tensor) -> Any:
+        """What a block returns whose residual stream is `residual`: that, or the first of as many as it returns."""
+        length = self._tuple_outputs[block]
+        return (residual, *(None,) * (length - 1)) if length else residual
+
+    def first_state(self, arguments: Sequence[Arguments]) -> State:
+        """What blocks share other than the residual stream, before the first of them."""
         # Copied: the blocks' arguments keep the mapping itself, and calls without a state of their own write to it.
-        state = {name: arguments[0].keyword[name] for name in self._shared}
-        return Entry(residual[0], tuple(arguments), copied(state))
+        return copied({name: arguments[0].keyword[name] for name in self._shared})
 
     @contextmanager
     def passed_on(self) -> Iterator[None]:
@@ -107,9 +114,7 @@ class BlockStack:
 
         def passing(index: int):
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                empty = (None,) * (self._tuple_outputs[index] - 1)
-                return (hidden, *empty) if self._tuple_outputs[index] else hidden
+                return self.output(index, args[0] if args else kwargs["hidden_states"])
 
             return forward
 
