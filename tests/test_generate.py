@@ -1,6 +1,8 @@
 """Generation along a route: with caches as without, transformers' own where nothing is edited, and no trace left."""
 
+import _thread
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -314,9 +316,24 @@ def test_a_streamed_model_generates_the_same(tmp_path):
         assert torch.allclose(logits, others, atol=1e-5)
 
 
-def test_an_answer_in_a_chat_ends_at_the_tokenizers_end_of_a_text(gpt2, monkeypatch):
-    monkeypatch.setattr(gpt2.tokenizer, "chat_template", "{{ messages[0].content }}")
-    ids = torch.tensor([gpt2.tokenize("It was the best of")])
-    first = int(generate_tokens(gpt2, Route.own(gpt2.depth), ids, tokens=1)[0, -1])
-    monkeypatch.setattr(gpt2.tokenizer, "eos_token", gpt2.tokenizer.convert_ids_to_tokens(first))
-    assert ds.generate(gpt2, "It was the best of", tokens=4, chat=True) == ""
+def test_an_answer_in_a_chat_ends_at_the_tokenizers_end_of_a_text():
+    model = load("bookshelf-gpt2")
+    ids = torch.tensor([model.tokenize("It was the best of")])
+    first = int(generate_tokens(model, Route.own(model.depth), ids, tokens=1)[0, -1])
+    model.tokenizer.chat_template = "{{ messages[0].content }}"
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(first)
+    assert ds.generate(model, "It was the best of", tokens=4, chat=True) == ""
+
+
+def test_ctrl_c_while_a_stream_is_read_leaves_the_model_as_it_was(gpt2):
+    before, threads = state_of(gpt2), threading.active_count()
+    interrupt = threading.Timer(0.2, _thread.interrupt_main)
+    stream = ds.generate_stream(gpt2, PROMPT, "swap(3)", tokens=200, min_new_tokens=200)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes at any of these
+        interrupt.start()
+        for _piece in stream:
+            pass
+    stream.close()
+    interrupt.join()
+    assert state_of(gpt2) == before
+    assert threading.active_count() == threads
