@@ -95,9 +95,9 @@ def check_caches(model: Model, route: Route, padded: bool = False, cached: bool 
         with torch.inference_mode():
             residual = run_route(model, route, found[row : row + 1, start:-1])[:, -STEPS:]
             expected = model.unembedding.logits(model.unembedding.hidden(residual)).float()
-        cached = torch.stack([step[row] for step in rows]).to(expected.device).float()
-        if not _agree(cached, expected, model.unembedding.weight.dtype):
-            raise UnsupportedError(_refusal(model, route, cached, expected, padded=row > 0))
+        logits = torch.stack([step[row] for step in rows]).to(expected.device).float()
+        if not _agree(logits, expected, model.unembedding.weight.dtype):
+            raise UnsupportedError(_refusal(model, route, logits, expected, padded=row > 0))
     done.add(key)
 
 
