@@ -117,6 +117,7 @@ class _Loaded:
     residency: Residency | None = None
     unused: list[str] = field(default_factory=list)
     gguf: GgufEntry | None = None
+    folder: Path | None = None
 
 
 def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
@@ -124,7 +125,7 @@ def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
     what = f"{loaded.name} ({loaded.hf.config.model_type}) cannot be taken apart: replaying its blocks one by one fails"
     with model_errors(what, kind=UnsupportedError, name_kind=True):
         model = Model(loaded.hf, loaded.tokenizer, loaded.name, loaded.commit, loaded.residency)
-        model.unused, model.gguf = tuple(loaded.unused), loaded.gguf
+        model.unused, model.gguf, model.folder = tuple(loaded.unused), loaded.gguf, loaded.folder
         _ = model.facts  # looks for attention and MLP too
         _check_vocabulary(model)
         if verify:
@@ -193,6 +194,7 @@ def _from_pretrained(source: str, revision: str | None, dtype: str, device: torc
         tokenizer=tokenizer,
         residency=residency,
         unused=_unused(loading),
+        folder=place.folder,
     )
 
 
@@ -223,7 +225,13 @@ def _from_gguf(source: str, file: Path, dtype: str, device: torch.device, stream
             tokenizer.name_or_path = source
             try_tokenizer(tokenizer, source)
     return _Loaded(
-        hf=hf, name=source.rstrip("/"), commit=commit, tokenizer=tokenizer, unused=_unused(loading), gguf=entry
+        hf=hf,
+        name=source.rstrip("/"),
+        commit=commit,
+        tokenizer=tokenizer,
+        unused=_unused(loading),
+        gguf=entry,
+        folder=file.parent,
     )
 
 

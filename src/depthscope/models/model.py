@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Model:
         """The adapter that was put into the model."""
         self.gguf: GgufEntry | None = None
         """The GGUF file that the model came from."""
+        self.folder: Path | None = None
+        """The folder its files are in; None for a model that was handed in."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)
