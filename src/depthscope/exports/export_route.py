@@ -93,7 +93,7 @@ def export_route(
             route=route,
             layers=(model.depth, len(order)),
             parameters=(parameters(model.hf), parameters(target.model)),
-            bytes=(_bytes_before(model, parts, written.bytes), written.bytes),
+            bytes=(_bytes_before(model, dtype), written.bytes),
             dtype=str(dtype).removeprefix("torch."),
             copied_bytes=_copied(parts, written.bytes),
             zeroed=tuple(sorted(name for part in parts for name in part.zeroed)),
@@ -147,13 +147,14 @@ def _needed(model: Model, steps: Sequence[Step]) -> int:
     return total * _dtype(model).itemsize
 
 
-def _bytes_before(model: Model, parts: Sequence[Part], written: int) -> int:
-    """Bytes of all the model's weights in the dtypes they are written in."""
-    here = sum(part.size for part in parts)
-    own = {id(one): one for one in model.hf.state_dict().values()}
-    total = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.hf.parameters())
-    assert own
-    return round(total * written / here)
+def _bytes_before(model: Model, dtype: torch.dtype) -> int:
+    """Bytes that the model's own weights take when they are written in the same way."""
+    tied = getattr(model.hf, "all_tied_weights_keys", {})
+    own = [tensor for name, tensor in model.hf.state_dict().items() if name not in tied]
+    return sum(
+        tensor.numel() * (min(tensor.dtype.itemsize, dtype.itemsize) if tensor.is_floating_point() else tensor.dtype.itemsize)
+        for tensor in own
+    )
 
 
 def _copied(parts: Sequence[Part], written: int) -> int:

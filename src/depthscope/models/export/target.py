@@ -10,12 +10,14 @@ import copy
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -34,7 +36,7 @@ MOST_TRIED = 400
 Signature = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """The exported model: its configuration, and the model on the meta device."""
 
@@ -42,6 +44,13 @@ class Target:
     model: PreTrainedModel
     changed: dict[str, Any]
     """Entries of the text model's configuration that are not those of the model it was made from, other than its depth."""
+    tables: dict[str, int]
+    """Tensors outside the blocks with a part for each layer, and the axis of the parts."""
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every tensor of its state_dict."""
+        return {name: tensor.shape for name, tensor in self.model.state_dict().items()}
 
 
 def make_target(model: Model, order: Sequence[int]) -> Target:
@@ -57,7 +66,21 @@ def make_target(model: Model, order: Sequence[int]) -> Target:
     if best.model is None or not attempts.complete(best):
         raise UnsupportedError(attempts.refusal())
     changed = {name: value for name, value in best.entries.items() if text.get(name) != value and name not in DEPTHS}
-    return Target(best.model.config, best.model, changed)
+    with suppress(DepthscopeError):  # a family without such tables may not take a layer more
+        larger = attempts.built(rearranged(text, model.depth, [*order, order[-1]])).state_dict()
+        return Target(best.model.config, best.model, changed, _tables(best.model.state_dict(), larger, model.stack.path))
+    return Target(best.model.config, best.model, changed, {})
+
+
+def _tables(own: dict[str, Tensor], deeper: dict[str, Tensor], path: str) -> dict[str, int]:
+    """What grows with the number of layers and is in none of them, found by comparing with a model of one layer more."""
+    larger = {name: tensor.shape for name, tensor in deeper.items()}
+    found = {}
+    for name, tensor in own.items():
+        shape = larger.get(name, tensor.shape)
+        if not name.startswith(f"{path}.") and shape != tensor.shape and len(shape) == tensor.ndim:
+            found[name] = next(axis for axis, (one, other) in enumerate(zip(tensor.shape, shape, strict=True)) if one != other)
+    return found
 
 
 def write_config(target: Target, folder: Path, dtype: torch.dtype) -> None:
@@ -118,13 +141,10 @@ class _Attempts:
 
     def make(self, entries: dict[str, Any]) -> _Built:
         """The model that these entries give."""
-        whole = copy.deepcopy(self.whole)
-        _at(whole, self.path).update(copy.deepcopy(entries))
         self.tried += 1
         try:
-            with model_errors("no configuration of the family describes it"), quiet():
-                built = build(self.model, type(self.model.hf.config).from_dict(whole))
-                blocks = [_signature(block) for block in find_blocks(built)[1]]
+            built = self.built(entries)
+            blocks = [_signature(block) for block in find_blocks(built)[1]]
         except DepthscopeError as error:
             self.wrong = self.wrong or str(error)
             return _Built(entries, None, -1)
@@ -134,6 +154,13 @@ class _Attempts:
             place = next(place for place, (one, other) in enumerate(pairs) if one != other)
             self.wrong = f"layer {place} would be block {self.order[place]}, but {_difference(*pairs[place])}"
         return _Built(entries, built, right)
+
+    def built(self, entries: dict[str, Any]) -> PreTrainedModel:
+        """A model of these entries on the meta device. Raises DepthscopeError where transformers does not take them."""
+        whole = copy.deepcopy(self.whole)
+        _at(whole, self.path).update(copy.deepcopy(entries))
+        with model_errors("no configuration of the family describes it"), quiet():
+            return build(self.model, type(self.model.hf.config).from_dict(whole))
 
     def refusal(self) -> str:
         """Why no attempt is right."""
@@ -148,7 +175,9 @@ def build(model: Model, config: Any) -> PreTrainedModel:
     made_by: Any = type(model.hf)
     attention = getattr(model.hf.config, "_attn_implementation", None)
     with torch.device("meta"), no_init_weights():
-        return made_by._from_config(config, dtype=model.hf.dtype, attn_implementation=attention)
+        built = made_by._from_config(config, dtype=model.hf.dtype, attn_implementation=attention)
+        built.tie_weights()
+        return built
 
 
 def _signature(block: nn.Module) -> Signature:

@@ -7,6 +7,7 @@ what it gives with the component's output replaced by zeros.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,24 +77,22 @@ def parts_of(model: Model, target: Target, steps: Sequence[Step]) -> list[Part]:
 
 def read_part(model: Model, target: Target, part: Part, order: Sequence[int], dtype: torch.dtype) -> State:
     """The tensors of a part, on the CPU, in the dtype they are written in."""
-    expected = target.model.state_dict()
-    if part.block is None:
-        return {name: _read(model, own, expected[name], part, name, order, dtype) for name, own in _of(model, part)}
-    with model.stack.resident(part.block):
-        return {name: _read(model, own, expected[name], part, name, order, dtype) for name, own in _of(model, part)}
-
-
-def _of(model: Model, part: Part) -> Iterator[tuple[str, Tensor]]:
-    own = model.hf.state_dict()  # taken inside `resident`: before, a streamed block's parameters are empty
-    return ((name, own[source]) for name, source in part.names.items())
+    with nullcontext() if part.block is None else model.stack.resident(part.block):
+        own = model.hf.state_dict()  # taken inside `resident`: before, a streamed block's parameters are empty
+        return {name: _read(model, own[source], target, part, name, order, dtype) for name, source in part.names.items()}
 
 
 def _read(
-    model: Model, own: Tensor, expected: Tensor, part: Part, name: str, order: Sequence[int], dtype: torch.dtype
+    model: Model, own: Tensor, target: Target, part: Part, name: str, order: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     tensor = own.detach()
-    if tensor.shape != expected.shape:
-        tensor = _of_layers(model, name, tensor, expected.shape, order)
+    if name in target.tables:
+        tensor = _of_layers(model, tensor, target.tables[name], order)
+    if tensor.shape != target.shapes[name]:
+        raise UnsupportedError(
+            f"{model.name} ({model.family}) cannot be exported on this route: {name} is {list(own.shape)} in the model, and has "
+            "another shape in a model with these layers"
+        )
     tensor = torch.zeros_like(tensor) if name in part.zeroed else tensor
     written = _in_dtype(tensor.cpu(), dtype)
     # Of a streamed block the memory is used for the next one.
@@ -108,18 +107,10 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return smaller if torch.equal(smaller.to(tensor.dtype), tensor) else tensor
 
 
-def _of_layers(model: Model, name: str, tensor: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
-    """A table with one part for each layer, with those of `order` in place of its own."""
-    changed = [axis for axis in range(tensor.ndim) if tensor.ndim == len(shape) and tensor.shape[axis] != shape[axis]]
-    if len(changed) == 1:
-        (axis,) = changed
-        each, rest = divmod(tensor.shape[axis], model.depth)
-        if not rest and shape[axis] == each * len(order):
-            return torch.cat([tensor.narrow(axis, layer * each, each) for layer in order], axis)
-    raise UnsupportedError(
-        f"{model.name} ({model.family}) cannot be exported on this route: {name} is {list(tensor.shape)} in the model and would "
-        f"be {list(shape)} in the export, which is no part for each layer"
-    )
+def _of_layers(model: Model, table: Tensor, axis: int, order: Sequence[int]) -> Tensor:
+    """A table with one part for each layer, with the parts of `order` in place of its own."""
+    each = table.shape[axis] // model.depth
+    return torch.cat([table.narrow(axis, layer * each, each) for layer in order], axis)
 
 
 def zeroed_parameters(model: Model, step: Step) -> frozenset[str]:
