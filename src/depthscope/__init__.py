@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from depthscope.api.evaluate import evaluate as evaluate
     from depthscope.api.generate import generate as generate
     from depthscope.api.generate import generate_stream as generate_stream
+    from depthscope.api.export import export as export
+    from depthscope.api.export import speed as speed
     from depthscope.api.inputs import corpus as corpus
     from depthscope.api.measure import measure as measure
     from depthscope.api.prompt import lens as lens
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "depthscope.api.evaluate": ("evaluate",),
     "depthscope.api.generate": ("generate", "generate_stream"),
+    "depthscope.api.export": ("export", "speed"),
     "depthscope.api.inputs": ("corpus",),
     "depthscope.api.measure": ("measure",),
     "depthscope.api.prompt": ("lens", "logits"),
