@@ -23,6 +23,7 @@ TAKEN = (
     "eval_text",
     "prune",
     "generate",
+    "export",
 )
 """Names that no experiment can have: its command would replace another."""
 
