@@ -49,8 +49,8 @@ def export(
     and its logits compared with those of the edited model, bit for bit or up to rounding; otherwise nothing is written. The
     card has KL, agreement and perplexity on `text` (None: it has not), with 95% intervals over documents, and with `speed` what
     `ds.speed` measures. `chosen` says in Markdown how the edit was chosen, `command` how the export was made; both go into the
-    card. `model`, `tokens`, `window` and `bos` are as for `study`. Raises a DepthscopeError for an edit that cannot be exported,
-    RunError for a directory that is in use or a disk that is too small.
+    card. `model`, `tokens`, `window` and `bos` are as for `study`. Raises a DepthscopeError for an edit that cannot be
+    exported, RunError for a directory that is in use or a disk that is too small.
     """
     if not isinstance(edit, Edit | Route | str):
         raise RouteError(f"expected an Edit, a Route or text such as 'drop(21, 24)', got {shown(edit)}")
@@ -97,7 +97,12 @@ def speed(
     """
     model = model_of(before)
     usual = fitting(model)
-    lengths = Lengths(prompt=usual.prompt if prompt is None else prompt, new=usual.new if new is None else new, batch=batch, rounds=rounds)
+    lengths = Lengths(
+        prompt=usual.prompt if prompt is None else prompt,
+        new=usual.new if new is None else new,
+        batch=batch,
+        rounds=rounds,
+    )
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= 1024):
         raise DepthscopeError(f"threads is {threads!r}: expected a whole number from 1 to 1024")
     with _telling(progress) as tell:

@@ -16,26 +16,31 @@ from depthscope.schema.declaration import check_text
 
 if TYPE_CHECKING:
     from depthscope.edit_registry import Edit
-    from depthscope.routes import Route
 
 Out = Annotated[Path, typer.Option(help="The directory of the checkpoint: new or empty.")]
 EditText = Annotated[
-    str | None, typer.Option("--edit", help='An edit: "drop(21, 24)", "repeat(5, 8) | drop_mlp(2)".', show_default=False)
+    str | None,
+    typer.Option("--edit", help='An edit: "drop(21, 24)", "repeat(5, 8) | drop_mlp(2)".', show_default=False),
 ]
 RouteText = Annotated[
     str | None,
     typer.Option("--route", help='The layers in the order they run: "0-20 25-29", "0-8 5-8 9-11".', show_default=False),
 ]
 Drop = Annotated[
-    str | None, typer.Option("--drop", help="Layers to remove, counted from 0: 21-24, or 3,8,21-24.", show_default=False)
+    str | None,
+    typer.Option("--drop", help="Layers to remove, counted from 0: 21-24, or 3,8,21-24.", show_default=False),
 ]
 Measure = Annotated[
     bool,
-    typer.Option("--measure/--no-measure", help="Whether to measure KL, agreement and perplexity on --data for the model card."),
+    typer.Option(
+        "--measure/--no-measure", help="Whether to measure KL, agreement and perplexity on --data for the card."
+    ),
 ]
 Speed = Annotated[
     bool,
-    typer.Option("--speed", help="Also time prefill and decoding of the original and of the export, for the model card."),
+    typer.Option(
+        "--speed", help="Also time prefill and decoding of the original and of the export, for the model card."
+    ),
 ]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens to measure on.", show_default="16,384")]
 Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none or window.")]
@@ -72,8 +77,9 @@ def command(
 ) -> None:
     """Write an edited model as a plain transformers checkpoint: layers removed, repeated or reordered.
 
-    Give one of --edit, --route and --drop. The checkpoint is loaded again with transformers in a new process, and its logits are
-    compared with the edited model's; it is kept only where they agree. README.md in it is a model card with what was measured.
+    Give one of --edit, --route and --drop. The checkpoint is loaded again with transformers in a new process, and its logits
+    are compared with the edited model's; it is kept only where they agree. README.md in it is a model card with what was
+    measured.
     """
     asked = read_edit(edit, route, drop)
     options.check_path("--out", out)
@@ -105,7 +111,9 @@ def command(
         command=shlex.join(["depthscope", "export", model, option, value, "--out", out.name or str(out)]),
     )
     agree = "bit for bit" if done.difference == 0 else f"up to {done.difference:.2g}"
-    console.print(f"{done.layers[0]} layers -> {done.layers[1]}, {done.parameters[0]:,} parameters -> {done.parameters[1]:,}")
+    console.print(
+        f"{done.layers[0]} layers -> {done.layers[1]}, {done.parameters[0]:,} parameters -> {done.parameters[1]:,}"
+    )
     console.print(f"logits of the loaded checkpoint: those of the edited model, {agree}")
     console.print(f"checkpoint {printable(done.path)}", soft_wrap=True)
 

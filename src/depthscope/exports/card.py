@@ -93,7 +93,9 @@ def _head(exported: Exported) -> str:
 
 
 def _about(exported: Exported) -> str:
-    how = "bit for bit" if exported.difference == 0 else f"up to rounding (largest difference {exported.difference:.2g})"
+    how = (
+        "bit for bit" if exported.difference == 0 else f"up to rounding (largest difference {exported.difference:.2g})"
+    )
     where = "in a new process " if exported.fresh else ""
     return (
         f"{_plain(exported.model)} ({exported.family}) with its layers in the order `{exported.route.name}`, counted from 0: "
@@ -183,7 +185,9 @@ def _speed(speed: Speed) -> Iterator[str]:
         for row in speed.rows()
     ]
     before, after = speed.before, speed.after
-    rows.append(["weights in memory", in_units(before.weights), in_units(after.weights), _over(after.weights, before.weights)])
+    rows.append(
+        ["weights in memory", in_units(before.weights), in_units(after.weights), _over(after.weights, before.weights)]
+    )
     if before.peak is not None and after.peak is not None:
         rows.append(["peak memory", in_units(before.peak), in_units(after.peak), _over(after.peak, before.peak)])
     yield _table(["", "before", "after", "ratio"], rows)

@@ -34,15 +34,16 @@ def check_export(model: Model, route: Route, out: str | Path) -> None:
     """
     model.check_route(route)
     steps = _steps(model, route)
-    if model.adapter is not None:
+    if model.adapter is not None or any(type(module).__module__.startswith("peft.") for module in model.hf.modules()):
+        which = "" if model.adapter is None else f" ({model.adapter.source})"
         raise UnsupportedError(
-            f"{model.name} has an adapter in it ({model.adapter.source}), which an export cannot hold: merge it first (PEFT's "
-            "merge_and_unload and save_pretrained), then export the merged model"
+            f"{model.name} has an adapter in it{which}, which an export cannot hold: merge and save it first (PEFT's "
+            "merge_and_unload, then save_pretrained), and export what was saved"
         )
     if model.gguf is None and model.facts.quantisation is not None:
         raise UnsupportedError(
-            f"the weights of {model.name} are quantised ({model.facts.quantisation}), and an export is in plain weights: export "
-            "the model that was quantised, and quantise the export"
+            f"the weights of {model.name} are quantised ({model.facts.quantisation}), and an export is in plain weights: "
+            "export the model that was quantised, and quantise the export"
         )
     check_room(check_out(out), _needed(model, steps))
 
@@ -142,7 +143,11 @@ def _needed(model: Model, steps: Sequence[Step]) -> int:
     visits = Counter(step.block for step in steps)
     total = 0
     for name, tensor in tensors:
-        number = name.removeprefix(f"{model.stack.path}.").partition(".")[0] if name.startswith(f"{model.stack.path}.") else ""
+        number = (
+            name.removeprefix(f"{model.stack.path}.").partition(".")[0]
+            if name.startswith(f"{model.stack.path}.")
+            else ""
+        )
         total += tensor.numel() * (visits[int(number)] if number.isdecimal() else 1)
     return total * _dtype(model).itemsize
 
@@ -152,7 +157,8 @@ def _bytes_before(model: Model, dtype: torch.dtype) -> int:
     tied = getattr(model.hf, "all_tied_weights_keys", {})
     own = [tensor for name, tensor in model.hf.state_dict().items() if name not in tied]
     return sum(
-        tensor.numel() * (min(tensor.dtype.itemsize, dtype.itemsize) if tensor.is_floating_point() else tensor.dtype.itemsize)
+        tensor.numel()
+        * (min(tensor.dtype.itemsize, dtype.itemsize) if tensor.is_floating_point() else tensor.dtype.itemsize)
         for tensor in own
     )
 

@@ -26,12 +26,14 @@ def check_out(out: str | Path) -> Path:
             names = sorted(entry.name for entry in out.iterdir())
             if names:
                 raise RunError(
-                    f"{out} holds other files ({', '.join(names[:3])}{' …' if len(names) > 3 else ''}): expected a new or empty "
-                    "directory, so that nothing of yours is replaced"
+                    f"{out} holds other files ({', '.join(names[:3])}{' …' if len(names) > 3 else ''}): expected a new or "
+                    "empty directory, so that nothing of yours is replaced"
                 )
             return out.resolve()
         if out.exists() or out.is_symlink():
-            raise RunError(f"{out} is a {'file' if out.exists() else 'link that leads nowhere'}: expected a new or empty directory")
+            raise RunError(
+                f"{out} is a {'file' if out.exists() else 'link that leads nowhere'}: expected a new or empty directory"
+            )
     except OSError as error:
         raise RunError(f"{out} cannot be used: {why(error)}") from error
     return out

@@ -65,7 +65,11 @@ def write_weights(
     Raises RunError where a file cannot be written, MemoryShortError where a file's tensors do not fit into memory.
     """
     shards = shards_of(parts, largest_shard(model))
-    named = [WEIGHTS] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    named = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
     places: dict[str, str] = {}
     written = done = 0
     model.stack.expect([part.block for part in parts if part.block is not None])

@@ -1,10 +1,11 @@
 """Timing two checkpoints in turns, each in a process of its own: what a cut brings.
 
-Both processes load their checkpoint and wait. One round of each is not counted: it allocates memory and fills caches. Then they
-generate in turns, never at the same time, so that whatever else slows the machine slows both. In each round transformers' own
-`generate` reads a prompt in one pass (prefill) and then makes one token a pass from its key/value cache (decoding); the clock is
-read when it hands out the prompt, the first new token and the last. Prompts are random tokens of the vocabulary. The peak of
-memory is that of the process from the first counted round on: Python and torch are in it, loading is not.
+Both processes load their checkpoint and wait. One round of each is not counted: it allocates memory and fills caches. Then
+they generate in turns, never at the same time, so that whatever else slows the machine slows both. In each round
+transformers' own `generate` reads a prompt in one pass (prefill) and then makes one token a pass from its key/value cache
+(decoding); the clock is read when it hands out the prompt, the first new token and the last. Prompts are random tokens of the
+vocabulary. The peak of memory is that of the process from the first counted round on: Python and torch are in it, loading is
+not.
 """
 
 import json
@@ -24,8 +25,9 @@ from depthscope.models.model import Model
 from depthscope.schema.speed import Speed, Timed
 
 ROUNDS, PROMPT, NEW, BATCH = 7, 128, 64, 1
+LEAST = {"prompt": 1, "new": 2, "batch": 1, "rounds": 1}
 MOST = 1_000_000
-"""Tokens, sequences or rounds at most."""
+"""Tokens, sequences or rounds."""
 
 Tell = Callable[[str, int, int], None]
 
@@ -40,7 +42,8 @@ class Lengths:
     rounds: int = ROUNDS
 
     def __post_init__(self) -> None:
-        for name, value, least in (("prompt", self.prompt, 1), ("new", self.new, 2), ("batch", self.batch, 1), ("rounds", self.rounds, 1)):
+        for name, least in LEAST.items():
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
                 raise DepthscopeError(f"{name} is {value!r}: expected a whole number from {least} to {MOST:,}")
 
@@ -48,8 +51,8 @@ class Lengths:
         """Raise DepthscopeError where prompt and new tokens do not fit into the model's context."""
         if model.context is not None and self.prompt + self.new > model.context:
             raise DepthscopeError(
-                f"{self.prompt} prompt tokens and {self.new} new ones are more than the context of {model.name}, {model.context}: "
-                "expected fewer"
+                f"{self.prompt} prompt tokens and {self.new} new ones are more than the context of {model.name}, "
+                f"{model.context}: expected fewer"
             )
 
 
@@ -71,7 +74,8 @@ def time_checkpoints(
     """
     if model.folder is None:
         raise ModelError(
-            f"{model.name} was handed in as an object, so it cannot be timed in a process of its own: save it and give the folder"
+            f"{model.name} was handed in as an object, so it cannot be timed in a process of its own: save it and give the "
+            "folder"
         )
     lengths = lengths or fitting(model)
     lengths.check(model)
@@ -147,7 +151,11 @@ class _Worker:
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            why = f"it was ended by signal {-status}; the memory may be too small" if status < 0 else f"it ended with status {status}"
+            why = (
+                f"it was ended by signal {-status}; the memory may be too small"
+                if status < 0
+                else f"it ended with status {status}"
+            )
             raise DepthscopeError(f"timing {self.name} failed: {why}")
         given = json.loads(line)
         if "error" in given:

@@ -1,7 +1,7 @@
 """What a cut brings in speed and memory: two checkpoints timed in turns. Imports no torch.
 
-Rates are tokens per second of all sequences of the batch together. Round r of both checkpoints was measured next to each other in
-time, so its ratio is not affected by what else the machine did more slowly than a round takes.
+Rates are tokens per second of all sequences of the batch together. Round r of both checkpoints was measured next to each
+other in time, so its ratio is not affected by what else the machine did more slowly than a round takes.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ class Speed:
             f"transformers' generate, greedy, batch {self.batch}, {self.prompt} prompt tokens and {self.new} new ones with the "
             f"key/value cache, {self.dtype} on {self.device} ({self.machine}), {self.threads} "
             f"thread{'s' if self.threads > 1 else ''}. Each checkpoint in a process of its own; after one round that does not "
-            f"count, {self.rounds} rounds in turns. Rates are medians, ratios medians of the rounds' ratios with the lowest and "
-            "the highest"
+            f"count, {self.rounds} rounds in turns. Rates are medians, ratios medians of the rounds' ratios with the lowest "
+            "and the highest"
         )
 
     def rows(self) -> list[dict[str, Any]]:

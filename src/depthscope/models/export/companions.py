@@ -1,7 +1,7 @@
-"""The small files of a checkpoint: tokenizer, generation settings, chat template, licence, taken from where the model came from.
+"""The small files of a checkpoint (tokenizer, generation settings, chat template, licence), from where the model came from.
 
-Files of a model's folder are read within bounds (`models.admitted`). A model that was handed in, or came from a GGUF file, has
-its tokenizer saved by transformers.
+Files of a model's folder are read within bounds (`models.admitted`). A model that was handed in, or came from a GGUF file,
+has its tokenizer saved by transformers.
 """
 
 import re
@@ -64,5 +64,9 @@ def _licences(model: Model) -> Iterator[tuple[str, Path]]:
         yield from ((path.name, path) for path in (terms_of(model.name) if model.name in NAMED else []))
         return
     for entry in sorted(model.folder.iterdir()):
-        if LICENCE.fullmatch(entry.name) and entry.is_file() and (path := admitted(model.folder, entry.name)) is not None:
+        if (
+            LICENCE.fullmatch(entry.name)
+            and entry.is_file()
+            and (path := admitted(model.folder, entry.name)) is not None
+        ):
             yield entry.name, path

@@ -1,10 +1,10 @@
 """The entries of a configuration that speak of single layers, changed as the layers are.
 
-A configuration says in several ways which layer is what, and every family has ways of its own. They are told apart by form, with
-the entry's name as a guard: a list with one member for each layer, a mapping from layer numbers, a list of layer numbers, a text
-with one letter for each layer. Two entries have rules of their own (ATTENTION_TYPES, SPARSE). Nothing here is believed: what the
-configuration gives is compared with the model itself, block by block (`target`), and numbers that count layers from an end or
-say a period are then searched for (`counts`).
+A configuration says in several ways which layer is what, and every family has ways of its own. They are told apart by form,
+with the entry's name as a guard: a list with one member for each layer, a mapping from layer numbers, a list of layer
+numbers, a text with one letter for each layer. Two entries have rules of their own (ATTENTION_TYPES, SPARSE). Nothing here is
+believed: what the configuration gives is compared with the model itself, block by block (`target`), and numbers that count
+layers from an end or say a period are then searched for (`counts`).
 
 Works on JSON values and knows neither torch nor transformers.
 """

@@ -75,7 +75,9 @@ def route_logits(model: Model, route: Route, ids: TokenIds) -> Float[Tensor, "ba
 def reloaded_logits(model: Model, folder: Path, ids: TokenIds, fresh: bool) -> Float[Tensor, "batch seq vocab"]:
     """The logits of the checkpoint in `folder`, loaded by transformers in the model's dtype. Raises UnsupportedError where it
     cannot be loaded."""
-    failed = f"{model.name} ({model.family}) cannot be exported on this route: transformers does not load the checkpoint"
+    failed = (
+        f"{model.name} ({model.family}) cannot be exported on this route: transformers does not load the checkpoint"
+    )
     if model.stack.streamed:
         again = load(folder, dtype=str(model.hf.dtype).removeprefix("torch."), device=str(model.device), stream="yes")
         return route_logits(again, Route.own(again.depth), ids)

@@ -68,7 +68,9 @@ def make_target(model: Model, order: Sequence[int]) -> Target:
     changed = {name: value for name, value in best.entries.items() if text.get(name) != value and name not in DEPTHS}
     with suppress(DepthscopeError):  # a family without such tables may not take a layer more
         larger = attempts.built(rearranged(text, model.depth, [*order, order[-1]])).state_dict()
-        return Target(best.model.config, best.model, changed, _tables(best.model.state_dict(), larger, model.stack.path))
+        return Target(
+            best.model.config, best.model, changed, _tables(best.model.state_dict(), larger, model.stack.path)
+        )
     return Target(best.model.config, best.model, changed, {})
 
 
@@ -79,7 +81,9 @@ def _tables(own: dict[str, Tensor], deeper: dict[str, Tensor], path: str) -> dic
     for name, tensor in own.items():
         shape = larger.get(name, tensor.shape)
         if not name.startswith(f"{path}.") and shape != tensor.shape and len(shape) == tensor.ndim:
-            found[name] = next(axis for axis, (one, other) in enumerate(zip(tensor.shape, shape, strict=True)) if one != other)
+            found[name] = next(
+                axis for axis, (one, other) in enumerate(zip(tensor.shape, shape, strict=True)) if one != other
+            )
     return found
 
 
@@ -95,7 +99,10 @@ def write_config(target: Target, folder: Path, dtype: torch.dtype) -> None:
 def check_written(model: Model, order: Sequence[int], folder: Path) -> None:
     """Raise UnsupportedError unless config.json in `folder` gives the blocks of `order` when it is read."""
     own = [_signature(block) for block in model.stack.blocks]
-    with model_errors(f"{model.name} ({model.family}) cannot be exported on this route", kind=UnsupportedError), quiet():
+    with (
+        model_errors(f"{model.name} ({model.family}) cannot be exported on this route", kind=UnsupportedError),
+        quiet(),
+    ):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         built = [_signature(block) for block in find_blocks(build(model, config))[1]]
     if built != [own[block] for block in order]:
@@ -202,16 +209,14 @@ def _is_setting(key: str, value: Any) -> bool:
 def _difference(one: Signature, other: Signature) -> str:
     """The first thing that two signatures differ in, for messages."""
     for built, wanted in zip(one, other, strict=False):
-        if built == wanted:
-            continue
-        name = built[0] or "the block itself"
         if built[:2] != wanted[:2]:
-            return f"it has {built[1]} {built[0]} in place of {wanted[1]} {wanted[0]}"
-        for given, expected in ((built[2], wanted[2]), (built[3], wanted[3]), (built[4], wanted[4])):
-            for pair, right in zip(given, expected, strict=False):
-                if pair != right:
-                    return f"{name} has {pair[0]} {pair[1]}, expected {right[1]}"
-        return f"{name} is not the same"
+            given, expected = (f"{found[1]} {found[0]}".strip() for found in (built, wanted))
+            return f"it has {given} in place of {expected}"
+        for given, expected in zip(map(dict, built[2:]), map(dict, wanted[2:]), strict=True):
+            for key in (*expected, *given):
+                if given.get(key) != expected.get(key):
+                    name = built[0] or "the block itself"
+                    return f"{name} has {key} {given.get(key)}, expected {expected.get(key)}"
     return "it has other modules"
 
 

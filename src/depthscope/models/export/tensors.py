@@ -66,11 +66,11 @@ def parts_of(model: Model, target: Target, steps: Sequence[Step]) -> list[Part]:
     parts = [Part(None, around, size=_size(own, around))]
     for place, (step, names) in enumerate(zip(steps, blocks, strict=True)):
         zeroed = frozenset(f"{model.stack.path}.{place}.{name}" for name in zeroed_parameters(model, step))
-        parts.append(Part(step.block, names, zeroed & names.keys(), _size(own, names)))
+        parts.append(Part(step.block, names, zeroed.intersection(names), _size(own, names)))
         if zeroed - names.keys():
             raise UnsupportedError(
-                f"{model.name} ({model.family}): {step.name} cannot be exported, because the weights that would become zero are "
-                "shared with other blocks"
+                f"{model.name} ({model.family}): {step.name} cannot be exported, because the weights that would become zero "
+                "are shared with other blocks"
             )
     return parts
 
@@ -79,7 +79,9 @@ def read_part(model: Model, target: Target, part: Part, order: Sequence[int], dt
     """The tensors of a part, on the CPU, in the dtype they are written in."""
     with nullcontext() if part.block is None else model.stack.resident(part.block):
         own = model.hf.state_dict()  # taken inside `resident`: before, a streamed block's parameters are empty
-        return {name: _read(model, own[source], target, part, name, order, dtype) for name, source in part.names.items()}
+        return {
+            name: _read(model, own[source], target, part, name, order, dtype) for name, source in part.names.items()
+        }
 
 
 def _read(
@@ -90,8 +92,8 @@ def _read(
         tensor = _of_layers(model, tensor, target.tables[name], order)
     if tensor.shape != target.shapes[name]:
         raise UnsupportedError(
-            f"{model.name} ({model.family}) cannot be exported on this route: {name} is {list(own.shape)} in the model, and has "
-            "another shape in a model with these layers"
+            f"{model.name} ({model.family}) cannot be exported on this route: {name} is {list(own.shape)} in the model, and "
+            "has another shape in a model with these layers"
         )
     tensor = torch.zeros_like(tensor) if name in part.zeroed else tensor
     written = _in_dtype(tensor.cpu(), dtype)
@@ -139,7 +141,9 @@ def zeroed_parameters(model: Model, step: Step) -> frozenset[str]:
 def _choices(model: Model, block: int, kind: str) -> Iterator[frozenset[str]]:
     """Sets of parameters of a component: those of one module in it, from the last one on, and finally all."""
     modules = model.component(kind, block)
-    paths = [next(name for name, one in model.stack.blocks[block].named_modules() if one is module) for module in modules]
+    paths = [
+        next(name for name, one in model.stack.blocks[block].named_modules() if one is module) for module in modules
+    ]
     if len(modules) == 1:
         for name, inner in reversed(list(modules[0].named_modules(prefix=paths[0]))):
             if own := frozenset(f"{name}.{key}" for key, _ in inner.named_parameters(recurse=False)):
@@ -192,15 +196,19 @@ def _check_read(model: Model, own: Mapping[str, Tensor], read: set[str], steps: 
     unread = [name for name in own if name not in known and _place(name, model.stack.path)[0] in visited]
     if unread:
         raise UnsupportedError(
-            f"{model.name} cannot be exported: it holds tensors that transformers' model of its family does not have "
-            f"({', '.join(unread[:3])}), such as an adapter's. Merge and save it first, then export what was saved"
+            f"{model.name} ({model.family}) cannot be exported on this route: the export would lack {', '.join(unread[:3])}"
+            f"{f' and {len(unread) - 3} more' if len(unread) > 3 else ''}, which the model has. They may be shared between "
+            "layers, whose first is gone or elsewhere, or be no part of transformers' model of the family"
         )
 
 
 def as_stored(model: Model, tensors: State) -> State:
     """The tensors as checkpoints of the family name and keep them (experts one by one, for instance), which is how the model's
     own were read."""
-    with model_errors(f"the weights of {model.name} ({model.family}) cannot be written in the form they are read in"), quiet():
+    with (
+        model_errors(f"the weights of {model.name} ({model.family}) cannot be written in the form they are read in"),
+        quiet(),
+    ):
         return revert_weight_conversion(model.hf, tensors)
 
 
