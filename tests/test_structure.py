@@ -129,6 +129,7 @@ def test_public_names_are_frozen():
         "generate",
         "generate_stream",
         "export",
+        "heal",
         "lens",
         "load",
         "logits",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from depthscope.api.generate import generate_stream as generate_stream
     from depthscope.api.export import export as export
     from depthscope.api.export import speed as speed
+    from depthscope.api.heal import heal as heal
     from depthscope.api.inputs import corpus as corpus
     from depthscope.api.measure import measure as measure
     from depthscope.api.prompt import lens as lens
@@ -67,6 +68,7 @@ _HOMES = {
     "depthscope.api.evaluate": ("evaluate",),
     "depthscope.api.generate": ("generate", "generate_stream"),
     "depthscope.api.export": ("export", "speed"),
+    "depthscope.api.heal": ("heal",),
     "depthscope.api.inputs": ("corpus",),
     "depthscope.api.measure": ("measure",),
     "depthscope.api.prompt": ("lens", "logits"),

@@ -63,7 +63,7 @@ def export(
     route = edit if isinstance(edit, Route) else edit(Route.own(model.depth))
     check_export(model, route, out)
     card = Card(chosen=chosen, command=command)
-    with _telling(progress) as tell:
+    with telling(progress) as tell:
         if text is not None:
             windows = make_windows(text, model, length=window, bos=bos, tell=tell)
             measured = measure_edits(model, windows, {EDIT: route}, tuple(BUILT_IN.values()), tell)
@@ -105,12 +105,13 @@ def speed(
     )
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= 1024):
         raise DepthscopeError(f"threads is {threads!r}: expected a whole number from 1 to 1024")
-    with _telling(progress) as tell:
+    with telling(progress) as tell:
         return time_checkpoints(model, str(after), lengths, threads=threads, tell=tell)
 
 
 @contextmanager
-def _telling(progress: bool | Progress) -> Iterator[Progress | None]:
+def telling(progress: bool | Progress) -> Iterator[Progress | None]:
+    """What to tell of progress while open: a bar, the caller's own function, or nothing."""
     if progress is True:
         from depthscope.progress import progress_bar
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from depthscope.cli import check, compare, evaluate, explore, export, generate, info, models, prune, report, tune, verify
+from depthscope.cli import check, compare, evaluate, explore, export, generate, heal, info, models, prune, report, tune, verify
 from depthscope.cli.measuring import experiment_command, study_command
 from depthscope.schema.experiments import EXPERIMENTS
 
@@ -45,6 +45,7 @@ def build_app() -> typer.Typer:
     add("prune", "Choose blocks to remove by measured KL, and write the model without them.", prune.prune_command())
     add("generate", "Continue a text with an edited model.", generate.command)
     add("export", "Write an edited model as a plain transformers checkpoint.", export.command)
+    add("heal", "Train an exported checkpoint to predict what its original predicts.", heal.command)
     add("explore", "Explore a model and its runs in the browser.", explore.command)
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)

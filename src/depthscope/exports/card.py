@@ -24,6 +24,8 @@ CARD = "README.md"
 class Card:
     """What an export's model card says beyond what exporting itself knows. Everything is optional."""
 
+    about: str | None = None
+    """What the model is, in Markdown, in place of a sentence on the order of its layers."""
     chosen: str | None = None
     """How the route was chosen, in Markdown."""
     command: str | None = None
@@ -74,8 +76,8 @@ def card_text(exported: Exported, card: Card) -> str:
     sections = [
         _head(exported),
         f"# {_name(exported.path)}",
-        _about(exported),
-        *(["## How the layers were chosen", card.chosen.strip()] if card.chosen else []),
+        _about(exported, card.about),
+        *(["## How it was made", card.chosen.strip()] if card.chosen else []),
         "## Size",
         *_size(exported),
         *(["## Predictions", *_quality(card.quality, card.text)] if card.quality is not None else []),
@@ -92,14 +94,17 @@ def _head(exported: Exported) -> str:
     return "\n".join([*lines, "tags:", "- depthscope", "---"])
 
 
-def _about(exported: Exported) -> str:
+def _about(exported: Exported, about: str | None) -> str:
     how = (
         "bit for bit" if exported.difference == 0 else f"up to rounding (largest difference {exported.difference:.2g})"
     )
     where = "in a new process " if exported.fresh else ""
-    return (
+    layers = (
         f"{_plain(exported.model)} ({exported.family}) with its layers in the order `{exported.route.name}`, counted from 0: "
-        f"{_changes(exported.route)}. A plain transformers checkpoint: nothing else is needed to load it. Loaded {where}with "
+        f"{_changes(exported.route)}."
+    )
+    return (
+        f"{about or layers} A plain transformers checkpoint: nothing else is needed to load it. Loaded {where}with "
         f"transformers, its logits on {exported.tokens} tokens are those of the original run in this order, {how}. Made by "
         f"depthscope {version('depthscope')}."
     )

@@ -21,7 +21,7 @@ from depthscope.models.model import Model
 from depthscope.models.offload.checkpoint import DTYPES, read_headers
 from depthscope.routes import Parallel, Route, Step
 
-__all__ = ["Card", "Exported", "check_export", "export_route", "write_card"]
+__all__ = ["Card", "Exported", "check_export", "export_route", "write_card", "written_dtype"]
 
 Tell = Callable[[str, int, int], None]
 
@@ -73,7 +73,7 @@ def export_route(
     target = make_target(model, order)
     parts = parts_of(model, target, steps)
     files = companions(model)
-    dtype = _dtype(model)
+    dtype = written_dtype(model)
     with new_directory(check_out(out)) as folder:
         write_config(target, folder, dtype)
         check_written(model, order, folder)
@@ -89,12 +89,12 @@ def export_route(
         tell("loading the export", 1, 1)
         exported = Exported(
             path=out,
-            model=model.name,
+            model=shown_name(model),
             family=model.family,
             route=route,
             layers=(model.depth, len(order)),
             parameters=(parameters(model.hf), parameters(target.model)),
-            bytes=(_bytes_before(model, dtype), written.bytes),
+            bytes=(bytes_before(model, dtype), written.bytes),
             dtype=str(dtype).removeprefix("torch."),
             copied_bytes=_copied(parts, written.bytes),
             zeroed=tuple(sorted(name for part in parts for name in part.zeroed)),
@@ -106,6 +106,12 @@ def export_route(
         )
         write_card(exported, card or Card(), folder)
     return exported
+
+
+def shown_name(model: Model) -> str:
+    """The model's name for its card: of a folder or file the last part, since its place is nobody's business."""
+    place = Path(model.name)
+    return place.name if model.folder is not None and (place.is_dir() or place.is_file()) else model.name
 
 
 def _steps(model: Model, route: Route) -> list[Step]:
@@ -122,7 +128,7 @@ def _steps(model: Model, route: Route) -> list[Step]:
     return steps
 
 
-def _dtype(model: Model) -> torch.dtype:
+def written_dtype(model: Model) -> torch.dtype:
     """The dtype of most of the original checkpoint's numbers, or the model's own where it is smaller."""
     own = model.hf.dtype
     if model.folder is None or model.gguf is not None:
@@ -149,10 +155,10 @@ def _needed(model: Model, steps: Sequence[Step]) -> int:
             else ""
         )
         total += tensor.numel() * (visits[int(number)] if number.isdecimal() else 1)
-    return total * _dtype(model).itemsize
+    return total * written_dtype(model).itemsize
 
 
-def _bytes_before(model: Model, dtype: torch.dtype) -> int:
+def bytes_before(model: Model, dtype: torch.dtype) -> int:
     """Bytes that the model's own weights take when they are written in the same way."""
     tied = getattr(model.hf, "all_tied_weights_keys", {})
     own = [tensor for name, tensor in model.hf.state_dict().items() if name not in tied]

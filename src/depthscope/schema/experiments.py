@@ -24,6 +24,7 @@ TAKEN = (
     "prune",
     "generate",
     "export",
+    "heal",
 )
 """Names that no experiment can have: its command would replace another."""
 
