@@ -107,6 +107,14 @@ SHARED = f"--window --bos {TEXT}"
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "
             f"--allow-task-code {MODEL}",
+            "export",
+            "--out --edit --route --drop --measure --speed --data --tokens --window --bos --special-tokens --chat --pack "
+            "--cluster --dtype --device --revision --stream --unused-tensors",
+        ),
+        (
+            "heal",
+            "--teacher --out --data --tokens --window --bos --rank --rate --special-tokens --chat --pack --dtype --device "
+            "--revision --stream --unused-tensors",
         ),
         ("report", "--out --figures --reference"),
         ("compare", "--out --figures --reference"),

@@ -1,7 +1,6 @@
 """`depthscope export`."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +47,7 @@ Window = Annotated[
     int | None, typer.Option(help="Tokens in a window.", show_default="the model's context, at most 512")
 ]
 RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
-DEEPEST = 10_000
+DEEPEST = 1_000
 """For checking how a route is written before a model is loaded."""
 
 
@@ -99,7 +98,14 @@ def command(
     from depthscope.api.export import export
     from depthscope.routes import parse_route
 
-    option, value = next((f"--{n}", v) for n, v in (("edit", edit), ("route", route), ("drop", drop)) if v is not None)
+    given = {
+        "edit": edit,
+        "route": route,
+        "drop": drop,
+        "data": data if measure else None,
+        "tokens": tokens,
+        "out": out.name,
+    }
     done = export(
         loaded,
         parse_route(asked, loaded.depth) if isinstance(asked, str) else asked,
@@ -108,7 +114,7 @@ def command(
         window=window,
         bos=bos,
         speed=speed,
-        command=shlex.join(["depthscope", "export", model, option, value, "--out", out.name or str(out)]),
+        command=options.as_written(["export", model], given) + (" --speed" if speed else ""),
     )
     agree = "bit for bit" if done.difference == 0 else f"up to {done.difference:.2g}"
     console.print(

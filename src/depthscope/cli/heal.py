@@ -1,8 +1,7 @@
 """`depthscope heal`."""
 
-import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +11,9 @@ from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DepthscopeError
 from depthscope.printable import printable
+
+if TYPE_CHECKING:
+    from depthscope.exports.heal import Healed
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="EXPORT", help="The folder that depthscope export wrote.")]
 Teacher = Annotated[str, typer.Option(help="The model it was cut from, by name or folder.")]
@@ -72,29 +74,21 @@ def command(
     loaded = options.load_quietly(teacher, dtype, device, revision, stream, unused_tensors)
     from depthscope.api.heal import heal
 
-    given = [
-        "depthscope",
-        "heal",
-        export.name,
-        "--teacher",
-        teacher,
-        "--data",
-        data,
-        "--rank",
-        str(rank),
-        "--rate",
-        f"{rate:g}",
-    ]
-    given += ["--tokens", str(tokens)] if tokens else []
+    asked = {"teacher": teacher, "data": data, "tokens": tokens, "rank": rank, "rate": rate, "out": out.name}
+    written = options.as_written(["heal", export.name], asked)
     how = {"window": window, "bos": bos, "rank": rank, "rate": rate}
     try:
-        done = heal(export, loaded, text, out=out, command=shlex.join([*given, "--out", out.name]), **how)
+        done = heal(export, loaded, text, out=out, command=written, **how)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
+    _show(done, loaded.name, out)
+
+
+def _show(done: "Healed", teacher: str, out: Path) -> None:
     rows = {(row["edit"], row["metric"]): row["mean"] for row in done.table.iter_rows(named=True)}
     before, after = (rows[name, "kl"] for name in ("before healing", "after healing"))
-    console.print(f"held-out KL from {printable(loaded.name)}: {before:.4f} before, {after:.4f} after, nats per token")
+    console.print(f"held-out KL from {printable(teacher)}: {before:.4f} before, {after:.4f} after, nats per token")
     if not done.improved:
         console.print("healing did not lower the KL: the checkpoint has the weights from before it")
     console.print(f"checkpoint {printable(out)}", soft_wrap=True)

@@ -3,7 +3,9 @@
 import inspect
 import os
 import re
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,6 +184,12 @@ def _on_disk(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def as_written(words: Sequence[str], given: Mapping[str, object]) -> str:
+    """A command line with the options that have a value, for model cards."""
+    said = [(f"--{name}", str(value)) for name, value in given.items() if value not in (None, "")]
+    return shlex.join(["depthscope", *words, *(word for pair in said for word in pair)])
 
 
 def load_quietly(

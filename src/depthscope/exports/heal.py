@@ -269,12 +269,13 @@ def _told(
     before, after, change = rows[BEFORE, "kl"], rows[AFTER, "kl"], rows[AFTER, "kl_change"]
     shown = "" if change["ci_low"] is None else f" [{change['ci_low']:.4f}, {change['ci_high']:.4f}]"
     kept = "" if improved else " **The KL is not lower after healing, so these are the weights from before it.**"
+    how = f"rank {recipe.rank}, every linear map of the layers, merged"
+    text = f"{training.tokens:,} tokens of {training.documents} documents"
     return (
-        f"How the layers were chosen is in the card of `{shown_name(student)}`. Healed with LoRA "
-        f"(rank {recipe.rank}, every linear map of the layers, merged) on {training.tokens:,} tokens of {training.documents} documents, {state.step} steps of Adam from "
-        f"{recipe.rate:g} falling to 0, minimising the KL from `{shown_name(teacher)}`. On {held_out.tokens:,} tokens of "
-        f"{held_out.documents} other documents the KL was {before['mean']:.4f} nats before and {after['mean']:.4f} after; "
-        f"change {change['mean']:.4f}{shown}.{kept}"
+        f"How the layers were chosen is in the card of `{shown_name(student)}`. Healed with LoRA ({how}) on {text}, "
+        f"{state.step} steps of Adam from {recipe.rate:g} falling to 0, minimising the KL from `{shown_name(teacher)}`. On "
+        f"{held_out.tokens:,} tokens of {held_out.documents} other documents the KL was {before['mean']:.4f} nats before and "
+        f"{after['mean']:.4f} after; change {change['mean']:.4f}{shown}.{kept}"
     )
 
 

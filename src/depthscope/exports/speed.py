@@ -89,7 +89,8 @@ def time_checkpoints(
     }
     sources = [(model.name, model.revision), (after, None)]
     rounds: list[list[dict[str, Any]]] = [[], []]
-    with _worker(*sources[0], asked) as first, _worker(*sources[1], asked) as second:
+    (name, revision), (cut, none) = sources
+    with _worker(name, revision, asked) as first, _worker(cut, none, asked) as second:
         workers = (first, second)
         started = [worker.started() for worker in workers]
         for number in range(-1, lengths.rounds):
