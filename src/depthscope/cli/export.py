@@ -116,6 +116,10 @@ def command(
         speed=speed,
         command=options.as_written(["export", model], given) + (" --speed" if speed else ""),
     )
+    _show(done)
+
+
+def _show(done: "Exported") -> None:
     agree = "bit for bit" if done.difference == 0 else f"up to {done.difference:.2g}"
     console.print(
         f"{done.layers[0]} layers -> {done.layers[1]}, {done.parameters[0]:,} parameters -> {done.parameters[1]:,}"

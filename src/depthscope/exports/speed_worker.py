@@ -118,7 +118,8 @@ def main() -> None:
                 given = {"error": str(error)}
             except Exception as error:  # transformers' generate raises what it likes
                 given = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-            print(json.dumps(given), file=answers, flush=True)
+            answers.write(json.dumps(given) + "\n")
+            answers.flush()
             if asked.get("end") or "error" in given:
                 return
 
