@@ -15,6 +15,7 @@ from depthscope.schema.declaration import check_text
 
 if TYPE_CHECKING:
     from depthscope.edit_registry import Edit
+    from depthscope.exports.card import Exported
 
 Out = Annotated[Path, typer.Option(help="The directory of the checkpoint: new or empty.")]
 EditText = Annotated[
