@@ -105,6 +105,7 @@ def command(
         "drop": drop,
         "data": data if measure else None,
         "tokens": tokens,
+        "window": window,
         "out": out.name,
     }
     done = export(

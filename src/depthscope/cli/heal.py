@@ -74,7 +74,15 @@ def command(
     loaded = options.load_quietly(teacher, dtype, device, revision, stream, unused_tensors)
     from depthscope.api.heal import heal
 
-    asked = {"teacher": teacher, "data": data, "tokens": tokens, "rank": rank, "rate": rate, "out": out.name}
+    asked = {
+        "teacher": teacher,
+        "data": data,
+        "tokens": tokens,
+        "window": window,
+        "rank": rank,
+        "rate": rate,
+        "out": out.name,
+    }
     written = options.as_written(["heal", export.name], asked)
     how = {"window": window, "bos": bos, "rank": rank, "rate": rate}
     try:

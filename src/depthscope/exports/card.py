@@ -103,9 +103,10 @@ def _about(exported: Exported, about: str | None) -> str:
         f"{_plain(exported.model)} ({exported.family}) with its layers in the order `{exported.route.name}`, counted from 0: "
         f"{_changes(exported.route)}."
     )
+    same = "the model that was measured" if about else "the original run in this order"
     return (
         f"{about or layers} A plain transformers checkpoint: nothing else is needed to load it. Loaded {where}with "
-        f"transformers, its logits on {exported.tokens} tokens are those of the original run in this order, {how}. Made by "
+        f"transformers, its logits on {exported.tokens} tokens are those of {same}, {how}. Made by "
         f"depthscope {version('depthscope')}."
     )
 
