@@ -99,15 +99,8 @@ def command(
     from depthscope.api.export import export
     from depthscope.routes import parse_route
 
-    given = {
-        "edit": edit,
-        "route": route,
-        "drop": drop,
-        "data": data if measure else None,
-        "tokens": tokens,
-        "window": window,
-        "out": out.name,
-    }
+    given = {"edit": edit, "route": route, "drop": drop, "data": data if measure else None, "window": window}
+    given |= {"tokens": tokens, "out": out.name}
     done = export(
         loaded,
         parse_route(asked, loaded.depth) if isinstance(asked, str) else asked,
