@@ -107,6 +107,8 @@ SHARED = f"--window --bos {TEXT}"
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "
             f"--allow-task-code {MODEL}",
+        ),
+        (
             "export",
             "--out --edit --route --drop --measure --speed --data --tokens --window --bos --special-tokens --chat --pack "
             "--cluster --dtype --device --revision --stream --unused-tensors",

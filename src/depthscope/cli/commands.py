@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from depthscope.cli import check, compare, evaluate, explore, export, generate, heal, info, models, prune, report, tune, verify
+from depthscope.cli import (
+    check,
+    compare,
+    evaluate,
+    explore,
+    export,
+    generate,
+    heal,
+    info,
+    models,
+    prune,
+    report,
+    tune,
+    verify,
+)
 from depthscope.cli.measuring import experiment_command, study_command
 from depthscope.schema.experiments import EXPERIMENTS
 
