@@ -18,10 +18,10 @@ from depthscope.edits import EDITS as _EDITS
 
 if TYPE_CHECKING:
     from depthscope.api.evaluate import evaluate as evaluate
-    from depthscope.api.generate import generate as generate
-    from depthscope.api.generate import generate_stream as generate_stream
     from depthscope.api.export import export as export
     from depthscope.api.export import speed as speed
+    from depthscope.api.generate import generate as generate
+    from depthscope.api.generate import generate_stream as generate_stream
     from depthscope.api.heal import heal as heal
     from depthscope.api.inputs import corpus as corpus
     from depthscope.api.measure import measure as measure
