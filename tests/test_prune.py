@@ -391,7 +391,6 @@ def test_the_command_searches_says_what_misleads_and_refuses_before_it_loads(tmp
 
 
 def test_the_chosen_model_is_written_once_and_its_place_is_checked_before_the_search(tmp_path, monkeypatch):
-    exports = pytest.importorskip("depthscope.exports.export_route")
     monkeypatch.setattr(exports, "export_route", partial(exports.export_route, fresh=False))
     model, out = load(save("llama", tmp_path / "model")), tmp_path / "run"
     settings = {"remove": 2, "method": "greedy,influence", "command": "depthscope prune"}
