@@ -9,8 +9,12 @@ from depthscope.edits import (
     drop_mlp,
     drop_ple,
     drop_ssm,
+    exchange,
+    loop,
     parallel,
     repeat,
+    repeat_middle,
+    repeat_range,
     reverse,
     shuffle,
     swap,
@@ -26,6 +30,7 @@ routes = st.lists(visits, max_size=9).map(lambda seen: Route(DEPTH, tuple(seen))
 spans = st.tuples(layers, layers).map(sorted)
 reorderings: st.SearchStrategy[Edit] = st.one_of(
     st.integers(0, DEPTH - 2).map(swap),
+    st.builds(exchange, layers, layers),
     spans.map(lambda span: reverse(*span)),
     st.builds(lambda seed, span: shuffle(seed, *span), st.integers(0, 99), spans),
 )
@@ -37,5 +42,8 @@ edits: st.SearchStrategy[Edit] = st.one_of(
     layers.map(drop_ssm),
     layers.map(drop_ple),
     st.builds(lambda span, times: repeat(*span, times), spans, st.integers(1, 3)),
+    st.builds(lambda span, times: repeat_range(*span, times), spans, st.integers(1, 3)),
+    spans.map(lambda span: repeat_middle(*span)),
     spans.map(lambda span: parallel(*span)),
+    st.builds(lambda span, times: loop(*span, times), spans, st.integers(1, 3)),
 )

@@ -7,7 +7,22 @@ from strategies import DEPTH, edits, layers, reorderings, routes, spans
 
 from depthscope import edits as edits_module
 from depthscope import routes as routes_module
-from depthscope.edits import Edit, drop, drop_attn, drop_mlp, parallel, parse_edit, repeat, reverse, shuffle, swap
+from depthscope.edits import (
+    Edit,
+    drop,
+    drop_attn,
+    drop_mlp,
+    exchange,
+    loop,
+    parallel,
+    parse_edit,
+    repeat,
+    repeat_middle,
+    repeat_range,
+    reverse,
+    shuffle,
+    swap,
+)
 from depthscope.errors import RouteError
 from depthscope.routes import Parallel, Route, Step, parse_route
 
@@ -31,6 +46,25 @@ def test_routes_are_equal_exactly_when_their_names_are(a, b):
 @given(st.integers(0, DEPTH - 2))
 def test_swapping_twice_is_no_edit(layer):
     assert (swap(layer) | swap(layer))(OWN) == OWN
+
+
+@given(layers, layers)
+def test_exchanging_twice_is_no_edit_and_neighbours_are_a_swap(layer, other):
+    assert (exchange(layer, other) | exchange(layer, other))(OWN) == OWN
+    assert exchange(layer, other)(OWN) == exchange(other, layer)(OWN)
+    if other == layer + 1:
+        assert exchange(layer, other)(OWN) == swap(layer)(OWN)
+
+
+@given(spans)
+def test_ranges_of_one_layer_run_once_and_looped_once(span):
+    first, last = span
+    assert repeat_range(first)(OWN) == repeat(first)(OWN)
+    assert repeat_range(first, last, 1)(OWN) == OWN
+    assert loop(first, last, 1)(OWN) == parallel(first, last)(OWN)
+    assert loop(first, first, 3)(OWN) == repeat(first, times=3)(OWN)
+    assert order(repeat_range(first, last)(OWN)) == [*range(last + 1), *range(first, DEPTH)]
+    assert order(repeat_middle(first, last)(OWN)).count((first + last) // 2) == last - first + 1
 
 
 @given(spans)
@@ -89,6 +123,12 @@ def test_edits_give_the_routes_they_promise():
     assert reverse(1, 4)(OWN).name == "0 4-1 5"
     assert reverse(last=2)(OWN).name == "2-0 3-5"
     assert parallel(2, 4)(OWN).name == "0-1 (2+3+4) 5"
+    assert loop(2, 4)(OWN).name == "0-1 (2+3+4) (2+3+4) (2+3+4) 5"
+    assert repeat_range(2, 4)(OWN).name == "0-4 2-5"
+    assert repeat_middle(1, 4)(OWN).name == "0 2 2 2 2 5"
+    assert exchange(1, 4)(OWN).name == "0 4 2-3 1 5"
+    assert (drop_mlp(1) | exchange(1, 4))(OWN).name == "0 4 2-3 1~mlp 5"
+    assert (drop(3) | repeat_range(2, 4))(OWN).name == "0-2 4 2 4-5"
     assert (swap(0) | swap(1))(OWN).name == "2 0-1 3-5"
 
 
@@ -119,8 +159,12 @@ def test_normal_form():
         (lambda: parse_route("0-9", 6), "block in '0-9': 9 is out of range"),
         (lambda: parse_route(" ", 6), "got nothing"),
         (lambda: repeat(1, 2, 0)(OWN), "at least once"),
+        (lambda: repeat_range(1, 2, 0)(OWN), "at least once"),
+        (lambda: loop(1, 2, 0)(OWN), "at least once"),
+        (lambda: exchange(1, 6)(OWN), "exchange layer 6 is out of range"),
         (lambda: (parallel(1, 2) | parallel(0, 3))(OWN), "is already parallel"),
         (lambda: swap(2)(parse_route("0 2 2~mlp 3", 6)), "ablated differently"),
+        (lambda: repeat_middle(1, 3)(parse_route("0 2 2~mlp 3", 6)), "instead of repeat_middle(1, 3)"),
     ],
 )
 def test_mistakes_are_named(attempt, says):

@@ -41,8 +41,12 @@ if TYPE_CHECKING:
     from depthscope.edits import drop_mlp as drop_mlp
     from depthscope.edits import drop_ple as drop_ple
     from depthscope.edits import drop_ssm as drop_ssm
+    from depthscope.edits import exchange as exchange
+    from depthscope.edits import loop as loop
     from depthscope.edits import parallel as parallel
     from depthscope.edits import repeat as repeat
+    from depthscope.edits import repeat_middle as repeat_middle
+    from depthscope.edits import repeat_range as repeat_range
     from depthscope.edits import reverse as reverse
     from depthscope.edits import shuffle as shuffle
     from depthscope.edits import swap as swap

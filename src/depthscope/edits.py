@@ -52,17 +52,33 @@ def swap(route: Route, layer: int) -> Route:
     """Swap blocks `layer` and `layer + 1` (E1 of the paper)."""
     check_layer(layer, route.depth, "swap layer")
     check_layer(layer + 1, route.depth, f"swap({layer}) exchanges blocks {layer} and {layer + 1}; block")
-    ablated: dict[int, Step] = {}
-    for step in route.steps():
-        if step.block in (layer, layer + 1) and ablated.setdefault(step.block, step) != step:
-            raise RouteError(
-                f"block {step.block} is ablated differently at different visits: "
-                f"write the route out instead of swap({layer})"
-            )
-    partner = {layer: layer + 1, layer + 1: layer}
-    return route.map(
-        lambda step: ablated.get(partner[step.block], Step(partner[step.block])) if step.block in partner else step
-    )
+    return _exchanged(route, layer, layer + 1, f"swap({layer})")
+
+
+@register_edit(title="Exchange", definition="two layers, not necessarily neighbours, change places")
+def exchange(route: Route, layer: int, other: int) -> Route:
+    """Exchange blocks `layer` and `other`: each is visited where the other was. Neighbours: `swap`."""
+    check_layer(layer, route.depth, "exchange layer")
+    check_layer(other, route.depth, "exchange layer")
+    return _exchanged(route, layer, other, f"exchange({layer}, {other})")
+
+
+def _exchanged(route: Route, layer: int, other: int, called: str) -> Route:
+    steps = {layer: _as_visited(route, other, called), other: _as_visited(route, layer, called)}
+    return route.map(lambda step: steps.get(step.block, step))
+
+
+def _as_visited(route: Route, block: int, called: str) -> Step:
+    """The block with the components that are ablated at its visits, so that an ablation moves with its block.
+
+    Raises RouteError where its visits differ in that.
+    """
+    found = {step for step in route.steps() if step.block == block}
+    if len(found) > 1:
+        raise RouteError(
+            f"block {block} is ablated differently at different visits: write the route out instead of {called}"
+        )
+    return found.pop() if found else Step(block)
 
 
 @register_edit(
@@ -133,6 +149,28 @@ def repeat(route: Route, first: int, last: int | None = None, times: int = 2) ->
     return Route(route.depth, tuple(visits))
 
 
+@register_edit(title="Repeat range", definition="a range of layers is run several times as a whole")
+def repeat_range(route: Route, first: int, last: int | None = None, times: int = 2) -> Route:
+    """Run the blocks `first … last` `times` times as a whole: `5 6 7 5 6 7`. The copies follow the range's last visit."""
+    low, high = _span(route.depth, first, first if last is None else last)
+    if times < 1:
+        raise RouteError(f"repeat_range runs a range at least once, not {times} times")
+    places = [place for place, visit in enumerate(route.visits) if _within(visit, low, high)]
+    if not places:
+        return route
+    after = places[-1] + 1
+    copies = tuple(route.visits[place] for place in places) * (times - 1)
+    return Route(route.depth, route.visits[:after] + copies + route.visits[after:])
+
+
+@register_edit(title="Repeat middle", definition="each layer of a range is replaced by the middle one of the range")
+def repeat_middle(route: Route, first: int, last: int) -> Route:
+    """Replace each of the blocks `first … last` by the middle one, `(first + last) // 2`: `6 6 6` (Sun et al. 2024)."""
+    low, high = _span(route.depth, first, last)
+    middle = _as_visited(route, (low + high) // 2, f"repeat_middle({low}, {high})")
+    return route.map(lambda step: middle if low <= step.block <= high else step)
+
+
 def _reordered(route: Route, low: int, high: int, order: Callable[[list[Visit]], list[Visit]]) -> Route:
     """Reorder the visits that lie entirely within blocks low … high, using only the places they already have."""
     places = [i for i, visit in enumerate(route.visits) if _within(visit, low, high)]
@@ -163,6 +201,22 @@ def shuffle(route: Route, seed: int, first: int = 0, last: int | None = None) ->
 )
 def parallel(route: Route, first: int = 0, last: int | None = None) -> Route:
     """Let blocks `first … last` (all by default) read the same residual stream, which continues with their outputs' mean."""
+    return _in_parallel(route, first, last, 1)
+
+
+@register_edit(
+    title="Loop",
+    definition="the layers of a range run in parallel, and their mean enters them again, several times in all",
+)
+def loop(route: Route, first: int = 0, last: int | None = None, times: int = 3) -> Route:
+    """Run blocks `first … last` in parallel `times` times in a row, each time on the mean of before (Sun et al. 2024)."""
+    if times < 1:
+        raise RouteError(f"loop runs a range at least once, not {times} times")
+    return _in_parallel(route, first, last, times)
+
+
+def _in_parallel(route: Route, first: int, last: int | None, times: int) -> Route:
+    """The visits to blocks `first … last` as one parallel visit, `times` times in a row, at the place of the first of them."""
     low, high = _span(route.depth, first, last)
     members: list[Step] = []
     visits: list[Visit] = []
@@ -172,9 +226,9 @@ def parallel(route: Route, first: int = 0, last: int | None = None) -> Route:
             visits.append(visit)
             continue
         if isinstance(visit, Parallel):
-            raise RouteError(f"{visit.name} is already parallel: parallel({low}, {high}) cannot contain it")
+            raise RouteError(f"{visit.name} is already parallel: blocks {low}-{high} cannot be made parallel around it")
         place = len(visits) if place is None else place
         members.append(visit)
     if place is not None:
-        visits.insert(place, Parallel(tuple(members)))
+        visits[place:place] = [Parallel(tuple(members))] * times
     return Route(route.depth, tuple(visits))
