@@ -1,12 +1,13 @@
 """Run directories for tests of the page: made-up tables with every column the schemas have, and made-up stages."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity, tasks
+from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -115,6 +116,35 @@ def plotted(panel, x_is=None):
     return traces(panel, alone(panel), x_is=x_is)
 
 
+def map_tables(depth, documents):
+    """map.parquet with all kinds, and its best cells: the first of each map."""
+    keys = [
+        (kind.name, i, j)
+        for kind in layer_maps.KINDS.values()
+        for i in range(depth)
+        for j in range(i + kind.pair, depth)
+    ]
+    table = estimates(layer_maps.MAP_TABLE, keys, layer_maps.METRICS, documents)
+    best = [
+        {"kind": one.kind, "layers": int(one.by_length), "extreme": one.extreme} | row | {"cells": 9}
+        for one in layer_maps.BEST
+        for row in table.filter(kind=one.kind, metric=one.metric.name).head(1).iter_rows(named=True)
+    ]
+    return {"map": table, "map_best": pl.DataFrame(best, schema=layer_maps.MAP_BEST_TABLE)}
+
+
+def painters_tables(depth, documents):
+    """painters.parquet with one range, and the steps of the claimed order."""
+    keys = [(edit, 0, depth - 1, None) for edit in painters.EDITS]
+    steps = [(*step, 0, depth - 1, 1) for step in pairwise(painters.CLAIMED_ORDER)]
+    schema = {name: kind for name, kind in painters.PAINTERS_ORDER_TABLE.items() if name != "verdict"}
+    order = estimates(schema, steps, [painters.KL_DIFFERENCE], documents)
+    return {
+        "painters": estimates(painters.PAINTERS_TABLE, keys, painters.METRICS, documents),
+        "painters_order": order.with_columns(verdict=pl.lit(painters.NOT_RESOLVED)),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -146,6 +176,8 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         "probe_neurons": estimates(probes.PROBE_NEURONS_TABLE, chosen, [probes.ACCURACY], documents),
         **neuron_tables(depth),
         **task_tables(depth, documents),
+        **map_tables(depth, documents),
+        **painters_tables(depth, documents),
     }
 
 

@@ -4,12 +4,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from depthscope.cli import lens, neurons
+from depthscope.cli import lens, neurons, painters
 from depthscope.cli.request import Request, measuring, run_and_show
-from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.schema.experiments import EXPERIMENTS, command_members
 from depthscope.studies.settings import command_options, study_options
 
-SINGLE: dict[str, Callable[..., bool]] = {"lens": lens.one_prompt, "neurons": neurons.one_neuron}
+SINGLE: dict[str, Callable[..., bool]] = {
+    "lens": lens.one_prompt,
+    "neurons": neurons.one_neuron,
+    "sweep": painters.painters_edits,
+}
 """Extra modes of some commands, with their own options. Each returns whether its mode was requested, in which case it ran."""
 
 
@@ -28,7 +32,7 @@ def study_command() -> Callable[..., None]:
 
 def experiment_command(name: str) -> Callable[..., None]:
     """The command of an experiment, which also runs the experiments declared to share the command."""
-    members = [one.name for one in EXPERIMENTS.values() if one.command == name]
+    members = command_members(name)
     single = SINGLE.get(name, _nothing_else)
 
     def command(request: Request, **own: Any) -> None:

@@ -10,6 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
+from depthscope.report.sections import layer_maps, painters
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -172,6 +173,20 @@ def _print_probes(table: pl.DataFrame) -> None:
     console.print(shown)
 
 
+def _print_rows(
+    head: Sequence[str], rows: Callable[[pl.DataFrame], list[tuple[str, ...]]]
+) -> Callable[[pl.DataFrame], None]:
+    """A printer for a table whose rows the page also shows as text."""
+
+    def show(table: pl.DataFrame) -> None:
+        shown = _table(*head)
+        for row in rows(table):
+            shown.add_row(*map(printable, row))
+        console.print(shown)
+
+    return show
+
+
 def _table(first: str, *others: str) -> Table:
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column(first)
@@ -186,6 +201,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "neuron_counts": _print_neurons,
     "heads": _print_heads,
     "probes": _print_probes,
+    layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
+    painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
 }
 """Tables with their own printer."""
 

@@ -187,6 +187,8 @@ def _heat(figure: Figure, axes: Axes, mark: Heat) -> None:
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if mark.signed:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+    if mark.end is not None:
+        low, high = (-mark.end if mark.signed else 0.0), mark.end
     mesh = _cells(axes, mark, values, (low, high), half=0.5, gap=not mark.crowded)
     x, y, width, height = axes.get_position().bounds
     beside = figure.add_axes((x + width + 0.08 / WIDTH, y, 0.07 / WIDTH, height))

@@ -16,10 +16,12 @@ from depthscope.report.sections import (
     geometry,
     heads,
     influence,
+    layer_maps,
     lens,
     neurons,
     norms,
     overview,
+    painters,
     probes,
     prune,
     similarity,
@@ -51,6 +53,8 @@ FIGURES: dict[str, Kind] = {
         influence.KIND,
         geometry.KIND,
         tasks.KIND,
+        layer_maps.KIND,
+        painters.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

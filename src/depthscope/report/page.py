@@ -22,6 +22,7 @@ from depthscope.report.sections import overview, stages
 from depthscope.report.trust import trust
 from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
+from depthscope.schema.experiments import on_request
 from depthscope.schema.manifest import Settings
 from depthscope.schema.sweep import AGREEMENT, KL
 
@@ -63,10 +64,16 @@ def render(run: RunDirectory, references: Sequence[RunDirectory] = ()) -> str:
         numbers=key_numbers(run),
         overview=next((section for section in sections if section["name"] == overview.NAME), None),
         sections=[section for section in sections if section["name"] != overview.NAME],
-        not_asked=[kind.title for name, kind in figures(run).items() if name not in names and kind.file],
+        not_asked=_not_asked(run, names),
         table=table,
         contents=[*others, ("trust", "How far to trust this"), ("method", "How this was measured")],
     )
+
+
+def _not_asked(run: RunDirectory, shown: Sequence[str]) -> list[str]:
+    """Titles of the figures that the page lacks, without those of experiments that no study runs unless asked to."""
+    others = {name: kind for name, kind in figures(run).items() if name not in shown and kind.file}
+    return [kind.title for kind in others.values() if kind.experiment not in on_request()]
 
 
 def _measured(run: RunDirectory) -> SweepValues | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
 from depthscope.schema import lens, neurons, probes, prune
+from depthscope.schema import lens, neurons, painters, probes
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -113,6 +114,21 @@ CRITERIA = {
     }.items()
 }
 """Criteria for choosing blocks to remove."""
+_PAINTERS = (
+    ("repeat_middle", *INK, "circle", "●", "solid"),
+    ("skip", "#D55E00", "#D55E00", "square", "■", "solid"),
+    ("parallel", GREEN, GREEN, "triangle-up", "▲", "solid"),
+    ("reverse", "#0072B2", "#56B4E9", "triangle-down", "▼", "dash"),
+    ("random", PURPLE, PURPLE, "diamond", "◆", "dash"),
+    ("loop", ORANGE, ORANGE, "star", "★", "solid"),
+    ("repeat_3", *SOFT, "circle", "●", "solid"),
+    ("repeat_5", *INK, "square", "■", "dash"),
+)
+PAINTERS = {
+    name: Look(f"painters-{name}", painters.EDITS[name].title, painters.EDITS[name].definition, *look)
+    for name, *look in _PAINTERS
+}
+"""The edits of ranges of middle layers."""
 
 LOOKS = {
     look.name: look
@@ -130,6 +146,7 @@ LOOKS = {
         ON_FIRST,
         ON_ITSELF,
         *CRITERIA.values(),
+        *PAINTERS.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

@@ -171,6 +171,8 @@ class Heat:
     """Whether values are shares, displayed in per cent."""
     signed: bool = False
     """Whether values may be negative (grey); 0 is then the middle of the colour scale."""
+    end: float | None = None
+    """The absolute value at which the colour scale ends, from 0 or, if signed, from minus this; None: that of the data."""
     row: int = 0
 
     @property

@@ -220,7 +220,9 @@ def _heat(mark: Heat) -> go.Heatmap:
         customdata=numbers[..., 1:],
         meta=mark.look.name,
         colorscale=[[at, colour] for at, colour in mark.colours],
-        zmid=0 if mark.signed else None,
+        zmid=0 if mark.signed and mark.end is None else None,
+        zmin=None if mark.end is None else -mark.end if mark.signed else 0,
+        zmax=mark.end,
         colorbar={
             "thickness": 10,
             "outlinewidth": 0,

@@ -64,6 +64,7 @@ OF_BLOCKS = (
         "heads",
         "head_positions",
     ),
+    *("map", "map_best", "painters", "painters_order"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

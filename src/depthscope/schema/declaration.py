@@ -88,6 +88,8 @@ class Experiment:
     """The experiment whose command also runs this one; by default it has a separate command."""
     source: str = ""
     """The figure of the paper that it reproduces, or the source of its definition."""
+    in_study: bool = True
+    """Whether a study runs it by default, and `with_command`'s command. Otherwise only where it is asked for by name."""
 
     @property
     def command(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
 from depthscope.schema import attention, heads, lens, neurons, norms, probes, prune, similarity, sweep
+from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, sweep
 from depthscope.schema.declaration import Experiment, Option, Registry
 
 STAGES = "stages"
@@ -43,6 +44,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             neurons.EXPERIMENT,
             heads.EXPERIMENT,
             probes.EXPERIMENT,
+            layer_maps.EXPERIMENT,
+            painters.EXPERIMENT,
         )
     ),
 )
@@ -82,14 +85,30 @@ def unregister_experiment(name: str) -> None:
 
 
 def experiment_names(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names, each once and in running order; all names if none is given. Raises DepthscopeError for an unknown name."""
+    """The names, each once and in running order; if none is given, those that a study runs by default.
+
+    Raises DepthscopeError for an unknown name.
+    """
     there = (*EXPERIMENTS, STAGES)
     if unknown := [name for name in names if name not in there]:
         raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(there)}")
-    return tuple(name for name in there if not names or name in names)
+    asked = names or [name for name in there if name not in on_request()]
+    return tuple(name for name in there if name in asked)
+
+
+def on_request() -> tuple[str, ...]:
+    """The names of the experiments that a study runs only where they are asked for."""
+    return tuple(name for name, one in EXPERIMENTS.items() if not one.in_study)
+
+
+def command_members(command: str) -> tuple[str, ...]:
+    """The names of the experiments that a command runs by default."""
+    return tuple(
+        name for name, one in EXPERIMENTS.items() if one.command == command and (one.in_study or name == command)
+    )
 
 
 def options(names: Sequence[str] = ()) -> dict[str, Option]:
     """The options of these experiments by name, of all experiments if none is given; a shared option appears once."""
-    there = experiment_names(names)
+    there = experiment_names(names or [*EXPERIMENTS])
     return {option.name: option for name in there if name != STAGES for option in EXPERIMENTS[name].options}

@@ -88,10 +88,15 @@ def experiments_option() -> Option:
         name="experiments",
         type=tuple,
         default=(),
-        help=f"Which experiments, separated by commas: {', '.join(experiment_names())}.",
-        shown_default="all",
+        help=f"Which experiments, separated by commas: {', '.join(experiment_names())}.{_more_on_request()}",
+        shown_default=f"all but {' and '.join(more)}" if (more := declared.on_request()) else "all",
         check=experiment_names,
     )
+
+
+def _more_on_request() -> str:
+    more = declared.on_request()
+    return f" Only where named: {', '.join(more)}." if more else ""
 
 
 def study_options() -> dict[str, Option]:
