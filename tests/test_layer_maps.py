@@ -8,6 +8,7 @@ from rebuilt import logits_of, with_order
 from test_sweep import run, save
 
 import depthscope as ds
+from depthscope.cli.console import console
 from depthscope.data.windows import make_windows
 from depthscope.errors import DepthscopeError, RouteError
 from depthscope.experiments.layer_maps import LayerMaps, map_cells, places
@@ -31,7 +32,8 @@ def order(kind: str, i: int, j: int) -> list[int]:
     return [block for block in own if block not in (i, j)]
 
 
-def test_every_cell_is_the_model_rebuilt_and_the_table_is_its_naive_definition(tmp_path):
+def test_every_cell_is_the_model_rebuilt_and_the_table_is_its_naive_definition(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 160)
     folder = save("llama", tmp_path / "model")
     said = run("map", folder, "--tokens", 240, "--window", 20, "--out", tmp_path / "run")
     assert "Ranges run twice" in said

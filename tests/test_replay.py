@@ -30,7 +30,14 @@ def test_drop_is_the_model_without_the_block(tiny, layer):
 
 
 def test_any_order_is_the_model_with_its_blocks_in_that_order(tiny):
-    for edit, order in ((ds.reverse(), [3, 2, 1, 0]), (ds.repeat(1, 2), [0, 1, 1, 2, 2, 3]), (ds.drop(1, 2), [0, 3])):
+    for edit, order in (
+        (ds.reverse(), [3, 2, 1, 0]),
+        (ds.repeat(1, 2), [0, 1, 1, 2, 2, 3]),
+        (ds.drop(1, 2), [0, 3]),
+        (ds.exchange(0, 3), [3, 1, 2, 0]),
+        (ds.repeat_range(1, 2), [0, 1, 2, 1, 2, 3]),
+        (ds.repeat_middle(0, 2), [1, 1, 1, 3]),
+    ):
         assert torch.equal(ds.logits(tiny, IDS, edit), logits_of(with_order(tiny.hf, order), IDS)), edit.name
 
 
@@ -51,7 +58,10 @@ def test_parallel_is_the_mean_of_the_outputs(tiny):
         first = tiny.stack.call(0, entry.residual, entry.arguments)
         middle = torch.stack([tiny.stack.call(block, first, entry.arguments) for block in (1, 2)]).mean(0)
         expected = tiny.unembedding.logits(tiny.unembedding.hidden(tiny.stack.call(3, middle, entry.arguments)))
+        again = torch.stack([tiny.stack.call(block, middle, entry.arguments) for block in (1, 2)]).mean(0)
+        looped = tiny.unembedding.logits(tiny.unembedding.hidden(tiny.stack.call(3, again, entry.arguments)))
     assert torch.equal(ds.logits(tiny, IDS, ds.parallel(1, 2)).flatten(0, 1), expected)
+    assert torch.equal(ds.logits(tiny, IDS, ds.loop(1, 2, 2)).flatten(0, 1), looped)
 
 
 def test_nothing_of_the_model_is_changed(tiny):

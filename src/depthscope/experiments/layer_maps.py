@@ -177,15 +177,16 @@ class LayerMaps:
         for one, rows in families.items():
             stop = start + len(rows)
             found = grouped.intervals(range(start, stop), positive=one.metric is KL)
+            means = estimate.mean[METRICS.index(one.metric), rows]
             start = stop
             lengths = np.array([self.names[row][2] - self.names[row][1] + 1 for row in rows])
             for layers in sorted(set(lengths.tolist())) if one.by_length else [0]:
                 among = np.flatnonzero((lengths == layers) | (layers == 0))
                 pick: Callable[..., int] = np.argmax if one.extreme == HIGHEST else np.argmin
-                place = among[pick(found.mean[among])]
+                place = among[pick(means[among])]
                 kind, layer, other = self.names[rows[place]]
                 keys = {"kind": kind, "layers": layers, "extreme": one.extreme, "layer": layer, "other": other}
-                cell = (bound[place : place + 1] for bound in (found.mean, found.low, found.high))
+                cell = (bound[place : place + 1] for bound in (means, found.low, found.high))
                 values = Estimate(*cell, _counted(estimate.tokens), _counted(estimate.documents))
                 parts.append(
                     pl.DataFrame(keys).hstack(estimate_columns(values, [one.metric])).with_columns(cells=len(rows))

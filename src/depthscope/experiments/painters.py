@@ -1,4 +1,4 @@
-"""The painters' edits (Sun et al. 2024): ranges in the middle of the model changed, and the order claimed for the edits tested."""
+"""The painters' edits (Sun et al. 2024): ranges in the middle of the model changed, and the claimed order of edits tested."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Maps: every range of layers dropped or run twice, every pair exchanged or dropped together, and the best cells of each map."""
+"""Maps: every range of layers dropped or run twice, every pair exchanged or dropped together; the best cells of each map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

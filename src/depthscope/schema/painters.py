@@ -70,8 +70,8 @@ EDITS = {
         PaintersEdit(
             name="random",
             title="Random order",
-            definition=f"the layers of the range run in a random order: mean over {ORDERS} orders, with an interval over orders "
-            "and documents",
+            definition=f"the layers of the range run in a random order: mean over {ORDERS} orders, with an interval over "
+            "orders and documents",
             edit="shuffle({seed}, {first}, {last})",
             draws=ORDERS,
         ),
@@ -103,8 +103,8 @@ CLAIMED_ORDER = tuple(name for name, one in EDITS.items() if not one.block)
 AS_CLAIMED, REVERSED, NOT_RESOLVED = "as claimed", "reversed", "not resolved"
 
 PAINTERS_TABLE = {"edit": pl.String, "layer": pl.Int32, "other": pl.Int32, "draw": pl.Int32, **ESTIMATE}
-"""tables/painters.parquet. The layers from `layer` to `other` are changed. `draw` is the seed of a random order, null for the mean
-over all of them, whose interval is over orders and documents, and for edits without randomness."""
+"""tables/painters.parquet. The layers from `layer` to `other` are changed. `draw` is the seed of a random order, null for the
+mean over all of them, whose interval is over orders and documents, and for edits without randomness."""
 
 PAINTERS_ORDER_TABLE = {
     "worse": pl.String,
@@ -115,8 +115,8 @@ PAINTERS_ORDER_TABLE = {
     **ESTIMATE,
     "verdict": pl.String,
 }
-"""tables/painters_order.parquet: neighbours in the claimed order, on each range and on average over all `ranges`. The intervals are
-those of 5 comparisons at once: each has the level 1 − 0.05 / 5 (Bonferroni)."""
+"""tables/painters_order.parquet: neighbours in the claimed order, on each range and on average over all `ranges`. The intervals
+are those of 5 comparisons at once: each has the level 1 − 0.05 / 5 (Bonferroni)."""
 
 EXPERIMENT = Experiment(
     name="painters",

@@ -1,8 +1,8 @@
 """Intervals for many means at once, so that the best of them, picked after looking, is covered too.
 
 The interval of one mean has its level for a mean named in advance. The lowest of hundreds of estimates is lowest partly by
-chance, and its own interval misses far more often than 1 in 20 (benchmarks/best_cell.py: in up to all of its simulations). The
-intervals here cover all means together with 95 % probability, hence also whichever is picked, by whatever rule.
+chance, and its own interval misses far more often than 1 in 20 (`python -m benchmarks.best_cell`). The intervals here cover
+all means together with 95 % probability, hence also whichever is picked, by whatever rule.
 
 They are studentised bootstrap intervals of the maximum (Beran 1988; Romano and Wolf 2005). An observation is a document: the
 estimate of cell c is the ratio μ_c = Σ_d S_dc / Σ_d n_d with the linearised standard error s_c of statistics/estimate.py. In
@@ -16,10 +16,9 @@ quantile over replicates of max_c t*_c and l the 2.5 % quantile of min_c t*_c, t
     g(μ_c) − h g'(μ_c) s_c  to  g(μ_c) − l g'(μ_c) s_c.
 
 Why not a multiplier bootstrap or a multivariate t distribution: documents' KL is skewed, so that a cell whose estimate is low
-also has a low standard error, and both assume that it has not. In simulations with 20 documents they cover the picked cell in
-62 to 100 % of cases; this method notices the skew because each replicate is studentised anew (docs/experiments/map.md has the
-table). Why not splitting the documents, one half to pick and one to estimate: the reported cell would be the best of half of the
-text, and a reader could look up no other cell of the map.
+also has a low standard error, and both assume that it has not; here each replicate is studentised anew, which shows the skew.
+docs/experiments/map.md has the simulated coverage of both. Why not splitting the documents, one half to pick and one to
+estimate: the reported cell would be the best of half of the text, and a reader could look up no other cell of the map.
 
 More than GROUPS documents are joined into that many groups, in turn, so memory does not grow with the text.
 """

@@ -5,10 +5,10 @@ variance σ²_K / K + σ²_D / D + σ²_KD / (K D) for the mean over both. The i
 
     V = V_D + V_K
 
-with V_D the cluster-robust variance over documents of the mean over draws (statistics/estimate.py), which estimates
-σ²_D / D + σ²_KD / (K D), and V_K = Σ_k (m_k − m)² / (K (K − 1)) over the draws' means m_k, which estimates σ²_K / K + σ²_KD / (K D).
-The last term is counted twice, which makes the interval a little too wide and never negative; Cameron, Gelbach and Miller (2011)
-subtract it, Owen (2007) keeps it. Degrees of freedom after Satterthwaite (1946) from D − 1 and K − 1.
+with V_D the cluster-robust variance over documents of the mean over draws (statistics/estimate.py), which estimates σ²_D / D
++ σ²_KD / (K D), and V_K = Σ_k (m_k − m)² / (K (K − 1)) over the draws' means m_k, which estimates σ²_K / K + σ²_KD / (K D).
+The last term is counted twice, which makes the interval a little too wide and the variance never negative; Cameron, Gelbach
+and Miller (2011) subtract it, Owen (2007) keeps it. Degrees of freedom after Satterthwaite (1946) from D − 1 and K − 1.
 """
 
 import numpy as np

@@ -60,7 +60,11 @@ def build(run: RunDirectory) -> Section:
         missing=[
             f"{kind.title} were not part of this run." for kind in KINDS.values() if kind.name not in set(table["kind"])
         ],
-        tables=[TextTable(title="Best cells", head=BEST_HEAD, rows=best_rows(best), words=True)],
+        tables=[
+            TextTable(
+                title="Best cells (intervals of all cells at once)", head=BEST_HEAD, rows=best_rows(best), words=True
+            )
+        ],
         definitions=METRICS,
         across=2,
     )
@@ -90,7 +94,7 @@ def _panel(kind: MapKind, metric: Metric, cells: Cells, depth: int) -> Panel:
     return replace(shown, marks=(replace(mark, end=end or None, signed=metric.lowest is None),))
 
 
-BEST_HEAD = ("map", "best", "layers", "value", "95% interval, all cells at once", "cells")
+BEST_HEAD = ("map", "best", "layers", "value", "95% interval", "cells")
 
 
 def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -128,19 +132,19 @@ def sentence(best: dict[str, int | str | float | None]) -> str | None:
     if kind not in KINDS or metric is None or best["mean"] is None or best["extreme"] == HIGHEST:
         return None
     value = Value(float(best["mean"]), best["ci_low"], best["ci_high"])  # type: ignore[arg-type]
-    layers = layers_of(best)  # type: ignore[arg-type]
+    layers = f"layer{'s' * (best['layer'] != best['other'])} {layers_of(best)}"  # type: ignore[arg-type]
     number = spoken(value, metric)
     if kind == "repeat_range" and metric is LOSS_CHANGE:
         if value.high is not None and value.high < 0:
-            return f"Running layer{'s' * (best['layer'] != best['other'])} {layers} twice lowers the loss: by {number}, the best of {best['cells']} ranges."
+            return f"The loss falls if {layers} run twice, the best of {best['cells']} ranges: it changes by {number}."
         return (
-            f"No range is shown to lower the loss when it runs twice: the best of {best['cells']}, {layers}, changes it by "
+            f"No range is shown to lower the loss by running twice: the best of {best['cells']}, {layers}, changes it by "
             f"{number}."
         )
     if kind == "swap_pair":
-        return f"The pair that is cheapest to exchange is {layers}: KL {number}, the best of {best['cells']} pairs."
+        return f"Of {best['cells']} pairs, {layers} are cheapest to exchange: KL {number}."
     if kind == "drop_pair" and metric is KL:
-        return f"The pair that is cheapest to drop is {layers}: KL {number}, the best of {best['cells']} pairs."
+        return f"Of {best['cells']} pairs, {layers} are cheapest to drop: KL {number}."
     return None
 
 

@@ -24,7 +24,8 @@ from depthscope.schema.painters import (
 
 NAME, ORDER_NAME = "painters", "painters_order"
 BLOCKS = tuple(name for name, one in EDITS.items() if one.block)
-ORDER_HEAD = ("claimed worse", "claimed better", "difference in KL", "95% interval, 5 comparisons at once", "verdict")
+ORDER_HEAD = ("worse", "better", "difference in KL", "95% interval", "verdict")
+"""Which of two edits is worse by the claim, and what their difference, with its corrected interval, says of it."""
 
 
 def build(run: RunDirectory) -> Section:
@@ -42,6 +43,7 @@ def build(run: RunDirectory) -> Section:
     there = [name for name in EDITS if name in set(table["edit"])]
     units = counted_units(run.manifest.text, int(table["documents"].max() or 0))  # type: ignore[arg-type]
     rows = order_rows(order)
+    zeros = not table.filter(pl.col("metric") == KL.name, pl.col("mean") <= 0).is_empty()
     return Section(
         panels=[panel for panel in panels if panel.marks],
         sentences=[said] if (said := sentence(order)) else (),
@@ -49,12 +51,19 @@ def build(run: RunDirectory) -> Section:
         notes=[
             f"Over {units}. The changed layers are those from f to T − 2 − f of T layers, counted from 0, the last one never."
         ],
-        tables=[TextTable(title="The claimed order, over all ranges", head=ORDER_HEAD, rows=rows, words=True)]
+        tables=[
+            TextTable(
+                title="The claimed order, over all ranges (intervals of 5 comparisons at once)",
+                head=ORDER_HEAD,
+                rows=rows,
+                words=True,
+            )
+        ]
         if rows
         else (),
         definitions=[*(PAINTERS[name] for name in there), *METRICS, KL_DIFFERENCE],
         across=2,
-        log_note="KL of 0 cannot be shown on this axis.",
+        log_note="A KL of 0 is below the end of a logarithmic axis." if zeros else None,
     )
 
 
