@@ -1,5 +1,7 @@
 """The painters' edits: routes as the paper defines them, tables against loops over documents, the order, the command."""
 
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 import pytest
