@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 from rebuilt import logits_of, with_order
+from report_runs import all_tables, make_run
 from test_sweep import run, save
 
 import depthscope as ds
@@ -13,6 +14,8 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import DepthscopeError, RouteError
 from depthscope.experiments.layer_maps import LayerMaps, map_cells, places
 from depthscope.models.load import load
+from depthscope.report.figures import FIGURES
+from depthscope.report.sections.layer_maps import PANELS
 from depthscope.schema.layer_maps import BEST, KINDS, MAP_BEST_TABLE, MAP_TABLE
 from depthscope.studies.settings import study_settings
 
@@ -124,3 +127,24 @@ def test_cells_that_a_model_cannot_run_are_counted(tmp_path, monkeypatch):
         "drop_pair": "3 of 6 cells, 0-1: block 1 reads what block 0 stores",
     }
     assert {(cell.layer, cell.other) for cell in maps.cells if cell.kind == "drop_pair"} == {(1, 2), (1, 3), (2, 3)}
+
+
+def test_the_section_has_one_triangle_per_map_and_says_what_the_best_repeat_does(tmp_path):
+    tables = all_tables(6)
+    run = make_run(tmp_path / "run", 6, tables=tables)
+    section = FIGURES["map"].build(run)
+    assert len(section.panels) == sum(map(len, PANELS.values()))
+    for panel in section.panels:
+        (mark,) = panel.marks
+        assert all(value is None for row, line in enumerate(mark.cells) for value in line[row + 1 :])
+        beyond = [value.mean > mark.end for line in mark.cells for value in line if value]
+        assert 0 < sum(beyond) <= len(beyond) / 5
+    assert "No range is shown to lower the loss by running twice" in " ".join(section.sentences)
+    improved = tables["map_best"].with_columns(
+        pl.when(pl.col("metric") == "loss_change").then(pl.lit(value)).otherwise(pl.col(name)).alias(name)
+        for name, value in (("mean", -0.02), ("ci_low", -0.03), ("ci_high", -0.01))
+    )
+    said = " ".join(
+        FIGURES["map"].build(make_run(tmp_path / "better", 6, tables=tables | {"map_best": improved})).sentences
+    )
+    assert "Running layer 0 twice lowers the loss" in said

@@ -136,7 +136,9 @@ def sentence(best: dict[str, int | str | float | None]) -> str | None:
     number = spoken(value, metric)
     if kind == "repeat_range" and metric is LOSS_CHANGE:
         if value.high is not None and value.high < 0:
-            return f"The loss falls if {layers} run twice, the best of {best['cells']} ranges: it changes by {number}."
+            return (
+                f"Running {layers} twice lowers the loss, the best of {best['cells']} ranges: it changes by {number}."
+            )
         return (
             f"No range is shown to lower the loss by running twice: the best of {best['cells']}, {layers}, changes it by "
             f"{number}."
