@@ -12,8 +12,7 @@ are skewed and of either sign.
 
 The cell with the lowest estimate is picked. Compared are its interval as in the map (ordinary: of that cell alone), one of a
 Gaussian multiplier bootstrap of the maximum at Student's t probabilities, and the one that is used
-(statistics/simultaneous.py). Half-widths are medians, in standard errors of the cell. With --write the table of
-docs/experiments/map.md is replaced.
+(statistics/simultaneous.py). With --write the table of docs/experiments/map.md is replaced.
 """
 
 import argparse
@@ -43,11 +42,10 @@ METHODS = ("ordinary", "multiplier", "used")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Of one setting: by method, in what share of simulations the picked cell is covered, and the half-width."""
+    """Of one setting: by method, in what share of simulations the picked cell is covered."""
 
     setting: tuple[str, int, int, tuple[float, float], str]
     covered: tuple[float, ...]
-    widths: tuple[float, ...]
 
 
 def truth(name: str, cells: int) -> np.ndarray:
@@ -101,7 +99,7 @@ def simulate(quantity: str, count: int, cells: int, spreads: tuple[float, float]
     """Coverage of the picked cell by each method."""
     loss, kl = quantity != "KL", truth(name, cells)
     true = kl - 0.1 if loss else kl
-    covered, widths = [], []
+    covered = []
     for seed in range(simulations):
         generator = np.random.default_rng(seed)
         sums, tokens = documents(generator, count, kl, spreads, loss)
@@ -113,13 +111,10 @@ def simulate(quantity: str, count: int, cells: int, spreads: tuple[float, float]
             (all_at_once.low, all_at_once.high),
         ]
         best = int(usual.mean.argmin())
-        error = (usual.high[best] - usual.mean[best]) / stats.t.ppf(0.975, count - 1)
         covered.append([low[best] <= true[best] <= high[best] for low, high in bounds])
-        widths.append([(high[best] - low[best]) / 2 / error for low, high in bounds])
     return Found(
         (quantity, count, cells, spreads, name),
         tuple(np.mean(covered, axis=0).tolist()),
-        tuple(np.median(widths, axis=0).tolist()),
     )
 
 
@@ -132,22 +127,17 @@ def everything(simulations: int) -> Iterator[Found]:
 def table(found: list[Found]) -> list[str]:
     """A row per quantity, number of documents and of cells: the lowest and highest coverage over the other settings."""
     lines = [
-        "| quantity | documents | cells | "
-        + " | ".join(f"{name}, covered" for name in METHODS)
-        + " | half-width, used |",
-        "|---|---:|---:|" + "---|" * len(METHODS) + "---|",
+        "| quantity | documents | cells | " + " | ".join(f"{name}, covered" for name in METHODS) + " |",
+        "|---|---:|---:|" + "---|" * len(METHODS),
     ]
     for quantity, count, cells in product(QUANTITIES, DOCUMENTS, CELLS):
         some = [one for one in found if one.setting[:3] == (quantity, count, cells)]
         if some:
             shares = np.array([one.covered for one in some]).T
-            width = [one.widths[-1] for one in some]
             said = [
                 f"{100 * low:.1f} – {100 * high:.1f} %" for low, high in zip(shares.min(1), shares.max(1), strict=True)
             ]
-            lines.append(
-                f"| {quantity} | {count} | {cells} | {' | '.join(said)} | {min(width):.1f} – {max(width):.1f} |"
-            )
+            lines.append(f"| {quantity} | {count} | {cells} | {' | '.join(said)} |")
     return lines
 
 
