@@ -1,14 +1,20 @@
 """Simultaneous intervals: the definition by loops, coverage of the picked cell, constant memory; intervals over two ways."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.best_cell import simulate
 from depthscope.statistics import simultaneous
 from depthscope.statistics.estimate import ClusterMoments, Estimate, estimate_of
 from depthscope.statistics.simultaneous import FEWEST, GroupedSums, together
 from depthscope.statistics.two_way import over_both
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.best_cell import simulate  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 TOKENS = GENERATOR.integers(1, 5, 14) * 64.0
