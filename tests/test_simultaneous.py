@@ -14,7 +14,7 @@ from depthscope.statistics.two_way import over_both
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.best_cell import simulate  # noqa: E402
+from benchmarks.best_cell import simulate
 
 GENERATOR = np.random.default_rng(0)
 TOKENS = GENERATOR.integers(1, 5, 14) * 64.0
