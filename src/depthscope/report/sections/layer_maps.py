@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from depthscope.report.charts import heat
-from depthscope.report.measured import Value, interval, read_table, spoken, with_unit
+from depthscope.report.measured import Value, interval, number, read_table, spoken
 from depthscope.report.panels import Heat, Panel
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.report.wording import counted_units
@@ -94,7 +94,7 @@ def _panel(kind: MapKind, metric: Metric, cells: Cells, depth: int) -> Panel:
     return replace(shown, marks=(replace(mark, end=end or None, signed=metric.lowest is None),))
 
 
-BEST_HEAD = ("map", "best", "layers", "value", "95% interval", "cells")
+BEST_HEAD = ("map", "best", "layers", "value (95% interval)", "of cells")
 
 
 def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -105,14 +105,13 @@ def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
             continue
         metric, value = BY_NAME[one["metric"]], Value(one["mean"], one["ci_low"], one["ci_high"])
         of = f" of {one['layers']}" if one["layers"] else ""
-        said = f"{one['extreme']} {metric.title if metric is KL else metric.title.lower()}"
+        best_of = f"{one['extreme']} {'KL' if metric is KL else metric.title.lower()}"
         rows.append(
             (
                 f"{KINDS[one['kind']].title}{of}",
-                said,
+                best_of,
                 layers_of(one),
-                with_unit(value, metric),
-                interval(value, metric) or "–",
+                number(value.mean, metric) + (f" ({interval(value, metric)})" if value.has_interval else ""),
                 f"{one['cells']:,}",
             )
         )
@@ -133,20 +132,18 @@ def sentence(best: dict[str, int | str | float | None]) -> str | None:
         return None
     value = Value(float(best["mean"]), best["ci_low"], best["ci_high"])  # type: ignore[arg-type]
     layers = f"layer{'s' * (best['layer'] != best['other'])} {layers_of(best)}"  # type: ignore[arg-type]
-    number = spoken(value, metric)
+    said = spoken(value, metric)
     if kind == "repeat_range" and metric is LOSS_CHANGE:
         if value.high is not None and value.high < 0:
-            return (
-                f"Running {layers} twice lowers the loss, the best of {best['cells']} ranges: it changes by {number}."
-            )
+            return f"Running {layers} twice lowers the loss, the best of {best['cells']} ranges: it changes by {said}."
         return (
             f"No range is shown to lower the loss by running twice: the best of {best['cells']}, {layers}, changes it by "
-            f"{number}."
+            f"{said}."
         )
     if kind == "swap_pair":
-        return f"Of {best['cells']} pairs, {layers} are cheapest to exchange: KL {number}."
+        return f"Of {best['cells']} pairs, {layers} are cheapest to exchange: KL {said}."
     if kind == "drop_pair" and metric is KL:
-        return f"Of {best['cells']} pairs, {layers} are cheapest to drop: KL {number}."
+        return f"Of {best['cells']} pairs, {layers} are cheapest to drop: KL {said}."
     return None
 
 
