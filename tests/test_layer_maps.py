@@ -39,7 +39,7 @@ def test_every_cell_is_the_model_rebuilt_and_the_table_is_its_naive_definition(t
     monkeypatch.setattr(console, "width", 160)
     folder = save("llama", tmp_path / "model")
     said = run("map", folder, "--tokens", 240, "--window", 20, "--out", tmp_path / "run")
-    assert "Ranges run twice" in said
+    assert "repeat-range" in said
     model = load(folder)
     study = ds.Study(tmp_path / "run")
     table, best = study.table("map"), study.table("map_best")

@@ -104,11 +104,11 @@ def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
         if one["kind"] not in KINDS or one["metric"] not in BY_NAME:
             continue
         metric, value = BY_NAME[one["metric"]], Value(one["mean"], one["ci_low"], one["ci_high"])
-        of = f" of {one['layers']}" if one["layers"] else ""
+        of = f", {one['layers']}" if one["layers"] else ""
         best_of = f"{one['extreme']} {'KL' if metric is KL else metric.title.lower()}"
         rows.append(
             (
-                f"{KINDS[one['kind']].title}{of}",
+                f"{one['kind'].replace('_', '-')}{of}",
                 best_of,
                 layers_of(one),
                 number(value.mean, metric) + (f" ({interval(value, metric)})" if value.has_interval else ""),
