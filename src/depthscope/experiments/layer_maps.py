@@ -186,8 +186,8 @@ class LayerMaps:
                 place = among[pick(means[among])]
                 kind, layer, other = self.names[rows[place]]
                 keys = {"kind": kind, "layers": layers, "extreme": one.extreme, "layer": layer, "other": other}
-                cell = (bound[place : place + 1] for bound in (means, found.low, found.high))
-                values = Estimate(*cell, _counted(estimate.tokens), _counted(estimate.documents))
+                mean, low, high = (bound[place : place + 1] for bound in (means, found.low, found.high))
+                values = Estimate(mean, low, high, _counted(estimate.tokens), _counted(estimate.documents))
                 parts.append(
                     pl.DataFrame(keys).hstack(estimate_columns(values, [one.metric])).with_columns(cells=len(rows))
                 )

@@ -208,12 +208,8 @@ def _contrasts(rows: dict[tuple[str, int, int], list[int]]) -> list[Contrast]:
 
 def _set_interval(estimate: Estimate, place: int, per_draw: Float64[np.ndarray, "draws metrics"]) -> None:
     """Replace the interval of a mean over draws, which is over documents alone, by one over both."""
-    metrics = range(len(METRICS))
-    one = Estimate(
-        *(values[list(metrics), place] for values in (estimate.mean, estimate.low, estimate.high)),
-        estimate.tokens,
-        estimate.documents,
-    )
+    mean, low, high = (values[:, place] for values in (estimate.mean, estimate.low, estimate.high))
+    one = Estimate(mean, low, high, estimate.tokens, estimate.documents)
     both = over_both(one, per_draw)
     estimate.low[:, place], estimate.high[:, place] = both.low, both.high
 
