@@ -6,8 +6,7 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, lens, neurons, norms, probes, similarity, tasks
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity
+from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json

@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
-from depthscope.schema import attention, heads, lens, neurons, norms, probes, prune, similarity, sweep
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, sweep
+from depthscope.schema import (
+    attention,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    prune,
+    similarity,
+    sweep,
+)
 from depthscope.schema.declaration import Experiment, Option, Registry
 
 STAGES = "stages"
