@@ -24,6 +24,7 @@ from depthscope.errors import DataError, DepthscopeError, RouteError
 from depthscope.experiments.prune_search import Known, Scores, beam, evolution, greedy, single
 from depthscope.experiments.prune_text import Texts
 from depthscope.experiments.removals import Removals, name_of, route_without
+from depthscope.exports import export_route as exports
 from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.routes import Step
