@@ -91,9 +91,10 @@ SHARED = f"--window --bos {TEXT}"
         (
             "study",
             "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
-            f"--queries --suffix {TEXT}",
+            f"--queries --suffix --kind --band {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
+        ("map", f"--kind --band {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
