@@ -55,11 +55,11 @@ def build_app() -> typer.Typer:
     for name in (name for name, one in EXPERIMENTS.items() if one.command == name):
         add(name.replace("_", "-"), EXPERIMENTS[name].title, experiment_command(name))
     add("tune", "Train a tuned lens for a model.", tune.command)
-    add("eval", "Run tasks on a model and on edited versions of it.", evaluate.command)
     add("prune", "Choose blocks to remove by measured KL, and write the model without them.", prune.prune_command())
-    add("generate", "Continue a text with an edited model.", generate.command)
     add("export", "Write an edited model as a plain transformers checkpoint.", export.command)
     add("heal", "Train an exported checkpoint to predict what its original predicts.", heal.command)
+    add("generate", "Continue a text with an edited model.", generate.command)
+    add("eval", "Run tasks on a model and on edited versions of it.", evaluate.command)
     add("explore", "Explore a model and its runs in the browser.", explore.command)
     add("report", "Write the page of one or several runs again, and figures as files.", report.command)
     add("compare", "Write one page that compares runs over relative depth.", compare.command)
