@@ -9,6 +9,7 @@ from operator import index
 from typing import Any, Concatenate, ParamSpec
 
 from depthscope.errors import RouteError
+from depthscope.printable import shown
 from depthscope.routes import COMPONENTS, Route
 
 Arguments = ParamSpec("Arguments")
@@ -246,6 +247,23 @@ def check_edits(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in sweeps()]
     if unknown or not names:
         raise RouteError(f"unknown edit {', '.join(unknown) or '(none given)'}: expected some of {', '.join(sweeps())}")
+
+
+def as_edit(given: Any) -> Edit | Route:
+    """What callers may give as an edit: an Edit or a Route is itself, text is parsed.
+
+    Raises RouteError for anything else, or for text that cannot be read.
+    """
+    if isinstance(given, Edit | Route):
+        return given
+    if not isinstance(given, str):
+        raise RouteError(f"expected edits as Edit, Route or text such as 'swap(3) | drop_mlp(7)', got {shown(given)}")
+    return parse_edit(given)
+
+
+def route_of(edit: Edit | Route, depth: int) -> Route:
+    """The route of an edited model of `depth` blocks. Raises RouteError where the edit cannot be applied."""
+    return edit if isinstance(edit, Route) else edit(Route.own(depth))
 
 
 _CALL = re.compile(r"\s*([A-Za-z][\w-]*)\s*\(([^()]*)\)\s*")

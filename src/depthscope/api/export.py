@@ -9,14 +9,13 @@ from typing import Any
 from depthscope.api.inputs import corpus, model_of
 from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.data.windows import make_windows
-from depthscope.edit_registry import Edit, parse_edit
-from depthscope.errors import DepthscopeError, RouteError
+from depthscope.edit_registry import Edit, as_edit, route_of
+from depthscope.errors import DepthscopeError
 from depthscope.experiments.measure_edits import measure_edits
 from depthscope.exports.export_route import Card, Exported, check_export, export_route, write_card
 from depthscope.exports.speed import Lengths, fitting, time_checkpoints
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
-from depthscope.printable import shown
 from depthscope.routes import Route
 from depthscope.schema.measures import BUILT_IN
 from depthscope.schema.speed import Speed
@@ -52,15 +51,13 @@ def export(
     card. `model`, `tokens`, `window` and `bos` are as for `study`. Raises a DepthscopeError for an edit that cannot be
     exported, RunError for a directory that is in use or a disk that is too small.
     """
-    if not isinstance(edit, Edit | Route | str):
-        raise RouteError(f"expected an Edit, a Route or text such as 'drop(21, 24)', got {shown(edit)}")
-    edit = parse_edit(edit) if isinstance(edit, str) else edit
+    edit = as_edit(edit)
     if window is not None:
         check_window(window)
     text = text if isinstance(text, Corpus | None) else corpus(text)
     text = text if text is None or tokens is None else replace(text, tokens=tokens)
     model = model_of(model)
-    route = edit if isinstance(edit, Route) else edit(Route.own(model.depth))
+    route = route_of(edit, model.depth)
     check_export(model, route, out)
     card = Card(chosen=chosen, command=command)
     with telling(progress) as tell:

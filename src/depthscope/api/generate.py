@@ -9,9 +9,9 @@ from depthscope.api.streaming import handed_over
 from depthscope.data.fields import messages_of, require_text
 from depthscope.data.tokens import document_tokens
 from depthscope.data.windows import bos_prefix
-from depthscope.edit_registry import Edit, parse_edit
+from depthscope.edit_registry import Edit, as_edit, route_of
 from depthscope.engine.generation import generate_tokens, left_padded
-from depthscope.errors import DataError, RouteError
+from depthscope.errors import DataError
 from depthscope.models.generation import check_length, check_options, ends
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
@@ -116,13 +116,11 @@ class _Asked:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if others := [shown(one) for one in stops if not isinstance(one, str) or not one]:
             raise DataError(f"stop is one string or several, none of them empty; got {', '.join(others)}")
-        edit = parse_edit(edit) if isinstance(edit, str) else edit
-        if not isinstance(edit, Edit | Route | None):
-            raise RouteError(f"expected an Edit, a Route or text such as 'swap(3) | drop_mlp(7)', got {shown(edit)}")
+        edit = as_edit(edit or Edit())
         texts, single = _prompts(prompt, chat)
         model = model_of(model)
         model.require_tokenizer()
-        route = edit if isinstance(edit, Route) else (edit or Edit())(Route.own(model.depth))
+        route = route_of(edit, model.depth)
         model.check_route(route)
         prompts = [_tokenized(model, text, bos) for text in texts]
         check_length(model, max(map(len, prompts)), tokens)

@@ -10,12 +10,10 @@ import polars as pl
 from depthscope.api.inputs import corpus, model_of
 from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.data.windows import make_windows
-from depthscope.edit_registry import Edit, parse_edit
-from depthscope.errors import RouteError
+from depthscope.edit_registry import Edit, as_edit, route_of
 from depthscope.experiments.measure_edits import measure_edits
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
-from depthscope.printable import shown
 from depthscope.routes import Route
 from depthscope.schema.measures import BUILT_IN, Measure, chosen
 from depthscope.studies.run_study import Progress
@@ -47,19 +45,14 @@ def measure(
     """
     found = chosen([measures] if isinstance(measures, str | Measure) else measures)
     wanted = list(edits) if isinstance(edits, Iterable) and not isinstance(edits, Route | str) else [edits]
-    read = [parse_edit(edit) if isinstance(edit, str) else edit for edit in wanted]
-    if others := [shown(edit) for edit in read if not isinstance(edit, Edit | Route)]:
-        raise RouteError(
-            f"expected edits as Edit, Route or text such as 'swap(3) | drop_mlp(7)', got {', '.join(others)}"
-        )
+    read = [as_edit(edit) for edit in wanted]
     if window is not None:
         check_window(window)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
     model = model_of(model)
-    own = Route.own(model.depth)
     # The empty edit is the unmodified model, which is measured anyway.
-    routes = {edit.name: edit if isinstance(edit, Route) else edit(own) for edit in read if edit != Edit()}
+    routes = {edit.name: route_of(edit, model.depth) for edit in read if edit != Edit()}
     for route in routes.values():
         model.check_route(route)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthscope.api.inputs import ids_of, model_of
-from depthscope.edit_registry import Edit, parse_edit
+from depthscope.edit_registry import Edit, as_edit, route_of
 from depthscope.engine.execute import run_route
 from depthscope.errors import NumericError
 from depthscope.experiments.lenses import Lens, make_lens
@@ -31,8 +31,8 @@ def logits(
     tokens are added. `edit` is an Edit, text such as "swap(3) | drop_mlp(7)", a Route, or None for the unmodified model.
     `model` may be a name or folder as for `load`. Raises NumericError, with route and block, for NaN or infinity.
     """
-    model, edit = model_of(model), parse_edit(edit) if isinstance(edit, str) else edit
-    route = edit if isinstance(edit, Route) else (edit or Edit())(Route.own(model.depth))
+    edit, model = as_edit(edit or Edit()), model_of(model)
+    route = route_of(edit, model.depth)
     model.check_route(route)
     ids = ids_of(model, text)
     with torch.inference_mode():

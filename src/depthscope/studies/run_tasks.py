@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.data.corpus import Corpus
 from depthscope.data.tasks import check_include
-from depthscope.edit_registry import Edit, check_edits, parse_edit
+from depthscope.edit_registry import Edit, as_edit, check_edits, route_of
 from depthscope.errors import DepthscopeError, RouteError
 from depthscope.experiments.edit_text import EditText
 from depthscope.experiments.sweep import layer_edits, possible_edits, runnable
@@ -68,9 +68,7 @@ def task_run(
     kinds = _kinds(sweep)
     if kinds:
         check_edits(kinds)
-    wanted = tuple(parse_edit(edit) if isinstance(edit, str) else edit for edit in _listed(edits))
-    if others := [shown(edit) for edit in wanted if not isinstance(edit, Edit | Route)]:
-        raise RouteError(f"expected edits as Edit, Route or text such as 'drop(3)', got {', '.join(others[:5])}")
+    wanted = tuple(as_edit(edit) for edit in _listed(edits))
     if len(wanted) + len(routes) > MOST_EDITS:
         raise RouteError(f"expected at most {MOST_EDITS:,} edits, got more")
     for route in routes:
@@ -104,9 +102,8 @@ def named_routes(model: Model, asked: TaskRun) -> tuple[dict[str, Route], dict[s
 
     The unmodified model, which is measured anyway, is left out. Raises RouteError for a route that the model cannot run.
     """
-    own = Route.own(model.depth)
     edits = [*asked.edits, *(parse_route(text, model.depth) for text in asked.routes)]
-    routes = {edit.name: edit if isinstance(edit, Route) else edit(own) for edit in edits if edit != Edit()}
+    routes = {edit.name: route_of(edit, model.depth) for edit in edits if edit != Edit()}
     for route in routes.values():
         model.check_route(route)
     if not asked.sweep:
