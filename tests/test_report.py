@@ -111,7 +111,7 @@ def test_the_page_is_one_small_file_that_asks_for_nothing(full, tmp_path):
     out = write_page(full, tmp_path / "new" / "report.html")
     page = out.read_text(encoding="utf-8")
     library = max(re.findall(r"<script>.*?</script>", page, flags=re.DOTALL), key=len)
-    assert len(page.encode()) - len(library.encode()) < 300_000
+    assert len(page.encode()) - len(library.encode()) < 400_000
     ours = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:|//)|@import|url\(", ours)
     assert not re.search(r"<(link|script|img|iframe)[^>]+(src|href)=\"(?!data:,)", page)
@@ -125,7 +125,7 @@ def test_the_page_is_one_small_file_that_asks_for_nothing(full, tmp_path):
 def test_a_deep_model_with_many_heads_gives_a_page_of_bearable_size(tmp_path):
     run = make_run(tmp_path / "deep", 48, tables=all_tables(48, heads_per_layer=25), stages=made_up_stages(48))
     page = render(run)
-    assert len(page.encode()) < 6_000_000
+    assert len(page.encode()) < 7_000_000
     assert "Too large for this file: tables/heads.parquet , tables/head_positions.parquet" in text_of(page)
 
 
