@@ -28,7 +28,8 @@
     // The lowest value is slightly darker than an empty cell.
     if (trace.type === "heatmap") {
       const low = mixed(colour("paper"), own, 0.05);
-      const scale = trace.zmid === 0 ? [[0, colour("soft")], [0.5, low], [1, own]] : [[0, low], [1, own]];
+      const signed = trace.zmid === 0 || trace.zmin < 0;
+      const scale = signed ? [[0, colour("soft")], [0.5, low], [1, own]] : [[0, low], [1, own]];
       return { ...trace, colorscale: scale };
     }
     const seen = { ...trace, marker: { ...trace.marker, color: own } };

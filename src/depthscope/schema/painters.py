@@ -84,7 +84,7 @@ EDITS = {
         PaintersEdit(
             name="repeat_3",
             title="3 layers twice",
-            definition="each of 3 neighbouring layers runs twice in a row: `5 5 6 6 7 7`",
+            definition="each of 3 neighbouring layers runs twice in a row: 5 5 6 6 7 7",
             edit="repeat({first}, {last})",
             block=3,
         ),

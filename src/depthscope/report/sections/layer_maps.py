@@ -7,6 +7,7 @@ import polars as pl
 
 from depthscope.report.charts import heat
 from depthscope.report.measured import Value, interval, number, read_table, spoken
+from depthscope.report.palette import DROP, OWN
 from depthscope.report.panels import Heat, Panel
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.report.wording import counted_units
@@ -78,6 +79,7 @@ def _cells(table: pl.DataFrame, kind: str, metric: Metric) -> Cells:
 
 
 def _panel(kind: MapKind, metric: Metric, cells: Cells, depth: int) -> Panel:
+    signed = metric.lowest is None
     axes = ("later layer", "earlier layer") if kind.pair else ("last layer", "first layer")
     shown = heat(
         f"{NAME}-{kind.name}-{metric.name}",
@@ -86,12 +88,13 @@ def _panel(kind: MapKind, metric: Metric, cells: Cells, depth: int) -> Panel:
         cells,
         (depth, depth),
         axes,
+        look=DROP if signed else OWN,  # of two greys the sign would be hard to see
         height=360,
     )
     (mark,) = shown.marks
     assert isinstance(mark, Heat)
     end = float(np.quantile([abs(value.mean) for value in cells.values()], END))
-    return replace(shown, marks=(replace(mark, end=end or None, signed=metric.lowest is None),))
+    return replace(shown, marks=(replace(mark, end=end or None, signed=signed),))
 
 
 BEST_HEAD = ("map", "best", "layers", "value (95% interval)", "of cells")
