@@ -49,7 +49,7 @@ def changed(value: Any, key: str) -> Any:
     if isinstance(value, float):
         return value * 10 if value else 0.1
     if isinstance(value, str):
-        return next(name for name in ACTIVATIONS if name != value) if "act" in key else f"{value}x"
+        return next(name for name in ACTIVATIONS if name != value) if "act" in str(key) else f"{value}x"
     if isinstance(value, list):
         return value[1:] + value[:1] if len(set(map(str, value))) > 1 else [*value, *value]
     if isinstance(value, dict):

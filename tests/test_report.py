@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from drawn_plots import UNDRAWN, wait_until_drawn
 from playwright.sync_api import sync_playwright
 from report_runs import EDITS, HOSTILE, all_tables, made_up_stages, make_run, sweep_table
 
@@ -232,11 +233,10 @@ def test_all_plots_are_drawn_and_the_toggles_work_in_a_browser_without_errors_or
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
         page.goto(out.as_uri())
-        undrawn = "[...document.querySelectorAll('.plot')].filter((plot) => !plot._fullLayout).length"
-        assert page.evaluate(undrawn) > 0, "plots far below wait until they come near"
+        assert page.evaluate(UNDRAWN) > 0, "plots far below wait until they come near"
         for plot in page.query_selector_all(".plot"):
             plot.scroll_into_view_if_needed()
-        page.wait_for_function(f"{undrawn} === 0")
+        wait_until_drawn(page)
         state = "(() => { const p = document.getElementById('plot-components-kl'); "
         state += "return [p._fullLayout.yaxis.type, p.data[0].x[5], p.layout.xaxis.title.text]; })()"
         assert page.evaluate(state) == ["log", 5, "layer"]

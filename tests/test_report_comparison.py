@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+from drawn_plots import wait_until_drawn
 from playwright.sync_api import sync_playwright
 from report_runs import HOSTILE, all_tables, made_up_stages, make_run, plotted, sweep_table
 from typer.testing import CliRunner
@@ -187,7 +188,7 @@ def test_the_comparison_is_drawn_in_a_browser_without_errors_or_requests(runs, t
         page.goto(out.as_uri())
         for plot in page.query_selector_all(".plot"):
             plot.scroll_into_view_if_needed()
-        page.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => plot._fullLayout)")
+        wait_until_drawn(page)
         drawn = "document.getElementById('plot-drop-kl').calcdata.map((curve) => curve.map((point) => point.x))"
         assert page.evaluate(drawn) == [[i / 8 for i in range(9)], [i / 4 for i in range(5)]]
         with page.expect_download() as saved:

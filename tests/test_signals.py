@@ -18,6 +18,16 @@ STUDY = ("sweep", "--tokens", "16000", "--window", "100", "--edits", "drop", "--
 SHORT = ("sweep", "--tokens", "40", "--window", "20", "--edits", "drop", "--out", "run")
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """nohup, and shells in the background, ignore signals, and children inherit that."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def begun(folder: Path, *arguments: str, **how) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *arguments],

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from drawn_plots import wait_until_drawn
 from hostile_runs import HOSTILE, HOSTILE_NAME, TABLES, hostile_run, many_rows, small_run, sweep_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -376,8 +377,7 @@ def test_a_hostile_page_asks_for_nothing_and_runs_nothing(all_texts, tmp_path):
         page.goto(out.as_uri())
         for plot in page.query_selector_all(".plot"):
             plot.scroll_into_view_if_needed()
-        undrawn = "[...document.querySelectorAll('.plot')].filter((plot) => !plot._fullLayout).length"
-        page.wait_for_function(f"{undrawn} === 0", timeout=120_000)
+        wait_until_drawn(page)
         assert all_texts or page.evaluate("document.querySelectorAll('.plot').length") > 10
         links = "[...document.querySelectorAll('a')].map((a) => a.getAttribute('href') || a.getAttribute('xlink:href') || '')"
         assert all(re.fullmatch("#[a-z_]+", one) for one in page.evaluate(links))
