@@ -13,7 +13,7 @@ from depthscope.explore.answers import Answers
 from depthscope.explore.prompt import MOST_CHARACTERS, Session
 
 pytest.importorskip("gradio")
-from depthscope.explore.open_pages import GRACE, MOST_PAGES, MOST_WAITING
+from depthscope.explore.open_pages import GIVEN_BACK_EVERY, GRACE, MOST_PAGES, MOST_WAITING
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
 GROWS = 1.10
@@ -61,7 +61,15 @@ def test_memory_stays_flat_however_many_prompts_are_read(served, tries):
     asyncio.run(many(address, names, pages, max(2, prompts_in_all // pages // 5), 10**6))
     before = resident(process.pid)
     asyncio.run(many(address, names, pages, prompts_in_all // pages, 0))
+    settled(process.pid, GROWS * before)
     assert resident(process.pid) < GROWS * before
+
+
+def settled(pid: int, below: float) -> None:
+    """Wait until memory is below some bytes, at most for as long as it takes that pages which are closed are forgotten."""
+    until = time.monotonic() + GRACE + 2 * GIVEN_BACK_EVERY
+    while resident(pid) >= below and time.monotonic() < until:
+        time.sleep(0.5)
 
 
 async def abandon(address, names, count):

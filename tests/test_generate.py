@@ -2,6 +2,7 @@
 
 import _thread
 import copy
+import signal
 import threading
 from typing import Any
 
@@ -326,6 +327,7 @@ def test_an_answer_in_a_chat_ends_at_the_tokenizers_end_of_a_text():
 
 
 def test_ctrl_c_while_a_stream_is_read_leaves_the_model_as_it_was(gpt2):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     before, threads = state_of(gpt2), threading.active_count()
     interrupt = threading.Timer(0.2, _thread.interrupt_main)
     stream = ds.generate_stream(gpt2, PROMPT, "swap(3)", tokens=200, min_new_tokens=200)
@@ -335,5 +337,6 @@ def test_ctrl_c_while_a_stream_is_read_leaves_the_model_as_it_was(gpt2):
             pass
     stream.close()
     interrupt.join()
+    signal.signal(signal.SIGINT, usual)
     assert state_of(gpt2) == before
     assert threading.active_count() == threads

@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -51,6 +51,7 @@ class OpenPages:
         self._pages: dict[str, Page] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._given_back = 0.0
+        self._giving_back: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection. Raises Refusal."""
@@ -121,9 +122,12 @@ class OpenPages:
     def _start(self, name: str) -> None:
         page = self._pages.get(name)
         if page is not None and not page.streams:
-            task = asyncio.ensure_future(self._end(name))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._end(name))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _waiting(self, name: str) -> int:
         return len(self.gradio.get_blocks()._queue.pending_event_ids_session.get(name, ()))
@@ -146,9 +150,17 @@ class OpenPages:
         for gone in set(states.session_data) - set(self._pages):
             states.session_data.pop(gone, None)
             states.time_last_used.pop(gone, None)
-        if time.monotonic() - self._given_back > GIVEN_BACK_EVERY:
-            self._given_back = time.monotonic()
-            await asyncio.to_thread(give_back)
+        self._give_back_in_time()
+
+    def _give_back_in_time(self) -> None:
+        """Give memory back now or, if that was done a moment ago, later: the last page to end leaves memory too."""
+        if self._giving_back is None:
+            wait = max(0.0, self._given_back + GIVEN_BACK_EVERY - time.monotonic())
+            self._giving_back = asyncio.get_running_loop().call_later(wait, lambda: self._run(self._give_back()))
+
+    async def _give_back(self) -> None:
+        self._giving_back, self._given_back = None, time.monotonic()
+        await asyncio.to_thread(give_back)
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

@@ -4,7 +4,7 @@ import polars as pl
 
 from depthscope.errors import RunError
 from depthscope.report.charts import Curve, XAxis, lines, ranking
-from depthscope.report.measured import Series, Value, give_or_take, read_table, series, spoken
+from depthscope.report.measured import NBSP, Series, Value, give_or_take, read_table, series, spoken
 from depthscope.report.palette import CRITERIA, OWN
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section, TextTable
@@ -214,8 +214,10 @@ def _cell(table: pl.DataFrame, name: str, metric: Metric, text: str) -> str:
     value = _final(table, name, metric, text)
     if value is None:
         return ""
-    digits = (1 if value.mean < 1000 else 0) if metric is PERPLEXITY else 3
-    return give_or_take(value, metric, digits) + ("%" if metric is AGREEMENT else "")
+    if metric is PERPLEXITY and value.low is not None and value.high is not None:
+        # Its interval is that of the loss, exponentiated: far from symmetric where there is little text.
+        return f"{value.mean:.4g} ({value.low:.4g}{NBSP}to{NBSP}{value.high:.4g})"
+    return give_or_take(value, metric, 3) + ("%" if metric is AGREEMENT else "")
 
 
 KIND = Kind(
