@@ -60,11 +60,11 @@ def table(found: Sequence[Fault], minutes: float, command: str) -> str:
     for fault in found:
         skipped = f" ({fault.skipped} skipped)" if fault.skipped else ""
         rows.append(f"| {fault.what} | {fault.tries:,}{skipped} | {fault.follows} | `{fault.test}` |")
-    total = sum(fault.tries for fault in found)
+    total, failed = sum(fault.tries for fault in found), sum(len(fault.failed) for fault in found)
     return "\n".join(
         [
-            f"{total:,} tries, none failed. {date.today():%-d %B %Y}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, {minutes:.0f} minutes: `{command}`.",
+            f"{total:,} tries, {failed or 'none'} failed. {date.today():%-d %B %Y}, {os.cpu_count()} cores "
+            f"({platform.machine()}), Python {platform.python_version()}, {minutes:.0f} minutes: `{command}`.",
             "",
             "| What is done | Tries | What follows | Test |",
             "|---|---|---|---|",
