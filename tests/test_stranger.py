@@ -153,7 +153,7 @@ def test_tables_of_anything_give_a_page(tmp_path, no_plotly, tries):
 
     @given(data=st.data())
     @settings(
-        max_examples=tries(4, of=400),
+        max_examples=tries(4, of=150),
         deadline=None,
         derandomize=True,
         database=None,
