@@ -308,8 +308,9 @@ MEANINGS: dict[str, dict[str, str]] = {
     "tasks.ANSWER_SHARD": {
         "request": "number of the request, in the order of length, from 0",
         "edit": "the edit's or route's name; `none` is the unmodified model",
-        "loglikelihood": "log-likelihood of the continuation after its context; nats",
-        "greedy": "whether every token of the continuation is the most likely one",
+        "loglikelihood": "log-likelihood of the continuation after its context; nats. Null for a request for text",
+        "greedy": "whether every token of the continuation is the most likely one. Null for a request for text",
+        "text": "what was generated; null for a request for a log-likelihood",
     },
     "tasks.TASK_TABLE": _OF_TASKS
     | {

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from families import VOCABULARY, tiny_model
@@ -19,7 +20,9 @@ from depthscope.api.study import Study
 from depthscope.data.tasks import HERE, LOCAL_TASKS
 from depthscope.errors import DataError, DepthscopeError, RouteError, RunMismatchError, UnsupportedError
 from depthscope.experiments import task_harness
-from depthscope.experiments.task_requests import RouteScorer, batches, token_request
+from depthscope.experiments.task_batches import batches
+from depthscope.experiments.task_requests import RouteScorer, token_request
+from depthscope.experiments.task_texts import RouteWriter, before_stops, text_request
 from depthscope.experiments.tasks import load_tasks
 from depthscope.experiments.undisturbed import undisturbed
 from depthscope.models.load import load
@@ -27,24 +30,31 @@ from depthscope.run.check import BAD, check_run
 from depthscope.statistics.paired import paired_bootstrap, paired_mean, paired_ratio, spearman
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-LAST_WORD, NEXT_SENTENCE = LOCAL_TASKS
+LAST_WORD, NEXT_SENTENCE, WRITE_WORD = LOCAL_TASKS
 QUICK = {"tokens": 100, "window": 25, "progress": False}
 ASKED = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{text}}", "doc_to_target": "{{next}}"}
 
 
 @pytest.fixture
 def own_tasks(tmp_path) -> Path:
-    """A folder with tasks of every kind that is answered, and one that is not."""
+    """A folder with tasks of every kind that is answered, and some that are not."""
     rows = [
         {"text": text, "next": after} for text, after in (("abc", " de"), ("", "fgh"), ("b" * 90, "cd"), ("hat", "e"))
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    written = {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["q", "xy", "y"], "max_gen_toks": 9},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}, {"metric": "bleu"}],
+    }
     kinds = {
         "given": {"output_type": "loglikelihood"},
         "whole": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}{{next}}"},
         "choice": {"output_type": "multiple_choice", "doc_to_choice": ["a", "bc", "de"], "doc_to_target": 1},
-        "written": {"output_type": "generate_until"},
+        "written": written,
+        "drawn": written | {"generation_kwargs": {"until": ["q"], "do_sample": True, "temperature": 0.7}},
+        "long": {"output_type": "generate_until"},
         "nowhere": {"output_type": "loglikelihood", "dataset_path": "nobody/nothing", "dataset_kwargs": {}},
     }
     for name, kind in kinds.items():
@@ -117,27 +127,87 @@ def test_requests_are_grouped_by_length_and_contexts_lose_their_first_tokens():
             token_request(context, after, 8)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mamba"])
+def test_texts_are_the_likeliest_tokens_of_the_model_rebuilt_up_to_a_stop(family, cached, monkeypatch):
+    model = load(tiny_model(family), tokenizer=characters(bos=False))
+
+    def wrong_caches(*_):
+        raise UnsupportedError("its caches are wrong")
+
+    if not cached:
+        monkeypatch.setattr("depthscope.experiments.task_texts.check_caches", wrong_caches)
+    own = ds.Route.own(model.depth)
+    routes = [ds.swap(1)(own), ds.drop(2)(own), ds.repeat(1)(own)]
+    requests = [
+        text_request([3 * start, *range(20, 27)], 12, stops, {}, 60)
+        for start in (1, 2, 9)
+        for stops in ((), ("e", "K"))
+    ]
+    found = {}
+    for batch in batches(sorted(requests), 10_000):
+        together = [sorted(requests)[place] for place in batch]
+        with model.measuring():
+            for row, texts in enumerate(RouteWriter(model, routes).write(together)):
+                found |= {(row, request): text for request, text in zip(together, texts, strict=True)}
+    for row, order in enumerate([[0, 1, 2, 3], [0, 2, 1, 3], [0, 1, 3], [0, 1, 1, 2, 3]]):
+        rebuilt = with_order(model.hf, order)
+        for request in requests:
+            ids = list(request.ids)
+            for _ in range(request.tokens):
+                ids.append(int(logits_of(rebuilt, torch.tensor([ids]))[0, -1].argmax()))
+                if ids[-1] == 0:
+                    break
+            text = model.tokenizer.decode(ids[request.length :], skip_special_tokens=True)
+            assert found[row, request] == before_stops(text, request.until)
+
+
+def test_a_text_ends_where_the_harness_cuts_it():
+    from lm_eval.models.utils import postprocess_generated_text
+
+    for text in ("", "abcabc", "xaby", "ab", "ba"):
+        for until in ((), ("ab",), ("b", "ab"), ("ca", "bca"), ("", "c")):
+            assert before_stops(text, until) == postprocess_generated_text(text, list(until), None)
+
+
+def test_requests_for_text_that_cannot_be_answered(gpt2):
+    with pytest.raises(DataError, match=r"generates up to 64 tokens, and the model's context is 64"):
+        text_request([1], 64, (), {}, 64)
+    with pytest.raises(UnsupportedError, match="a task draws tokens"):
+        text_request([1], 6, (), {"do_sample": True}, 64)
+    with pytest.raises(DataError, match="beam search"):
+        text_request([1], 6, (), {"num_beams": 2}, 64)
+    assert text_request([1, 2, 3], 62, (), {"temperature": 0.0}, 64).ids == (2, 3)
+
+
 @pytest.mark.parametrize(("family", "bos"), [("llama", True), ("gpt_neox", False), (None, False)])
 def test_the_unmodified_model_answers_as_in_the_harness(own_tasks, gpt2, family, bos):
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     model = gpt2 if family is None else load(tiny_model(family), tokenizer=characters(bos))
-    kinds = ("given", "choice", "whole")
+    kinds = ("given", "choice", "whole", "written")
     tasks = load_tasks(kinds, include=str(own_tasks), shots=1)
-    requests = tasks.requests(model)
+    requests, texts = tasks.requests(model)
     scorer = RouteScorer(model, [])
     answers = {}
     for batch in batches(requests, 1024):
         with model.measuring():
             logs, greedy = scorer.score([requests[place] for place in batch])
         answers |= {requests[place]: (logs[0, i], bool(greedy[0, i])) for i, place in enumerate(batch)}
+    writer = RouteWriter(model, [])
+    for batch in batches(texts, 1024):
+        (own,) = writer.write([texts[place] for place in batch])
+        answers |= dict(zip((texts[place] for place in batch), own, strict=True))
     with undisturbed():
         theirs = HFLM(pretrained=model.hf, tokenizer=model.tokenizer, batch_size=3)
         ours = task_harness.RouteLM(model, answers.__getitem__)
         for task in tasks.tasks.values():
             kind = task.instances[0].request_type
             got, expected = (getattr(lm, kind)(task.instances) for lm in (ours, theirs))
+            if kind == "generate_until":
+                assert got == expected
+                continue
             if kind == "loglikelihood":
                 assert [flag for _, flag in got] == [flag for _, flag in expected]
             np.testing.assert_allclose(np.array(got, float), np.array(expected, float), atol=1e-4)
@@ -148,8 +218,8 @@ def test_the_unmodified_model_answers_as_in_the_harness(own_tasks, gpt2, family,
 
 
 def test_a_run_that_was_stopped_goes_on_and_gives_the_same_tables(tmp_path, gpt2, monkeypatch):
-    monkeypatch.setattr("depthscope.experiments.tasks.BATCHES_PER_UNIT", 1)
-    arguments = (gpt2, [LAST_WORD, NEXT_SENTENCE], ["drop(2)", ds.swap(4)])
+    monkeypatch.setattr("depthscope.experiments.task_batches.BATCHES_PER_UNIT", 1)
+    arguments = (gpt2, [LAST_WORD, NEXT_SENTENCE, WRITE_WORD], ["drop(2)", ds.swap(4)])
     whole = ds.evaluate(*arguments, limit=3, out=tmp_path / "whole", **QUICK)
 
     def stop(what, done, units):
@@ -173,9 +243,9 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_tables(tmp_path, gpt2
     table = whole.table("tasks")
     assert table["edit"].unique(maintain_order=True).to_list() == ["none", "drop(2)", "swap(4)"]
     examples = whole.table("task_examples")
-    for row in table.filter(metric="acc").iter_rows(named=True):
+    for row in table.filter(pl.col("metric").is_in(["acc", "exact_match"])).iter_rows(named=True):
         own, before = (
-            examples.filter(task=row["task"], metric="acc", edit=edit)["value"].to_numpy()
+            examples.filter(task=row["task"], metric=row["metric"], edit=edit)["value"].to_numpy()
             for edit in (row["edit"], "none")
         )
         assert row["value"] == pytest.approx(own.mean())
@@ -235,7 +305,7 @@ def test_the_local_tasks_are_what_their_script_makes_of_the_embedded_text():
     from training.tasks import examples
 
     made = examples()
-    assert {Path(name).stem for name in made} == set(LOCAL_TASKS)
+    assert {Path(name).stem for name in made} == {file.stem for file in HERE.glob("*.jsonl")}
     for name, rows in made.items():
         assert [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()] == rows
 
@@ -249,12 +319,12 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(own_tasks, tm
     own = {"include_path": own_tasks, "allow_task_code": True}
     refused(
         DataError,
-        r"unknown task 'bookshelf_last_wrd' \(did you mean bookshelf_last_word\?\): .*hellaswag",
+        r"unknown task 'bookshelf_last_wrd' \(did you mean bookshelf_last_word or .*\?\): .*hellaswag",
         "bookshelf_last_wrd",
     )
     refused(DataError, "can run any program on this machine .* add --allow-task-code", "given", include_path=own_tasks)
     refused(DataError, "expected a folder with tasks", "given", include_path=tmp_path / "not", allow_task_code=True)
-    refused(UnsupportedError, "written needs text that the model generates", "written", **own)
+    refused(UnsupportedError, "drawn draws tokens at random", "drawn", **own)
     refused(DataError, r"nowhere cannot be loaded: .*needs a network.*bookshelf_last_word", "nowhere", **own)
     refused(DepthscopeError, "expected 1 to 200 tasks", ())
     refused(DataError, "the name of a task is '../x'", "../x")
@@ -278,7 +348,7 @@ def test_the_command_runs_edits_and_routes_and_a_study_can_join_the_run(tmp_path
     arguments += ["--edit", "drop(1) | drop(2)", "--route", "0-2 4 3 5-11", "--out", str(tmp_path / "run")]
     done = invoke(arguments)
     assert done.exit_code == 0, done.output
-    assert "examples changed" in " ".join(done.output.split())
+    assert "difference [95%, paired]" in " ".join(done.output.split())
     edits = Study(tmp_path / "run").table("tasks")["edit"].unique(maintain_order=True).to_list()
     assert edits == ["none", "drop(1) | drop(2)", "0-2 4 3 5-11"]
     text = ds.corpus(tokens=50)

@@ -36,12 +36,12 @@ def evaluate(
 ) -> Study:
     """Run tasks of the lm-evaluation-harness on a model and on edited versions of it; keep the result in the directory `out`.
 
-    `tasks` are names of the harness's tasks (`hellaswag`, `arc_easy`, `lambada_openai`, …), or `bookshelf_last_word` and
-    `bookshelf_next_sentence`, which need no network. `edits` are any of Edit, Route or text such as "drop(3)"; `sweep` are
-    kinds of edits that are applied at every layer, such as "drop". `limit` is the number of examples of each task, `shots` how
-    many examples precede a question. On `text` (see `corpus`) the KL of the same edits is measured, as much of it as `tokens`
-    says. The same call on the same directory resumes. `include_path` is a folder with tasks of your own, which can run any
-    program: `allow_task_code` says that you have read them.
+    `tasks` are names of the harness's tasks (`hellaswag`, `arc_easy`, `gsm8k`, …), or `bookshelf_last_word`,
+    `bookshelf_next_sentence` and `bookshelf_write_word`, which need no network. `edits` are any of Edit, Route or text such
+    as "drop(3)"; `sweep` are kinds of edits that are applied at every layer, such as "drop". `limit` is the number of
+    examples of each task, `shots` how many examples precede a question. On `text` (see `corpus`) the KL of the same edits
+    is measured, as much of it as `tokens` says. The same call on the same directory resumes. `include_path` is a folder
+    with tasks of your own, which can run any program: `allow_task_code` says that you have read them.
 
     The tables are `tasks` (each metric with the harness's standard error, and its difference to the unmodified model with a
     paired 95 % interval), `task_examples`, `edit_kl` and `task_correlations`. Raises a DepthscopeError that states what was

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 Tasks = Annotated[
     str,
     typer.Option(
-        help="Tasks of the lm-evaluation-harness, separated by commas: bookshelf_last_word and bookshelf_next_sentence need no "
-        "network; hellaswag, arc_easy, lambada_openai and others download a data set."
+        help="Tasks of the lm-evaluation-harness, separated by commas: bookshelf_last_word, bookshelf_next_sentence and "
+        "bookshelf_write_word need no network; hellaswag, arc_easy, gsm8k and others download a data set."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The run directory. The same command resumes an incomplete run.")]
@@ -83,9 +85,9 @@ def command(
 ) -> None:
     """Run tasks on a model and on edited versions of it, with paired intervals for what each edit changes.
 
-    The lm-evaluation-harness makes the requests and computes the metrics; all edits are measured together. The KL of the same
-    edits is measured on a text, to see whether it predicts what happens to the task. You can stop it at any time: the same
-    command resumes it.
+    The lm-evaluation-harness makes the requests and computes the metrics, of given and of generated text; all edits are
+    measured together. The KL of the same edits is measured on a text, to see whether it predicts what happens to the task. You
+    can stop it at any time: the same command resumes it.
     """
     loading = (dtype, device, revision, stream, unused_tensors, adapter)
     options.check_loading(model, *loading)
@@ -142,19 +144,21 @@ def _run(
 
 
 def _print(rows: list[dict]) -> None:
-    shown = Table(header_style="bold", box=None, pad_edge=False)
-    shown.add_column("task")
-    shown.add_column("metric")
-    shown.add_column("edit")
-    for heading in ("value ± standard error", "difference [95%, paired]", "examples changed"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for row in rows[:MOST_SHOWN]:
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3g}"
-        bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3g}, {row['ci_high']:+.3g}]"
-        value = "infinite" if row["value"] is None else f"{row['value']:.4g}{error}"
-        difference = "" if row["difference"] is None or row["edit"] == "none" else f"{row['difference']:+.3g}{bounds}"
-        changed = "" if row["edit"] == "none" else f"{row['changed']} of {row['examples']}"
-        shown.add_row(*map(printable, (row["task"], row["metric"], row["edit"], value, difference, changed)))
-    console.print(shown)
+    for (task, metric), of_metric in groupby(rows[:MOST_SHOWN], itemgetter("task", "metric")):
+        shown = Table(header_style="bold", box=None, pad_edge=False, title_justify="left", title_style="none")
+        shown.title = printable(f"{task}, {metric}")
+        shown.add_column("edit")
+        for heading in ("value ± standard error", "difference [95%, paired]", "changed"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for row in of_metric:
+            error = "" if row["stderr"] is None else f" ± {row['stderr']:.3g}"
+            bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3g}, {row['ci_high']:+.3g}]"
+            value = "infinite" if row["value"] is None else f"{row['value']:.4g}{error}"
+            difference = (
+                "" if row["difference"] is None or row["edit"] == "none" else f"{row['difference']:+.3g}{bounds}"
+            )
+            changed = "" if row["edit"] == "none" else f"{row['changed']} of {row['examples']}"
+            shown.add_row(*map(printable, (row["edit"], value, difference, changed)))
+        console.print(shown)
     if len(rows) > MOST_SHOWN:
         console.print(f"and {len(rows) - MOST_SHOWN} more rows in the table tasks")

@@ -1,7 +1,8 @@
 """The lm-evaluation-harness: its tasks, their requests as tokens, and its metrics. The one module that imports it.
 
 The harness builds requests, encodes them (its TemplateLM), and computes and aggregates metrics; depthscope computes the
-log-likelihoods. So the same code of the harness gives the result of every edit, from answers that were computed together.
+log-likelihoods and generates the texts. So the same code of the harness gives the result of every edit, from answers that were
+computed together.
 """
 
 import math
@@ -15,27 +16,33 @@ from jaxtyping import Float64, Int64
 from lm_eval import evaluator, utils
 from lm_eval.api import metrics
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from depthscope.data.tasks import LOCAL_TASKS, local_task, unknown_task
 from depthscope.errors import DataError, UnsupportedError
 from depthscope.experiments.task_requests import TokenRequest, token_request
+from depthscope.experiments.task_texts import TextRequest, likeliest, text_request
 from depthscope.experiments.undisturbed import undisturbed
 from depthscope.models.model import Model
-from depthscope.printable import first_line
+from depthscope.printable import first_line, shown
 from depthscope.statistics.paired import Triple, paired_bootstrap, paired_mean, paired_ratio
 
-ANSWERED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
-"""What a task may ask of a model here."""
 GENERATION = "generate_until"
+ANSWERED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", GENERATION)
+"""What a task may ask of a model."""
 BOOTSTRAP = 1000
 """Resamples for the harness's standard error of metrics that are no means."""
 UNBOUNDED = 2048
 """Tokens read of a model without a longest context, as in the harness."""
+MOST_TEXT = 256
+"""Tokens that are generated where a task does not say how many, as in the harness."""
 SHOTS_SEED = 1234
 """Of the examples that precede a question, as in the harness."""
 
-Answer = tuple[float, bool]
+Request = TokenRequest | TextRequest
+Answer = tuple[float, bool] | str
+"""To a TokenRequest and a TextRequest."""
 
 RATIOS: dict[Callable[..., Any], Callable[[np.ndarray], np.ndarray]] = {
     metrics.perplexity: lambda mean: np.exp(-mean),
@@ -82,7 +89,8 @@ class HarnessTasks:
     """Tasks of the harness by name, loaded with their data sets; no model is needed for that.
 
     `include` is a folder with a user's own tasks. Raises DataError for an unknown task, listing similar names and the local
-    tasks, or one whose data cannot be had, UnsupportedError for one that needs more than log-likelihoods.
+    tasks, or one whose data cannot be had, UnsupportedError for one that needs images, runs generated code or draws tokens at
+    random.
     """
 
     def __init__(
@@ -96,9 +104,8 @@ class HarnessTasks:
                 _set_shots(task, shots)
             for name, task in self.tasks.items():
                 _built(name, lambda task=task: self._build(task))
-        for name, task in self.tasks.items():
-            if any(one.request_type == GENERATION for one in task.instances):
-                raise UnsupportedError(_generation(name))
+                if task.OUTPUT_TYPE == GENERATION:
+                    likeliest(_text_options(task.config.generation_kwargs or {})[2], name)
 
     def described(self) -> dict[str, Any]:
         """What determines the requests and metrics of each task, as JSON values."""
@@ -113,12 +120,19 @@ class HarnessTasks:
             for name, task in self.tasks.items()
         }
 
-    def requests(self, model: Model) -> list[TokenRequest]:
-        """The requests of all tasks as tokens, each once, sorted. Raises DataError for what the model cannot read."""
-        asked: set[TokenRequest] = set()
+    def requests(self, model: Model) -> tuple[list[TokenRequest], list[TextRequest]]:
+        """The requests of all tasks as tokens, each once, sorted: for log-likelihoods and for texts.
 
-        def noted(request: TokenRequest) -> Answer:
-            asked.add(request)
+        Raises DataError for what the model cannot read, or a task generates in a way that cannot be done.
+        """
+        scored: set[TokenRequest] = set()
+        written: set[TextRequest] = set()
+
+        def noted(request: Request) -> Answer:
+            if isinstance(request, TextRequest):
+                written.add(request)
+                return ""
+            scored.add(request)
             return 0.0, False
 
         lm = self._answering(model, noted)
@@ -126,12 +140,12 @@ class HarnessTasks:
             for task in self.tasks.values():
                 for kind in dict.fromkeys(one.request_type for one in task.instances):
                     getattr(lm, kind)([one for one in task.instances if one.request_type == kind])
-        return sorted(asked)
+        return sorted(scored), sorted(written)
 
-    def results(self, model: Model, answers: Mapping[TokenRequest, Answer]) -> list[TaskResult]:
+    def results(self, model: Model, answers: Mapping[Request, Answer]) -> list[TaskResult]:
         """All metrics of all tasks, computed and aggregated by the harness from these answers."""
 
-        def answered(request: TokenRequest) -> Answer:
+        def answered(request: Request) -> Answer:
             if request not in answers:
                 raise DataError(
                     f"a task ({', '.join(self.tasks)}) makes other requests each time it is built: expected the same"
@@ -149,7 +163,7 @@ class HarnessTasks:
             )
         return [one for name, task in self.tasks.items() for one in _results(name, task, found)]
 
-    def _answering(self, model: Model, answer: Callable[[TokenRequest], Answer]) -> "RouteLM":
+    def _answering(self, model: Model, answer: Callable[[Request], Answer]) -> "RouteLM":
         """The same one for every edit of a model, so that a text is turned into tokens once."""
         if self._lm is None or self._lm.model is not model:
             self._lm = RouteLM(model, answer)
@@ -168,7 +182,7 @@ class RouteLM(TemplateLM):
     adds one), an empty context is the BOS token or else EOS, and a context that is too long loses its first tokens.
     """
 
-    def __init__(self, model: Model, answer: Callable[[TokenRequest], Answer]) -> None:
+    def __init__(self, model: Model, answer: Callable[[Request], Answer]) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = model.require_tokenizer()
@@ -198,8 +212,11 @@ class RouteLM(TemplateLM):
             self._encoded[key] = array("l", self.tokenizer.encode(string, verbose=False, **given))
         return self._encoded[key].tolist()
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Answer]:
-        return [self.answer(token_request(before, after, self.max_length)) for _, before, after in requests]
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        answers = [self.answer(token_request(before, after, self.max_length)) for _, before, after in requests]
+        return [answer for answer in answers if not isinstance(answer, str)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, read in windows of the model's context, each token scored once."""
@@ -216,8 +233,13 @@ class RouteLM(TemplateLM):
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Refused: generation under an edit is to be connected here, and GENERATION added to ANSWERED."""
-        raise UnsupportedError(_generation("a task"))
+        """The texts after contexts, each up to the strings that end it, with the harness's defaults for what is not given."""
+        found = []
+        for context, given in (one.args for one in requests):
+            until, tokens, options = _text_options(given)
+            ids = self.tok_encode(context) or [self.prefix_token_id]
+            found.append(str(self.answer(text_request(ids, tokens, until, options, self.max_length))))
+        return found
 
 
 def _loaded(names: Sequence[str], include: str | None) -> dict[str, Any]:
@@ -230,10 +252,6 @@ def _loaded(names: Sequence[str], include: str | None) -> dict[str, Any]:
     for name in others:
         if name not in manager.all_tasks:
             raise DataError(unknown_task(name, manager.all_tasks))
-        entry = manager.task_index[name]
-        # Before its data set is downloaded; the harness's default is generation.
-        if entry.kind.name == "TASK" and (entry.cfg or {}).get("output_type", GENERATION) == GENERATION:
-            raise UnsupportedError(_generation(name))
     found: dict[str, Any] = {}
     for name in names:
         spec: Any = local_task(name) if name in local else name
@@ -244,18 +262,19 @@ def _loaded(names: Sequence[str], include: str | None) -> dict[str, Any]:
     return found
 
 
+def _text_options(given: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """The strings that end a text, its most tokens, and what else a request says of how it is generated."""
+    options: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), MOST_TEXT))
+    return options.pop("until", []), options.pop("max_gen_toks"), options
+
+
 def _require_answered(name: str, task: Any) -> None:
     if task.OUTPUT_TYPE not in ANSWERED:
-        raise UnsupportedError(_generation(name))
+        raise UnsupportedError(
+            f"the task {name} asks for {shown(task.OUTPUT_TYPE)}: expected one of {', '.join(ANSWERED)}"
+        )
     if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
         raise UnsupportedError(f"the task {name} needs images or runs generated code: expected one that scores text")
-
-
-def _generation(name: str) -> str:
-    return (
-        f"{name} needs text that the model generates ({GENERATION}), which is not possible for edited models here: expected a "
-        "task that scores given text (loglikelihood, multiple_choice or loglikelihood_rolling)"
-    )
 
 
 def _built(name: str, build: Callable[[], Any]) -> Any:

@@ -1,13 +1,12 @@
-"""Requests of tasks as tokens, and their log-likelihoods under many routes at once.
+"""Requests of tasks for log-likelihoods, as tokens, and their answers under many routes at once.
 
-What a task asks of a model is always the same: the log-likelihood of some tokens after others. Requests of one length share a
-batch and are never padded, so that a request's answer is the same in any batch (padding changes what models with positions
-by length, or routed experts, compute). Work is shared over edits instead: all routes are one plan on each batch.
+What such a task asks of a model is always the same: the log-likelihood of some tokens after others. Requests of one length
+share a batch and are never padded, so that a request's answer is the same in any batch (padding changes what models with
+positions by length, or routed experts, compute). Work is shared over edits instead: all routes are one plan on each batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.execute import first_broken
 from depthscope.engine.measure_routes import RouteMeter
-from depthscope.errors import DataError, MemoryShortError, NumericError
+from depthscope.errors import DataError, NumericError
+from depthscope.experiments.task_batches import in_halves
 from depthscope.models.finite import REMEDY
-from depthscope.models.memory import short_of_memory
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.shapes import Hidden
@@ -41,6 +40,16 @@ class TokenRequest:
     """Tokens of the continuation, at the end of `ids`."""
     ids: tuple[int, ...]
 
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """See `task_batches.Request`."""
+        return (self.length,)
+
+    @property
+    def cost(self) -> int:
+        """See `task_batches.Request`."""
+        return self.length
+
 
 def token_request(context: Sequence[int], continuation: Sequence[int], longest: int) -> TokenRequest:
     """A request for a model that reads `longest` tokens. Raises DataError where it cannot be answered.
@@ -54,15 +63,6 @@ def token_request(context: Sequence[int], continuation: Sequence[int], longest: 
         )
     ids = (*context, *continuation)[-(longest + 1) :]
     return TokenRequest(len(ids) - 1, len(continuation), ids)
-
-
-def batches(requests: Sequence[TokenRequest], tokens: int) -> list[list[int]]:
-    """Places of requests that share a batch: of one length, sorted as they are, at most `tokens` tokens or one request."""
-    found: list[list[int]] = []
-    for length, places in groupby(range(len(requests)), key=lambda place: requests[place].length):
-        together, same = max(1, tokens // length), list(places)
-        found += [same[start : start + together] for start in range(0, len(same), together)]
-    return found
 
 
 class RouteScorer:
@@ -83,19 +83,10 @@ class RouteScorer:
         `model.measuring()`. What does not fit into memory is done in halves. Raises DataError for ids outside the vocabulary,
         NumericError, with route and request, for NaN or infinity, and MemoryShortError where one request does not fit.
         """
-        try:
-            return self._score(requests)
-        except (RuntimeError, MemoryError) as error:
-            if not short_of_memory(error):
-                raise
-            if len(requests) == 1:
-                raise MemoryShortError(
-                    f"not enough memory for a request of {requests[0].length} tokens under {len(self.routes)} routes: expected "
-                    "fewer edits, fewer --shots, or --stream yes"
-                ) from error
-        middle = len(requests) // 2
-        first, second = self.score(requests[:middle]), self.score(requests[middle:])
-        return np.concatenate([first[0], second[0]], 1), np.concatenate([first[1], second[1]], 1)
+        named = f"a request of {requests[0].length} tokens under {len(self.routes)} routes"
+        parts = in_halves(self._score, requests, named)
+        logs, greedy = (np.concatenate(found, 1) for found in zip(*parts, strict=True))
+        return logs, greedy
 
     def _score(self, requests: Sequence[TokenRequest]) -> tuple[LogLikelihoods, Greedy]:
         ids = torch.tensor([request.ids for request in requests])

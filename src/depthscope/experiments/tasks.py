@@ -6,7 +6,6 @@ unit, and gives the same tables.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,9 @@ import polars as pl
 from depthscope.engine.sizes import sizes_for
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.experiments.edit_text import EditText
-from depthscope.experiments.task_requests import RouteScorer, batches
+from depthscope.experiments.task_batches import units
+from depthscope.experiments.task_requests import RouteScorer
+from depthscope.experiments.task_texts import RouteWriter
 from depthscope.models.model import Model
 from depthscope.printable import first_line
 from depthscope.routes import Route
@@ -34,10 +35,7 @@ from depthscope.schema.tasks import (
 from depthscope.statistics.paired import spearman
 
 if TYPE_CHECKING:
-    from depthscope.experiments.task_harness import HarnessTasks, TaskResult
-
-BATCHES_PER_UNIT = 4
-"""Batches of a work unit: what is lost if a run is killed."""
+    from depthscope.experiments.task_harness import Answer, HarnessTasks, TaskResult
 
 
 def load_tasks(
@@ -69,19 +67,14 @@ class TaskAnswers:
     ) -> None:
         self.model, self.tasks, self.text = model, tasks, text
         self.routes = {BASELINE_EDIT: Route.own(model.depth), **routes}
-        self.requests = tasks.requests(model)
-        require_answers(len(self.requests), len(self.routes), list(tasks.tasks))
+        self.scored, self.written = tasks.requests(model)
+        require_answers(len(self.scored) + len(self.written), len(self.routes), list(tasks.tasks))
         tokens = sizes_for(model.device, model.unembedding.weight.shape[1]).tokens
-        found = batches(self.requests, tokens)
-        starts = [0, *accumulate(sum(self.requests[place].length for place in batch) for batch in found)]
-        self._units: list[list[list[int]]] = []
-        for batch, before in zip(found, starts, strict=False):
-            # By tokens, not by number: many batches are a few short requests.
-            if before // (BATCHES_PER_UNIT * tokens) >= len(self._units):
-                self._units.append([])
-            self._units[-1].append(batch)
+        self._of_scores = units(self.scored, tokens)
+        self._units = [*self._of_scores, *units(self.written, tokens)]
         self.units = len(self._units)
         self._scorer = RouteScorer(model, list(routes.values()))
+        self._writer = RouteWriter(model, list(routes.values()))
         self.settings: dict[str, Any] = {
             "tasks": tasks.described(),
             "limit": tasks.limit,
@@ -90,28 +83,27 @@ class TaskAnswers:
 
     def work(self, unit: int) -> pl.DataFrame:
         """The shard of a unit (ANSWER_SHARD)."""
-        places = [place for batch in self._units[unit] for place in batch]
-        scored = [self._scorer.score([self.requests[place] for place in batch]) for batch in self._units[unit]]
-        logs, greedy = (np.concatenate(parts, 1) for parts in zip(*scored, strict=True))
-        return pl.DataFrame(
-            {
-                "request": np.repeat(places, len(self.routes)),
-                "edit": [*self.routes] * len(places),
-                "loglikelihood": logs.T.ravel(),
-                "greedy": greedy.T.ravel(),
-            },
-            schema=ANSWER_SHARD,
-        )
+        return pl.concat(self._answered(unit, batch) for batch in self._units[unit])
+
+    def _answered(self, unit: int, places: list[int]) -> pl.DataFrame:
+        answers: dict[str, Any] = {"loglikelihood": None, "greedy": None, "text": None}
+        if unit < len(self._of_scores):
+            logs, greedy = self._scorer.score([self.scored[place] for place in places])
+            answers |= {"loglikelihood": logs.T.ravel(), "greedy": greedy.T.ravel()}
+        else:
+            texts = self._writer.write([self.written[place] for place in places])
+            answers["text"] = [text for of_request in zip(*texts, strict=True) for text in of_request]
+        about = {"request": np.repeat(places, len(self.routes)), "edit": [*self.routes] * len(places)}
+        return pl.DataFrame(about | answers, schema=ANSWER_SHARD)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """The harness's metrics of every edit with paired differences, what they are of each example, and correlations."""
-        logs, greedy = self._answers(shards)
+        answers = self._answers(shards)
         rows: list[dict[str, Any]] = []
         examples: list[pl.DataFrame] = []
         unmodified: list[TaskResult] = []
-        for number, (edit, route) in enumerate(self.routes.items()):
-            answers = zip(logs[:, number].tolist(), greedy[:, number].tolist(), strict=True)
-            found = self.tasks.results(self.model, dict(zip(self.requests, answers, strict=True)))
+        for (edit, route), of_edit in zip(self.routes.items(), answers, strict=True):
+            found = self.tasks.results(self.model, dict(zip([*self.scored, *self.written], of_edit, strict=True)))
             unmodified = unmodified or found
             for one, before in zip(found, unmodified, strict=True):
                 rows.append(_row(one, before, edit, route))
@@ -123,21 +115,28 @@ class TaskAnswers:
             CORRELATIONS: _finite(pl.DataFrame(list(self._correlations(table)), schema=CORRELATION_TABLE)),
         }
 
-    def _answers(self, shards: Iterable[pl.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-        """Log-likelihoods and greedy flags, requests × edits. Raises RunError where shards are not of these requests."""
-        logs = np.full((len(self.requests), len(self.routes)), np.nan)
+    def _answers(self, shards: Iterable[pl.DataFrame]) -> Iterator[list["Answer"]]:
+        """Every edit's answers to all requests. Raises RunError where shards are not of these requests."""
+        edits = len(self.routes)
+        logs = np.full((len(self.scored), edits), np.nan)
         greedy = np.zeros(logs.shape, dtype=bool)
+        texts: list[str] = []
         for unit, shard in enumerate(shards):
             places = [place for batch in self._units[unit] for place in batch]
-            expected = pl.Series("request", np.repeat(places, len(self.routes)), pl.Int64)
-            if not shard["request"].equals(expected) or shard["edit"].to_list() != [*self.routes] * len(places):
+            expected = pl.Series("request", np.repeat(places, edits), pl.Int64)
+            same = shard.schema == ANSWER_SHARD and shard["request"].equals(expected)
+            if not same or shard["edit"].to_list() != [*self.routes] * len(places):
                 raise RunError(
                     f"shard {unit} of {self.name} is not of these requests: it was made by another version. Measure again with "
                     "another --out"
                 )
+            if unit >= len(self._of_scores):
+                texts.extend(shard["text"].to_list())
+                continue
             logs[places] = shard["loglikelihood"].to_numpy().reshape(len(places), -1)
             greedy[places] = shard["greedy"].to_numpy().reshape(len(places), -1)
-        return logs, greedy
+        for edit in range(edits):
+            yield [*zip(logs[:, edit].tolist(), greedy[:, edit].tolist(), strict=True), *texts[edit::edits]]
 
     def _correlations(self, table: pl.DataFrame) -> Iterator[dict[str, Any]]:
         if self.text is None:

@@ -17,9 +17,15 @@ EVAL, EDIT_TEXT = "eval", "eval_text"
 TASKS, EXAMPLES, EDIT_KL, CORRELATIONS = "tasks", "task_examples", "edit_kl", "task_correlations"
 TABLES = (TASKS, EXAMPLES, EDIT_KL, CORRELATIONS)
 
-ANSWER_SHARD = {"request": pl.Int64, "edit": pl.String, "loglikelihood": pl.Float64, "greedy": pl.Boolean}
+ANSWER_SHARD = {
+    "request": pl.Int64,
+    "edit": pl.String,
+    "loglikelihood": pl.Float64,
+    "greedy": pl.Boolean,
+    "text": pl.String,
+}
 """shards/eval: one row per request and edit. The log-likelihood of the continuation is in nats; `greedy`: whether each of its
-tokens is the most likely one."""
+tokens is the most likely one. `text` is what was generated, for a request that asks for that; the other two are null there."""
 
 TASK_TABLE = {
     "task": pl.String,
