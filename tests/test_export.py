@@ -265,7 +265,7 @@ def test_an_adapter_is_not_exported(tmp_path):
     ("arguments", "why"),
     [
         (["--drop", "21-24"], "first layer 21 is out of range"),
-        (["--drop", "x"], "expected layers such as 21-24"),
+        (["--drop", "x"], "expected blocks such as 21-24"),
         (["--drop", "3", "--route", "0-3"], "got --route and --drop"),
         ([], "got none"),
         (["--edit", "melt(3)"], "cannot read the edit"),

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
+from depthscope.cli.groups import Loading, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO
 from depthscope.printable import printable
@@ -60,6 +61,7 @@ MOST_SHOWN = 60
 """Rows that are printed; all are in the table and on the page."""
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
     *,
@@ -76,12 +78,7 @@ def command(
     bos: Bos = AUTO,
     include_path: IncludePath = None,
     allow_task_code: AllowTaskCode = False,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
-    adapter: options.Adapter = None,
+    loading: Loading,
 ) -> None:
     """Run tasks on a model and on edited versions of it, with paired intervals for what each edit changes.
 
@@ -89,8 +86,7 @@ def command(
     measured together. The KL of the same edits is measured on a text, to see whether it predicts what happens to the task. You
     can stop it at any time: the same command resumes it.
     """
-    loading = (dtype, device, revision, stream, unused_tensors, adapter)
-    options.check_loading(model, *loading)
+    loading.check(model)
     options.check_path("--out", out)
     if include_path is not None:
         options.check_path("--include-path", include_path)
@@ -104,7 +100,7 @@ def command(
         "include_path": include_path,
         "allow_task_code": allow_task_code,
     }
-    study = _run(partial(options.load_quietly, model, *loading), tasks, edit or (), out, (data, tokens), settings)
+    study = _run(partial(loading.load, model), tasks, edit or (), out, (data, tokens), settings)
     page = study.report()
     _print(study.table("tasks").to_dicts())
     console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)

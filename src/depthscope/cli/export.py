@@ -1,6 +1,8 @@
 """`depthscope export`."""
 
-import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +10,10 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.cli.groups import Sampling, Weights, grouped
 from depthscope.data.bos import AUTO, check_bos
-from depthscope.errors import DepthscopeError, RouteError
-from depthscope.printable import printable, shown
+from depthscope.errors import DepthscopeError
+from depthscope.printable import printable
 from depthscope.schema.declaration import check_text
 
 if TYPE_CHECKING:
@@ -47,11 +50,11 @@ Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none
 Window = Annotated[
     int | None, typer.Option(help="Tokens in a window.", show_default="the model's context, at most 512")
 ]
-RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 DEEPEST = 1_000
 """For checking how a route is written before a model is loaded."""
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
     *,
@@ -65,15 +68,8 @@ def command(
     tokens: Tokens = None,
     window: Window = None,
     bos: Bos = AUTO,
-    special_tokens: options.SpecialTokens = "text",
-    chat: options.Chat = False,
-    pack: options.Pack = False,
-    cluster: options.Cluster = None,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
+    sampling: Sampling,
+    weights: Weights,
 ) -> None:
     """Write an edited model as a plain transformers checkpoint: layers removed, repeated or reordered.
 
@@ -93,9 +89,9 @@ def command(
         check_window(window)
     text = None
     if measure:
-        text = Corpus(source=data, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack, cluster=cluster)
+        text = Corpus(source=data, tokens=tokens, **asdict(sampling))
         text.check()
-    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors)
+    loaded = weights.load(model)
     from depthscope.api.export import export
     from depthscope.routes import parse_route
 
@@ -139,10 +135,16 @@ def read_edit(edit: str | None, route: str | None, drop: str | None) -> "Edit | 
     if route is not None:
         parse_route(route, DEEPEST)
         return route
-    ranges = []
-    for part in value.split(","):
-        found = RANGE.fullmatch(part)
-        if found is None:
-            raise RouteError(f"--drop is {shown(value)}: expected layers such as 21-24 or 3,8,21-24")
-        ranges.append(f"drop({found[1]}, {found[2] or found[1]})")
-    return parse_edit(" | ".join(ranges))
+    return parse_edit(" | ".join(_drops(value)))
+
+
+def _drops(text: str) -> Iterator[str]:
+    """The edits of --drop: one for a range of blocks, one for a component."""
+    from depthscope.schema.prune import dropped
+
+    items = dropped(text)
+    blocks = sorted(block for block, component in items if component is None)
+    for _, same in groupby(enumerate(blocks), lambda numbered: numbered[1] - numbered[0]):
+        first, *others = (block for _, block in same)
+        yield f"drop({first}, {others[-1]})" if others else f"drop({first})"
+    yield from (f"drop_{component}({block})" for block, component in items if component is not None)

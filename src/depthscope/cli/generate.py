@@ -8,6 +8,7 @@ from rich.text import Text
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console, styled
+from depthscope.cli.groups import Loading, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.data.fields import require_text
@@ -56,6 +57,7 @@ Chat = Annotated[
 Bos = Annotated[str, typer.Option(help="BOS token before the prompt: auto (as the tokenizer does), none or window.")]
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
     *,
@@ -70,12 +72,7 @@ def command(
     stop: Stop = None,
     chat: Chat = False,
     bos: Bos = AUTO,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
-    adapter: options.Adapter = None,
+    loading: Loading,
 ) -> None:
     """Continue a text with an edited model: reordered, dropped, repeated, parallel or partly ablated layers.
 
@@ -94,7 +91,7 @@ def command(
             raise DataError(f"--{name.replace('_', '-')} is {value}: expected a finite number")
     given |= {"tokens": tokens, "chat": chat, "bos": bos, "stop": stop or (), "seed": seed}
     names = {text: parse_edit(text).name for text in edit or ()} | {text: text for text in route or ()}
-    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
+    loaded = loading.load(model)
     from depthscope.explore.comparison import read_route  # bounds what a route may visit
 
     routes = {name: read_route(text, loaded.depth) for text, name in names.items()}

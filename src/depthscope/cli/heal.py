@@ -1,5 +1,6 @@
 """`depthscope heal`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
+from depthscope.cli.groups import Reading, Weights, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DepthscopeError
@@ -31,6 +33,7 @@ Rank = Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapters."
 Rate = Annotated[float, typer.Option(help="First step size; it falls linearly to 0.")]
 
 
+@grouped
 def command(
     export: Checkpoint,
     *,
@@ -42,14 +45,8 @@ def command(
     bos: Bos = AUTO,
     rank: Rank = 8,
     rate: Rate = 1e-3,
-    special_tokens: options.SpecialTokens = "text",
-    chat: options.Chat = False,
-    pack: options.Pack = False,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
+    reading: Reading,
+    weights: Weights,
 ) -> None:
     """Train an exported checkpoint to predict what its original predicts: LoRA on the KL from the original's distribution.
 
@@ -61,7 +58,7 @@ def command(
     from depthscope.exports.place import check_out
     from depthscope.studies.settings import check_window
 
-    text = Corpus(source=data, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+    text = Corpus(source=data, tokens=tokens, **asdict(reading))
     text.check()
     check_bos(bos)
     if window is not None:
@@ -71,7 +68,7 @@ def command(
     for option, path in (("EXPORT", export), ("--out", out)):
         options.check_path(option, path)
     check_out(out)
-    loaded = options.load_quietly(teacher, dtype, device, revision, stream, unused_tensors)
+    loaded = weights.load(teacher)
     from depthscope.api.heal import heal
 
     asked = {

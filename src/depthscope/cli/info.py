@@ -6,20 +6,18 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.cli.groups import Loading, grouped
 from depthscope.printable import printable
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
-    adapter: options.Adapter = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Show a model's architecture: layers, heads, widths, experts, layout, norm, context, parameters."""
-    facts = asdict(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter).facts)
+    facts = asdict(loading.load(model).facts)
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         counted = name in ("parameters", "stored")

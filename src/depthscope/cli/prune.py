@@ -11,7 +11,7 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
-from depthscope.cli.request import TEXT, Request, measuring, slug
+from depthscope.cli.request import Request, measuring, slug
 from depthscope.cli.signals import status_of
 from depthscope.printable import printable
 
@@ -34,7 +34,6 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
     Give one of --keep, --remove and --drop. Every 2nd document is held out of the search; what each criterion's set costs is
     measured there, so that you see which criterion misleads. The same command resumes a search that was interrupted.
     """
-    from depthscope.data.corpus import Corpus
     from depthscope.report.page_file import require_replaceable
     from depthscope.run.layout import PAGE
     from depthscope.run.store import RunDirectory
@@ -42,7 +41,7 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
 
     request.check()
     prune_settings(**request.settings)
-    text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
+    text = request.text()
     text.check()
     directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}-prune")
     RunDirectory.check_place(directory)

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,57 +13,55 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console, styled
+from depthscope.cli.groups import Loading, Sampling, gathered, group_parameters, with_parameters
 from depthscope.cli.signals import status_of
 from depthscope.cli.summary import print_summary
 from depthscope.printable import printable
 from depthscope.schema.declaration import Option
 
 if TYPE_CHECKING:
+    from depthscope.data.corpus import Corpus
     from depthscope.models.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """The options of all measuring commands for model, text and run directory."""
+class Subject:
+    """What is measured, and where the results go."""
 
     model: options.ModelName = options.DEFAULT_MODEL
     data: options.Data = options.DEFAULT_DATA
     tokens: options.Tokens = None
     out: options.Out = None
-    special_tokens: options.SpecialTokens = "text"
-    chat: options.Chat = False
-    pack: options.Pack = False
-    cluster: options.Cluster = None
-    dtype: options.Dtype = options.DEFAULT_DTYPE
-    device: options.Device = "auto"
-    revision: options.Revision = None
-    stream: options.Stream = "auto"
-    unused_tensors: options.UnusedTensors = "refuse"
-    adapter: options.Adapter = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Shared):
+class Request(Subject):
     """The parsed arguments of a measuring command."""
 
+    sampling: Sampling = field(default_factory=Sampling)
+    loading: Loading = field(default_factory=Loading)
     settings: dict[str, Any] = field(default_factory=dict)
     """The settings of the study, by name."""
 
     def check(self) -> None:
         """Raise DepthscopeError for what no model could be loaded with, and for no usable --out. Imports no torch."""
-        options.check_loading(self.model, *(getattr(self, name) for name in LOADING))
+        self.loading.check(self.model)
         if self.out is not None:
             options.check_path("--out", self.out)
 
+    def text(self) -> "Corpus":
+        """The requested text."""
+        from depthscope.data.corpus import Corpus
+
+        return Corpus(source=self.data, tokens=self.tokens, **asdict(self.sampling))
+
     def load(self) -> "Model":
         """Load the requested model."""
-        return options.load_quietly(self.model, *(getattr(self, name) for name in LOADING))
+        return self.loading.load(self.model)
 
 
-LOADING = ("dtype", "device", "revision", "stream", "unused_tensors", "adapter")
-TEXT = ("tokens", "special_tokens", "chat", "pack", "cluster")
 LONGEST_SLUG = 200
-MODEL, *SHARED = inspect.signature(Shared).parameters.values()
+MODEL, *SUBJECT = group_parameters(Subject)
 
 
 def measuring(settings: Sequence[Option], command: Callable[..., None]) -> Callable[..., None]:
@@ -73,14 +71,13 @@ def measuring(settings: Sequence[Option], command: Callable[..., None]) -> Calla
 
     @wraps(command)
     def with_request(**given: Any) -> None:
-        shared = {one.name: given.pop(one.name) for one in (MODEL, *SHARED)}
+        subject = {one.name: given.pop(one.name) for one in (MODEL, *SUBJECT)}
+        groups = {"sampling": gathered(Sampling, given), "loading": gathered(Loading, given)}
         asked = {one.name: given.pop(one.name) for one in declared}
-        command(Request(**shared, settings=asked), **given)
+        command(Request(**subject, **groups, settings=asked), **given)
 
-    parameters = [MODEL, *own, *declared, *SHARED]
-    with_request.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_request.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del with_request.__wrapped__  # type: ignore[attr-defined]
+    shared = [*SUBJECT, *group_parameters(Sampling), *group_parameters(Loading)]
+    with_parameters(with_request, [MODEL, *own, *declared, *shared])
     return with_request
 
 
@@ -89,7 +86,6 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
 
     Errors in options, text or directory are reported before torch is imported and the model is loaded.
     """
-    from depthscope.data.corpus import Corpus
     from depthscope.report.page_file import require_replaceable
     from depthscope.run.layout import PAGE
     from depthscope.run.store import RunDirectory
@@ -98,7 +94,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     request.check()
     asked: dict[str, Any] = request.settings | ({"experiments": tuple(experiments)} if experiments else {})
     names = study_settings(**asked).experiments
-    text = Corpus(source=request.data, **{name: getattr(request, name) for name in TEXT})
+    text = request.text()
     text.check()
     directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}")
     RunDirectory.check_place(directory)

@@ -1,5 +1,6 @@
 """`depthscope tune`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
+from depthscope.cli.groups import Loading, Reading, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.printable import printable
@@ -22,6 +24,7 @@ Window = Annotated[
 Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none or window.")]
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
     *,
@@ -30,15 +33,8 @@ def command(
     tokens: Tokens = None,
     window: Window = None,
     bos: Bos = AUTO,
-    special_tokens: options.SpecialTokens = "text",
-    chat: options.Chat = False,
-    pack: options.Pack = False,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
-    adapter: options.Adapter = None,
+    reading: Reading,
+    loading: Loading,
 ) -> None:
     """Train a tuned lens: an affine map per depth before the model's final norm and unembedding (Belrose et al. 2023).
 
@@ -48,7 +44,7 @@ def command(
     from depthscope.data.corpus import Corpus
     from depthscope.studies.settings import check_window
 
-    text = Corpus(source=data, tokens=tokens, special_tokens=special_tokens, chat=chat, pack=pack)
+    text = Corpus(source=data, tokens=tokens, **asdict(reading))
     text.check()
     check_bos(bos)
     if window is not None:
@@ -56,7 +52,7 @@ def command(
     options.check_path("--out", out)
     from depthscope.api.tune import tune_lens
 
-    loaded = options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter)
+    loaded = loading.load(model)
     try:
         lens = tune_lens(loaded, text, out=out, window=window, bos=bos)
     except KeyboardInterrupt as stop:

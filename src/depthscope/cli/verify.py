@@ -5,22 +5,20 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console, styled
+from depthscope.cli.groups import Loading, grouped
 from depthscope.printable import printable
 
 
+@grouped
 def command(
     model: options.ModelName = options.DEFAULT_MODEL,
-    dtype: options.Dtype = options.DEFAULT_DTYPE,
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    stream: options.Stream = "auto",
-    unused_tensors: options.UnusedTensors = "refuse",
-    adapter: options.Adapter = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Check that replaying a model's blocks and head reproduces its logits. Exit status 1 if not."""
     from depthscope.models.verify import verify
 
-    checks = verify(options.load_quietly(model, dtype, device, revision, stream, unused_tensors, adapter, verify=False))
+    checks = verify(loading.load(model, verify=False))
     shown = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         passed = styled("passed", "green") if check.passed else styled("failed", "bold red")
