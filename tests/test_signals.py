@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from depthscope.cli import boundary
 from depthscope.cli.signals import Stopped, ending_on_signals, status_of
 
 COMMAND = (sys.executable, "-c", "from depthscope.cli import main; main()")
@@ -91,6 +92,25 @@ def test_a_second_signal_ends_at_once():
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert status_of(KeyboardInterrupt()) == 130
+
+
+def test_a_signal_ends_the_command_whatever_error_was_made_of_it(monkeypatch, capsys):
+    class Named:
+        def __set_name__(self, owner, name):
+            signal.raise_signal(signal.SIGTERM)
+
+    def make_class(arguments):
+        type("Owner", (), {"name": Named()})
+
+    def fail(arguments):
+        raise RuntimeError("by itself")
+
+    monkeypatch.setattr(boundary, "_command", make_class)
+    with ending_on_signals():
+        assert boundary.run([]) == 143
+    monkeypatch.setattr(boundary, "_command", fail)
+    assert boundary.run([]) == boundary.BUG
+    assert capsys.readouterr().err.count("unexpected error") == 1
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -38,6 +38,9 @@ def run(arguments: Sequence[str]) -> int:
         except UsageError as error:
             return _refuse_usage(error, arguments)
         except BaseException as error:
+            # Whatever was interrupted may have made another error of it.
+            if (stopped := received()) is not None and isinstance(error, Exception):
+                return stopped
             if debug or not (isinstance(error, Exception) or _is_panic(error)):
                 raise
             with suppress(OSError):  # nothing more can be said where standard error cannot be written

@@ -31,7 +31,11 @@ _received: list[int] = []
 
 
 def received() -> int | None:
-    """The exit status of the first signal that came, None if none did: typer turns every KeyboardInterrupt into 130."""
+    """The exit status of the first signal that came within `ending_on_signals`, None if none did.
+
+    Stopped may not arrive as such: typer turns every KeyboardInterrupt into 130, and Python one in `__set_name__` into a
+    RuntimeError.
+    """
     return 128 + _received[0] if _received else None
 
 
@@ -41,7 +45,6 @@ def ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received.clear()
     before = {number: signal.getsignal(number) for number in ENDING}
     handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
 
@@ -56,5 +59,6 @@ def ending_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        _received.clear()
         for number in handled:
             signal.signal(number, before[number])
