@@ -357,7 +357,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "loss": f"{_SUMS} −log q(next token); nats",
     },
     "precision.PRECISION_TABLE": {
-        "layer": "layer of the edit, from 0; for a swap the first of the two",
+        "layer": "layer of the edit, from 0; for a swap, and for a cell of a map, the first of them",
+        "other": "the last layer of a cell of a map; in a sweep the same as `layer`",
         "mean": "mean KL(p‖q) over tokens; nats",
         "ci_low": "lower end of the confidence sequence that decides on stopping, in nats; null before 40 documents",
         "ci_high": "upper end of the confidence sequence that decides on stopping, in nats; null before 40 documents",

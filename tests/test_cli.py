@@ -94,7 +94,7 @@ SHARED = f"--window --bos {TEXT}"
             f"--queries --suffix --kind --band {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
-        ("map", f"--kind --band {SHARED}"),
+        ("map", f"--kind --band --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),

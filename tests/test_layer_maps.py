@@ -107,7 +107,6 @@ def test_a_map_is_part_of_a_study_only_where_it_is_asked_for(tmp_path):
         ({"kind": ()}, "unknown kind of map"),
         ({"band": 0}, "a band of 0 layers: expected at least 1"),
         ({"band": True}, "setting band: expected int"),
-        ({"precision": 0.1}, "add sweep to --experiments"),
     ):
         with pytest.raises(DepthscopeError, match=says):
             study_settings(experiments="map", **given)

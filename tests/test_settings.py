@@ -37,7 +37,7 @@ CASES = [
     (("lens", "--protocol", "lad2025"), "unknown protocol 'lad2025': expected one of text, lad2024"),
     (("norms", "--bos", "twice"), "unknown BOS policy 'twice': expected auto, none or window"),
     (("sweep", "--precision", "5"), "expected a precision between 0 and 1"),
-    (("study", "--precision", "0.1", "--experiments", "lens"), "--precision is a goal for the KL of the sweep"),
+    (("study", "--precision", "0.1", "--experiments", "lens"), "--precision is a goal for the KL of a sweep or map"),
     (("norms", "--special-tokens", "drop"), "special_tokens is 'drop': expected text or keep"),
     (("study", "--data", "nowhere.txt"), "no text at nowhere.txt"),
     (("study", "--data", "hf:a:b:c:d"), "cannot read hf:a:b:c:d"),

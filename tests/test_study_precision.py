@@ -63,8 +63,8 @@ def relative(study) -> list[float]:
     return study.table("precision")["half_width_relative"].to_list()
 
 
-def stops(study, out, precision, **more) -> tuple[ds.Study, PrecisionOutcome]:
-    made = study(out, precision, **more)
+def stops(study, out, precision, names=(), **more) -> tuple[ds.Study, PrecisionOutcome]:
+    made = study(out, precision, *names, **more)
     return made, made.run.manifest.precision
 
 
@@ -103,6 +103,27 @@ def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, m
     assert set(table["documents"]) == {said.documents} == {found.documents}
     assert made.table("sweep")["documents"].unique().to_list() == [found.documents]
     assert made.table("sweep")["tokens"].unique().to_list() == [said.tokens] == [made.run.settings.tokens]
+
+
+def test_a_map_alone_is_read_until_every_cell_is_precise_enough(study, tmp_path, widths):
+    asked = {"kind": ("drop_range",), "band": 2}
+    made, said = stops(study, tmp_path / "run", widths[1], names=("map",), **asked)
+    assert said.reached
+    table = made.table("precision")
+    assert table["half_width_relative"].max() <= widths[1]
+    assert (
+        table.select("edit", "layer", "other").rows()
+        == made.table("map").filter(metric="kl").select("kind", "layer", "other").rows()
+    )
+    assert made.table("map")["documents"].unique().to_list() == [said.documents]
+    assert made.run.settings.precision_of == "map"
+    ranges = [one.row for one in said.missed] + [said.widest.row]
+    assert all(name.startswith("drop_range(") for name in ranges)
+    assert "KL of every cell within" in precision_goal(made.run.manifest)
+    with pytest.raises(RunMismatchError, match="precision_of: 'map' stored, None requested"):
+        study(tmp_path / "run", widths[1])
+    first, _ = stops(study, tmp_path / "both", widths[1], names=("map", "sweep"), **asked)
+    assert first.table("precision")["edit"].unique().to_list() == ["drop"]
 
 
 def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, model, text, tmp_path, widths):
@@ -245,7 +266,7 @@ def test_goals_that_mean_nothing_are_refused_and_nothing_is_written(study, model
     for goal in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(DepthscopeError, match="expected a precision between 0 and 1"):
             study(tmp_path / "run", goal)
-    with pytest.raises(DepthscopeError, match="only lens, norms would run: add sweep to --experiments"):
+    with pytest.raises(DepthscopeError, match="only lens, norms would run: add sweep or map to --experiments"):
         study(tmp_path / "run", 0.1, "lens", "norms")
     mamba = load(save("mamba", tmp_path / "mamba"))
     with pytest.raises(DepthscopeError, match=r"cannot be done: .*no separate attention and MLP"):

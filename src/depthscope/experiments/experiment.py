@@ -5,7 +5,7 @@ take what they need from that run. An *own-unit* experiment defines separate wor
 reads.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,9 @@ import polars as pl
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
+from depthscope.experiments.document_sums import DocumentSums
 from depthscope.models.model import Model
+from depthscope.schema.metric import Metric
 
 Tables = dict[str, pl.DataFrame]
 
@@ -62,6 +64,25 @@ class Reading(Running, Protocol):
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a work unit; `baseline` is the baseline run on `windows`."""
+        ...
+
+
+@runtime_checkable
+class Aimed(Reading, Protocol):
+    """A reading whose mean KLs can be known to a precision that is the goal of a run."""
+
+    @property
+    def aims(self) -> Mapping[int, tuple[str, int, int]]:
+        """The rows of `documents` whose KL counts: their edit, its first layer and its last."""
+        ...
+
+    def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
+        """One document after the other, with sums of `metrics`; all rows are measured on all tokens."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """What `documents` has sums of."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Maps: every range or pair of layers edited, and the best cells with intervals that hold although they were picked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from depthscope.edits import drop
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
-from depthscope.experiments.document_sums import Rows, Sums, estimate_columns, window_sums
+from depthscope.experiments.document_sums import DocumentSums, Rows, Sums, estimate_columns, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.models.model import Model
 from depthscope.routes import Route
@@ -30,6 +30,7 @@ from depthscope.schema.layer_maps import (
     MapKind,
 )
 from depthscope.schema.measures import KL
+from depthscope.schema.metric import Metric
 from depthscope.schema.sweep import BASELINE_EDIT, BASELINE_LAYER
 from depthscope.statistics.estimate import Estimate
 from depthscope.statistics.simultaneous import GroupedSums
@@ -118,6 +119,20 @@ class LayerMaps:
         self._pairs, self._first, self._second = _pairs(self.names)
 
     @property
+    def aims(self) -> dict[int, tuple[str, int, int]]:
+        """See `experiment.Aimed`: every cell, and the single drops."""
+        return {row: name for row, name in enumerate(self.names) if name != BASELINE}
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """See `experiment.Aimed`."""
+        return self.rows.metrics
+
+    def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
+        """See `experiment.Aimed`."""
+        return self.rows.documents(shards)
+
+    @property
     def halved(self) -> int:
         """How often a piece of work did not fit into memory and was done in two halves."""
         return self.meter.halved
@@ -147,7 +162,7 @@ class LayerMaps:
         table = Rows(KEYS, self.names, METRICS)
         families = self._families()
         moments, grouped = table.moments(), GroupedSums(sum(len(rows) for rows in families.values()))
-        for document in self.rows.documents(shards):
+        for document in self.documents(shards):
             values = self.derived(document.sums)
             moments.add(document.tokens, values)
             picked = [values[METRICS.index(one.metric), rows] for one, rows in families.items()]

@@ -14,7 +14,7 @@ from depthscope.edit_registry import LayerSweep, check_edits, registered, sweeps
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
-from depthscope.experiments.document_sums import Rows, Sums, window_sums
+from depthscope.experiments.document_sums import DocumentSums, Rows, Sums, window_sums
 from depthscope.experiments.experiment import Subject
 from depthscope.models.components import Components
 from depthscope.models.model import Model
@@ -150,6 +150,20 @@ class Sweep:
         self.rows = Rows(KEYS, names, self.measures)
 
     @property
+    def aims(self) -> dict[int, tuple[str, int, int]]:
+        """See `experiment.Aimed`: every edit at every layer."""
+        return {row: (edit, layer, layer) for row, (edit, layer) in enumerate(self.rows.names) if edit != BASELINE_EDIT}
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """See `experiment.Aimed`."""
+        return self.rows.metrics
+
+    def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
+        """See `experiment.Aimed`."""
+        return self.rows.documents(summed(shards, self.length, self.measures))
+
+    @property
     def halved(self) -> int:
         """How often a piece of work did not fit into memory and was done in two halves."""
         return self.meter.halved
@@ -174,8 +188,7 @@ class Sweep:
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """Means and intervals (SWEEP_TABLE), including changes from the baseline."""
         table = Rows(KEYS, self.rows.names, tuple(metrics_of(self.measures).values()))
-        documents = self.rows.documents(summed(shards, self.length, self.measures))
-        return {NAME: table.estimated(documents, partial(with_changes, measures=self.measures))}
+        return {NAME: table.estimated(self.documents(shards), partial(with_changes, measures=self.measures))}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
         names = self.rows.names

@@ -79,9 +79,8 @@ def precision_goal(manifest: Manifest) -> str | None:
     found = manifest.precision
     if found is None:
         return None
-    said = (
-        f"KL of every edit and layer within ±{_share(found.goal)}: {_reached(found, manifest.text)}. {_widest(found)}"
-    )
+    rows = "edit and layer" if manifest.settings.precision_of is None else "cell"
+    said = f"KL of every {rows} within ±{_share(found.goal)}: {_reached(found, manifest.text)}. {_widest(found)}"
     return (
         f"{said} Each 95% is per row, not for the {found.rows} rows together. These intervals stay valid although "
         "precision was checked after every chunk of text, and so are wider than those in tables and figures."
@@ -101,7 +100,7 @@ def _reached(found: PrecisionOutcome, text: TextEntry) -> str:
         )
     ended = "the text ended" if found.text_ended else "the token limit was reached"
     count = f"{found.rows - found.rows_reached} of {found.rows}"
-    missed = [f"{row.edit}({row.layer}) ±{_share(row.half_width_relative, found.goal)}" for row in found.missed]
+    missed = [f"{row.row} ±{_share(row.half_width_relative, found.goal)}" for row in found.missed]
     return f"not reached after {used}, when {ended}, for {count}: {listed(missed)}"
 
 
@@ -113,9 +112,9 @@ def _widest(found: PrecisionOutcome) -> str:
     floor = found.rows_under_noise_floor
     apart = f", excluding {floor} below the noise floor" if floor else ""
     if found.tokens >= paper:
-        return f"The widest{apart}, {widest.edit}({widest.layer}), is ±{own}."
+        return f"The widest{apart}, {widest.row}, is ±{own}."
     return (
-        f"The widest{apart}, {widest.edit}({widest.layer}), is ±{own}; with {paper:,} tokens it would be about "
+        f"The widest{apart}, {widest.row}, is ±{own}; with {paper:,} tokens it would be about "
         f"±{_share(projected)} (projected by the square root law, not measured)."
     )
 

@@ -85,6 +85,8 @@ class Settings(Entry):
     """Tokens measured; with a precision goal, known and written at the end."""
     precision: float | None = None
     """The largest half-width of an interval, as a share of its mean, that the sweep should reach."""
+    precision_of: str | None = None
+    """The experiment that should reach it instead of the sweep."""
     most_tokens: int | None = None
     document_order_seed: int | None = None
     window: int | None = None
@@ -231,11 +233,18 @@ class TextEntry(Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width(Entry):
-    """The half-width of the interval of a row of the sweep, as a share of its mean."""
+    """The half-width of the interval of a row of the sweep or map, as a share of its mean."""
 
     edit: str
     layer: int
+    other: int | None = None
+    """The last layer, of a range or pair of several."""
     half_width_relative: float
+
+    @property
+    def row(self) -> str:
+        """The row as a reader should know it: `drop(3)`, `drop_range(3, 5)`."""
+        return f"{self.edit}({self.layer})" if self.other is None else f"{self.edit}({self.layer}, {self.other})"
 
 
 PER_ROW = "95% per row: each edit at each layer alone, not all together"

@@ -1,7 +1,7 @@
-"""Precision as the goal of a sweep: text is read until every mean KL is known precisely enough.
+"""Precision as the goal of a sweep or a map: text is read until every mean KL is known precisely enough.
 
 Documents are read whole and in a random order that is part of the run's settings. After each work unit that ends a document,
-the confidence sequence of every row of the sweep (an edit at a layer) is checked, from the shards in order. The run stops
+the confidence sequence of every row (an edit at a layer, a cell of a map) is checked, from the shards in order. The run stops
 when each interval lies within the goal, a share of its mean, or entirely below the noise floor of the run's dtype: a KL that
 rounding alone would produce is not worth more text. Such a run is resumed like any other, and can be refined to a finer goal
 after it has stopped.
@@ -10,6 +10,7 @@ after it has stopped.
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,11 +19,12 @@ from jaxtyping import Float64
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows
 from depthscope.errors import RunError
-from depthscope.experiments.sweep import Sweep, summed
+from depthscope.experiments.experiment import Aimed
 from depthscope.run.store import STAGES, RunDirectory
 from depthscope.schema.manifest import PrecisionOutcome, Settings, TextEntry, Width
 from depthscope.schema.precision import PRECISION_TABLE
-from depthscope.schema.sweep import BASELINE_EDIT, KL
+from depthscope.schema.sweep import EXPERIMENT as SWEEP
+from depthscope.schema.sweep import KL
 from depthscope.statistics.confidence_sequence import FEWEST, TIGHTEST, ConfidenceSequence
 from depthscope.statistics.estimate import Estimate
 
@@ -42,38 +44,50 @@ def _most(corpus: Corpus) -> int:
     return PAPER_TOKENS if corpus.tokens is None else corpus.tokens
 
 
-def with_goal(settings: Settings, precision: float) -> Settings:
-    """The settings of a run with a goal: they limit the number of tokens, and the number actually read is a result."""
+def with_goal(settings: Settings, precision: float, aimed: str) -> Settings:
+    """The settings of a run with a goal for the experiment `aimed`.
+
+    They limit the number of tokens, and the number actually read is a result.
+    """
+    of = None if aimed == SWEEP.name else aimed
     most = settings.tokens
-    return replace(settings, tokens=None, precision=precision, most_tokens=most, document_order_seed=ORDER_SEED)
+    return replace(
+        settings, tokens=None, precision=precision, precision_of=of, most_tokens=most, document_order_seed=ORDER_SEED
+    )
+
+
+def aim_of(readings: Iterable[Any]) -> Aimed | None:
+    """The reading that a goal is about: the sweep, or else the first other that can be aimed at."""
+    aimed = [reading for reading in readings if isinstance(reading, Aimed)]
+    return next((one for one in aimed if one.name == SWEEP.name), aimed[0] if aimed else None)
 
 
 class PrecisionGoal:
-    """How precise a sweep is, from its shards in sequence, and whether that is enough. Constant size.
+    """How precise the KL of a reading is, from its shards in sequence, and whether that is enough. Constant size.
 
     `precision` is the largest half-width as a share of the mean, `windows` are all windows in reading order, `noise_floor` is
     in nats (None if unknown).
     """
 
-    def __init__(self, precision: float, sweep: Sweep, windows: Windows, noise_floor: float | None) -> None:
+    def __init__(self, precision: float, aimed: Aimed, windows: Windows, noise_floor: float | None) -> None:
         self.precision, self.noise_floor = precision, noise_floor
-        self.windows, self.rows = windows, sweep.rows
-        self.places = [place for place, (edit, _) in enumerate(sweep.rows.names) if edit != BASELINE_EDIT]
+        self.windows, self.aimed = windows, aimed
+        self.places, self.names = list(aimed.aims), list(aimed.aims.values())
         self.sequence = ConfidenceSequence(len(self.places))
         self._lengths = {document: count * windows.length for document, count in windows.per_document()}
         self._begun = 0
         self._sums = np.zeros(len(self.places))
 
     def met_with(self, shard: pl.DataFrame) -> bool:
-        """Whether to stop after the next shard of the sweep, which is given."""
+        """Whether to stop after the next shard of the reading, which is given."""
         self.add(shard)
         return self.met
 
     def add(self, shard: pl.DataFrame) -> None:
-        """Add the next shard of the sweep. A document counts once it is complete."""
-        kl = [metric.name for metric in self.rows.metrics].index(KL.name)
-        for part in self.rows.documents(summed([shard], self.windows.length, self.rows.metrics)):
-            self._begun += int(part.tokens[0])  # a sweep measures all its rows on all tokens
+        """Add the next shard of the reading. A document counts once it is complete."""
+        kl = [metric.name for metric in self.aimed.metrics].index(KL.name)
+        for part in self.aimed.documents([shard]):
+            self._begun += int(part.tokens[0])  # all rows are measured on all tokens
             self._sums = self._sums + part.sums[kl, self.places]
             if self._begun == self._lengths[part.document]:
                 self.sequence.add(self._begun, self._sums)
@@ -90,10 +104,11 @@ class PrecisionGoal:
         """The current PRECISION_TABLE."""
         found = self.sequence.estimate()
         low = np.maximum(found.low, 0)  # NaN stays NaN
-        edits, layers = zip(*(self.rows.names[place] for place in self.places), strict=True)
+        edits, layers, others = zip(*self.names, strict=True)
         columns = {
             "edit": edits,
             "layer": layers,
+            "other": others,
             "mean": found.mean,
             "ci_low": low,
             "ci_high": found.high,
@@ -135,8 +150,8 @@ class PrecisionGoal:
         )
 
     def _width(self, row: int, share: float) -> Width:
-        edit, layer = self.rows.names[self.places[row]]
-        return Width(edit=edit, layer=layer, half_width_relative=share)
+        edit, layer, other = self.names[row]
+        return Width(edit=edit, layer=layer, other=None if other == layer else other, half_width_relative=share)
 
     def _enough(self, found: Estimate) -> np.ndarray:
         return self._under_floor(found) | (found.high - found.mean <= self.precision * found.mean)

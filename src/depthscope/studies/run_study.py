@@ -113,8 +113,9 @@ def run_experiments(
     require_memory_for(subject.model, subject.windows.length, REDUCE)
     asked = _settings(subject, made)
     if settings.precision is not None:
-        if sweep.NAME in not_done:
-            raise DepthscopeError(f"--precision is a goal for the sweep, which cannot be done: {not_done[sweep.NAME]}")
+        if precision.aim_of(readings) is None:
+            why = next((not_done[name] for name in settings.experiments if name in not_done), "none was asked for")
+            raise DepthscopeError(f"--precision is a goal for a sweep or map, which cannot be done: {why}")
         asked = precision.comparable(asked, out, names)
     facts = _facts(subject)
     facts["versions"] |= more_versions or {}
@@ -201,7 +202,7 @@ def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayer
 def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading], tell: Progress) -> int:
     """Run the model once per unit; every reading whose shard is missing takes what it needs from that run.
 
-    Returns how many units make up the text: all of them, or those read until the sweep was precise enough.
+    Returns how many units make up the text: all of them, or those read until the goal of the run was reached.
     """
     units = _units(subject)
     by_name = {reading.name: reading for reading in readings}
@@ -215,11 +216,11 @@ def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading
         return read_windows(subject.model, [by_name[name] for name in missing], windows, form)
 
     goal = _goal(run, subject, readings)
-    swept = run.shards(sweep.NAME, len(units))
+    shards = iter(()) if goal is None else run.shards(goal.aimed.name, len(units))
     done = len(units)
     for index in run_units(run, list(by_name), len(units) if readings else 0, work):
         tell(what, index + 1, len(units))
-        if goal is not None and goal.met_with(next(swept)):
+        if goal is not None and goal.met_with(next(shards)):
             done = index + 1
             break
     if goal is not None:
@@ -264,9 +265,10 @@ def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> p
     if wanted is None:
         return None
     precision.take_up(run, wanted)
-    swept = next(reading for reading in readings if isinstance(reading, sweep.Sweep))
+    aimed = precision.aim_of(readings)
+    assert aimed is not None
     floor = run.manifest.noise_floor
-    return precision.PrecisionGoal(wanted, swept, subject.windows, floor if isinstance(floor, float) else None)
+    return precision.PrecisionGoal(wanted, aimed, subject.windows, floor if isinstance(floor, float) else None)
 
 
 def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
@@ -330,7 +332,8 @@ def _settings(subject: Studied, made: Sequence[Running]) -> Settings:
     if aim is None:
         return settings
     aimed = replace(settings, windows_per_unit=None, most_windows_per_unit=per_unit)
-    return precision.with_goal(aimed, aim)
+    goal = precision.aim_of(made)
+    return precision.with_goal(aimed, aim, "" if goal is None else goal.name)
 
 
 def _facts(subject: Studied) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from depthscope.printable import shown
 from depthscope.schema import experiments as declared
 from depthscope.schema.declaration import Option, check_text
 from depthscope.schema.experiments import EXPERIMENTS, experiment_names
+from depthscope.schema.layer_maps import EXPERIMENT as MAP
 from depthscope.schema.sweep import EXPERIMENT as SWEEP
 
 MOST_NAMES = 10_000
@@ -45,11 +46,13 @@ PRECISION = Option(
     name="precision",
     type=float,
     default=None,
-    help="Instead of a number of tokens: read until every mean KL of the sweep has a 95% interval (per row, not for all rows "
-    "together) within this share of it (0.05 for ±5%), or lies below the dtype's noise floor. A finer precision on the same "
-    "--out continues the run.",
+    help="Instead of a number of tokens: read until every mean KL of the sweep, or of a map without one, has a 95% interval "
+    "(per row, not for all rows together) within this share of it (0.05 for ±5%), or lies below the dtype's noise floor. A "
+    "finer precision on the same --out continues the run.",
     check=_check_precision,
 )
+AIMED = {SWEEP.name, MAP.name}
+"""The experiments that a precision can be the goal of."""
 WINDOW = Option(
     name="window",
     type=int,
@@ -122,7 +125,7 @@ def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySett
         if values[name] is not None:
             there[name].check(values[name])
     if values[PRECISION.name] is not None:
-        _require_sweep(names)
+        _require_aimed(names)
     own = {option.name: values.pop(option.name) for option in (PRECISION, WINDOW, BOS)}
     del values["experiments"]
     return StudySettings(experiments=names, unit_tokens=unit_tokens, options=values, **own)
@@ -173,16 +176,16 @@ def _typed(option: Option, value: Any) -> Any:
     return value
 
 
-def _require_sweep(names: Sequence[str]) -> None:
-    if SWEEP.name not in names:
+def _require_aimed(names: Sequence[str]) -> None:
+    if not AIMED & set(names):
         raise DepthscopeError(
-            f"--precision is a goal for the KL of the sweep, but only {', '.join(names)} would run: "
-            "add sweep to --experiments, or set the amount of text with --tokens"
+            f"--precision is a goal for the KL of a sweep or map, but only {', '.join(names)} would run: "
+            "add sweep or map to --experiments, or set the amount of text with --tokens"
         )
 
 
 def command_options(name: str) -> dict[str, Option]:
     """The settings of an experiment's command: those of the experiments it runs, and the precision if it runs the sweep."""
     members = [one.name for one in EXPERIMENTS.values() if one.command == name]
-    own = (PRECISION,) if SWEEP.name in members else ()
+    own = (PRECISION,) if AIMED & set(members) else ()
     return declared.options(members) | {option.name: option for option in (*own, WINDOW, BOS)}
