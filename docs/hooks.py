@@ -335,7 +335,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "tasks.CORRELATION_TABLE": {name: said for name, said in _OF_TASKS.items() if name != "edit"}
     | {
         "edits": "number of edits that the correlation is over",
-        "spearman": "Spearman's correlation of `difference` with mean KL, over edits",
+        "spearman": "Spearman's correlation of `difference` with mean KL, over edits; null for fewer than 4",
         "ci_low": "lower end of its approximate 95 % interval",
         "ci_high": "upper end of its approximate 95 % interval",
     },

@@ -299,6 +299,7 @@ def test_paired_intervals_are_their_definitions():
     assert low < rho < high
     assert np.isnan(spearman(a, np.zeros(40))).all()
     assert spearman(a, a)[0] == 1
+    assert np.isnan(spearman(a[:3], b[:3])).all()
 
 
 def test_the_local_tasks_are_what_their_script_makes_of_the_embedded_text():

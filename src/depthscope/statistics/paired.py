@@ -92,15 +92,15 @@ def _percentiles(replicates: np.ndarray) -> tuple[float, float]:
 
 
 def spearman(first: PerExample, second: PerExample) -> Triple:
-    """Spearman's rank correlation with an approximate 95 % interval; NaN for a constant input.
+    """Spearman's rank correlation with an approximate 95 % interval; NaN for a constant input, or fewer than 4 pairs.
 
     The interval is Fisher's z with the variance (1 + ρ²/2) / (n − 3) of Bonett and Wright (2000, Psychometrika 65), who
-    recommend it for |ρ| < 0.95; it needs 4 pairs, and takes them for independent.
+    recommend it for |ρ| < 0.95; it takes the pairs for independent.
     """
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return np.nan, np.nan, np.nan
     rho = float(np.clip(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1], -1, 1))
-    if len(first) < 4 or abs(rho) > 1 - 1e-12:
+    if abs(rho) > 1 - 1e-12:
         return rho, np.nan, np.nan
     half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + rho**2 / 2) / (len(first) - 3))
     return rho, float(np.tanh(np.arctanh(rho) - half)), float(np.tanh(np.arctanh(rho) + half))
