@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,15 +49,8 @@ def fill(
 ) -> str:
     """Render a template. `looks` are the page's colours by name, `tables` packed CSV files by name (downloads.py)."""
     figures = {panel.name: specification(panel) for panel in panels}
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({name: _part(name) for name in TEMPLATES}),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     js, plotly = _part("page.js"), get_plotlyjs() if figures else ""
-    return environment.get_template(template).render(
+    return _templates().get_template(template).render(
         title=title,
         looks=looks,
         css=_part("page.css"),
@@ -103,10 +97,9 @@ def script_json(data: Any) -> str:
 def specification(panel: Panel) -> dict[str, Any]:
     """A panel as plotly JSON for the page's script, without title and legend: the page has its own."""
     cell = alone(panel)
-    shown = go.Figure(traces(panel, cell), layout(panel, cell))
+    # The default template would add about 7 kB of styles for other chart types to each panel; it is made unless one is given.
+    shown = go.Figure(traces(panel, cell), layout(panel, cell) | {"template": "none"})
     shown.update_layout(
-        # The default template would add about 7 kB of styles for other chart types to each panel.
-        template="none",
         font={"family": FONT, "size": 12},
         margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
         height=panel.height,
@@ -119,6 +112,18 @@ def specification(panel: Panel) -> dict[str, Any]:
     drawn = json.loads(shown.to_json() or "{}")
     relative = axis(panel.relative) if panel.relative else None
     return {**drawn, "relative": relative, "log": panel.log, "called": panel.called}
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """The templates, compiled once."""
+    return jinja2.Environment(
+        loader=jinja2.DictLoader({name: _part(name) for name in TEMPLATES}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _digest(script: str) -> str:
