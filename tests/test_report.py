@@ -66,6 +66,9 @@ def test_a_page_of_all_tables_reads_well_at_any_depth_and_with_one_document(tmp_
     assert "None" not in shown
     assert [name for name in FIGURES if name not in ("stages", *SECTION.findall(page))] == []
     assert "NaN" not in "".join(json.dumps(figure) for figure in figures_in(page).values())
+    stacked = re.findall(r'<table class="own words">.*?</table>', page, re.DOTALL)
+    assert stacked
+    assert "<td>" not in "".join(stacked), "on a phone each cell is a line, which says what it is"
 
 
 def test_what_was_not_done_what_is_not_there_yet_and_what_was_not_asked_for(tmp_path):
