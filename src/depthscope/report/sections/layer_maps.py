@@ -97,7 +97,7 @@ def _panel(kind: MapKind, metric: Metric, cells: Cells, depth: int) -> Panel:
     return replace(shown, marks=(replace(mark, end=end or None, signed=signed),))
 
 
-BEST_HEAD = ("map", "best", "layers", "value (95% interval)", "of cells")
+BEST_HEAD = ("map", "best", "layers", "value (95% interval)", "cells")
 
 
 def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -107,11 +107,11 @@ def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
         if one["kind"] not in KINDS or one["metric"] not in BY_NAME:
             continue
         metric, value = BY_NAME[one["metric"]], Value(one["mean"], one["ci_low"], one["ci_high"])
-        of = f", {one['layers']}" if one["layers"] else ""
-        best_of = f"{one['extreme']} {'KL' if metric is KL else metric.title.lower()}"
+        of = f", {one['layers']} layer{'s' * (one['layers'] > 1)}" if one["layers"] else ""
+        best_of = f"{one['extreme']} {'KL' if metric is KL else metric.title.lower()}{of}"
         rows.append(
             (
-                f"{one['kind'].replace('_', '-')}{of}",
+                one["kind"].replace("_", "-"),
                 best_of,
                 layers_of(one),
                 number(value.mean, metric) + (f" ({interval(value, metric)})" if value.has_interval else ""),
