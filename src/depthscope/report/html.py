@@ -50,18 +50,22 @@ def fill(
     """Render a template. `looks` are the page's colours by name, `tables` packed CSV files by name (downloads.py)."""
     figures = {panel.name: specification(panel) for panel in panels}
     js, plotly = _part("page.js"), get_plotlyjs() if figures else ""
-    return _templates().get_template(template).render(
-        title=title,
-        looks=looks,
-        css=_part("page.css"),
-        js=js,
-        plotly=plotly,
-        scripts=[_digest(one) for one in (plotly, js)],
-        figures=figures,
-        figures_json=script_json(figures),
-        tables=tables,
-        tables_json=script_json(tables),
-        **content,
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            title=title,
+            looks=looks,
+            css=_part("page.css"),
+            js=js,
+            plotly=plotly,
+            scripts=[_digest(one) for one in (plotly, js)],
+            figures=figures,
+            figures_json=script_json(figures),
+            tables=tables,
+            tables_json=script_json(tables),
+            **content,
+        )
     )
 
 
