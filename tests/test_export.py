@@ -1,6 +1,8 @@
 """Law 7: an exported checkpoint, loaded fresh by transformers, is the route; what cannot be is refused and leaves nothing."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +280,34 @@ def test_the_command_refuses_what_it_cannot_read(arguments, why, tmp_path):
     assert isinstance(done.exception, DepthscopeError)
     assert why in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--drop", "6-8", "--no-measure", "--dtype", "float64"],
+        [
+            "--route",
+            "0-8 5-8 9-11",
+            "--tokens",
+            "40",
+            "--window",
+            "20",
+            "--special-tokens",
+            "keep",
+            "--bos",
+            "none",
+            "--pack",
+        ],
+    ],
+)
+def test_the_command_in_a_card_has_every_option_that_was_given(given, tmp_path):
+    done = CliRunner().invoke(app, ["export", "bookshelf-gpt2", *given, "--out", str(tmp_path / "cut")])
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
+    words = shlex.split(re.findall(r"^depthscope export .*$", card, re.MULTILINE)[0])
+    assert words[-2:] == ["--out", "cut"]
+    assert set(given) <= set(words)
 
 
 def timed(name: str, scale: float) -> Timed:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console
-from depthscope.cli.groups import Sampling, Weights, grouped
+from depthscope.cli.groups import Sampling, Weights, changed, grouped
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DepthscopeError
 from depthscope.printable import printable
@@ -95,8 +95,13 @@ def command(
     from depthscope.api.export import export
     from depthscope.routes import parse_route
 
-    given = {"edit": edit, "route": route, "drop": drop, "data": data if measure else None, "window": window}
-    given |= {"tokens": tokens, "out": out.name}
+    given: dict[str, Any] = {"edit": edit, "route": route, "drop": drop, "no-measure": not measure, "speed": speed}
+    given |= (
+        {"data": data, "tokens": tokens, "window": window, "bos": None if bos == AUTO else bos, **changed(sampling)}
+        if measure
+        else {}
+    )
+    given |= {**changed(weights), "out": out.name}
     done = export(
         loaded,
         parse_route(asked, loaded.depth) if isinstance(asked, str) else asked,
@@ -105,7 +110,7 @@ def command(
         window=window,
         bos=bos,
         speed=speed,
-        command=options.as_written(["export", model], given) + (" --speed" if speed else ""),
+        command=options.as_written(["export", model], given),
     )
     _show(done)
 

@@ -57,6 +57,12 @@ class Sampling(Reading):
     cluster: options.Cluster = None
 
 
+def changed(group: Any) -> dict[str, Any]:
+    """The options of a group that differ from their defaults, by name."""
+    usual = asdict(type(group)())
+    return {name: value for name, value in asdict(group).items() if value != usual[name]}
+
+
 def group_parameters(group: type) -> list[inspect.Parameter]:
     """The options of a group."""
     return list(inspect.signature(group).parameters.values())

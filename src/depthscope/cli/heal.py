@@ -8,7 +8,7 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
-from depthscope.cli.groups import Reading, Weights, grouped
+from depthscope.cli.groups import Reading, Weights, changed, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DepthscopeError
@@ -78,6 +78,9 @@ def command(
         "window": window,
         "rank": rank,
         "rate": rate,
+        "bos": None if bos == AUTO else bos,
+        **changed(reading),
+        **changed(weights),
         "out": out.name,
     }
     written = options.as_written(["heal", export.name], asked)

@@ -187,9 +187,12 @@ def _on_disk(path: Path) -> bool:
 
 
 def as_written(words: Sequence[str], given: Mapping[str, object]) -> str:
-    """A command line with the options that have a value, for model cards."""
-    said = [(f"--{name}", str(value)) for name, value in given.items() if value not in (None, "")]
-    return shlex.join(["depthscope", *words, *(word for pair in said for word in pair)])
+    """A command line with the options that have a value, for model cards. True is an option without one."""
+    said: list[str] = []
+    for name, value in given.items():
+        if value not in (None, "", False):
+            said += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(["depthscope", *words, *said])
 
 
 def load_quietly(
