@@ -42,7 +42,7 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 def site(tmp_path_factory) -> Path:
     """The built site. A warning fails the build."""
     out = tmp_path_factory.mktemp("site")
-    done = python("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out)
+    done = python("-m", "mkdocs", "build", "--strict", "--site-dir", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

@@ -62,6 +62,8 @@ class Request(Subject):
 
 LONGEST_SLUG = 200
 MODEL, *SUBJECT = group_parameters(Subject)
+SHARED = (*SUBJECT, *group_parameters(Sampling), *group_parameters(Loading))
+"""The options of all measuring commands."""
 
 
 def measuring(settings: Sequence[Option], command: Callable[..., None]) -> Callable[..., None]:
@@ -76,8 +78,7 @@ def measuring(settings: Sequence[Option], command: Callable[..., None]) -> Calla
         asked = {one.name: given.pop(one.name) for one in declared}
         command(Request(**subject, **groups, settings=asked), **given)
 
-    shared = [*SUBJECT, *group_parameters(Sampling), *group_parameters(Loading)]
-    with_parameters(with_request, [MODEL, *own, *declared, *shared])
+    with_parameters(with_request, [MODEL, *own, *declared, *SHARED])
     return with_request
 
 
