@@ -190,7 +190,7 @@ def as_written(words: Sequence[str], given: Mapping[str, object]) -> str:
     """A command line with the options that have a value, for model cards. True is an option without one."""
     said: list[str] = []
     for name, value in given.items():
-        if value not in (None, "", False):
+        if value is not None and value is not False and value != "":  # 0 is a value
             said += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(["depthscope", *words, *said])
 
