@@ -90,6 +90,8 @@ class Experiment:
     """The figure of the paper that it reproduces, or the source of its definition."""
     in_study: bool = True
     """Whether a study runs it by default, and `with_command`'s command. Otherwise only where it is asked for by name."""
+    deep: bool = False
+    """Whether `--experiments deep` names it: of the experiments on how depth is used, those too dear for every study."""
 
     @property
     def command(self) -> str:

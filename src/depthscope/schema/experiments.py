@@ -21,8 +21,12 @@ from depthscope.schema.declaration import Experiment, Option, Registry
 STAGES = "stages"
 """Stages are found from what the experiments measured, in this command or an earlier one on the same run."""
 
+DEEP = "deep"
+"""As a name in `--experiments`: all experiments declared so."""
+
 TAKEN = (
     STAGES,
+    DEEP,
     "study",
     "explore",
     "report",
@@ -98,12 +102,14 @@ def unregister_experiment(name: str) -> None:
 def experiment_names(names: Sequence[str] = ()) -> tuple[str, ...]:
     """The names, each once and in running order; if none is given, those that a study runs by default.
 
-    Raises DepthscopeError for an unknown name.
+    `deep` stands for all experiments declared so. Raises DepthscopeError for an unknown name.
     """
     there = (*EXPERIMENTS, STAGES)
-    if unknown := [name for name in names if name not in there]:
-        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join(there)}")
-    asked = names or [name for name in there if name not in on_request()]
+    if unknown := [name for name in names if name not in (*there, DEEP)]:
+        raise DepthscopeError(f"unknown experiment {', '.join(unknown)}: expected some of {', '.join((*there, DEEP))}")
+    asked = set(names) or {name for name in there if name not in on_request()}
+    if DEEP in names:
+        asked |= {name for name, one in EXPERIMENTS.items() if one.deep}
     return tuple(name for name in there if name in asked)
 
 

@@ -99,7 +99,9 @@ def experiments_option() -> Option:
 
 def _more_on_request() -> str:
     more = declared.on_request()
-    return f" Only where named: {', '.join(more)}." if more else ""
+    deep = [name for name, one in EXPERIMENTS.items() if one.deep]
+    named = f" Only where named: {', '.join(more)}." if more else ""
+    return named + (f" {declared.DEEP} names {', '.join(deep)}." if deep else "")
 
 
 def study_options() -> dict[str, Option]:
