@@ -6,7 +6,19 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    attention,
+    dependency,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -144,6 +156,25 @@ def painters_tables(depth, documents):
     }
 
 
+def dependency_tables(depth, documents):
+    """The three tables of dependency, with all variants."""
+    pairs = [(variant, i, j) for variant in dependency.VARIANTS for i in range(depth) for j in range(i + 1, depth)]
+    layers = [(variant, layer) for variant in dependency.VARIANTS for layer in range(depth - 1)]
+    changes, effects = (
+        estimates({name: kind for name, kind in schema.items() if name != "largest"}, keys, metrics, documents)
+        for schema, keys, metrics in (
+            (dependency.DEPENDENCY_TABLE, pairs, [dependency.CHANGE]),
+            (dependency.DEPENDENCY_EFFECTS_TABLE, layers, dependency.EFFECTS),
+        )
+    )
+    variants = [(variant,) for variant in dependency.VARIANTS]
+    return {
+        "dependency": changes.with_columns(largest=pl.col("mean") * 2),
+        "dependency_effects": effects.with_columns(largest=pl.col("mean") * 2),
+        "dependency_depth": estimates(dependency.DEPENDENCY_DEPTH_TABLE, variants, dependency.SCORES, documents),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +208,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **dependency_tables(depth, documents),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import lens, neurons, painters, probes, prune
+from depthscope.schema import dependency, lens, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -128,6 +128,17 @@ PAINTERS = {
     for name, *look in _PAINTERS
 }
 """The edits of ranges of middle layers."""
+_DEPENDENCY = (
+    (dependency.ALL, "All positions", *INK, "circle", "●", "solid"),
+    (dependency.FUTURE, "Future positions", "#D55E00", "#D55E00", "square", "■", "solid"),
+    (dependency.LOCAL, "Direct effect", "#0072B2", "#56B4E9", "triangle-up", "▲", "dash"),
+    (dependency.LOCAL_FUTURE, "Direct effect on future positions", PURPLE, PURPLE, "diamond", "◆", "dash"),
+)
+DEPENDENCY = {
+    name: Look(f"dependency-{name.replace('_', '-')}", title, dependency.VARIANTS[name], *look)
+    for name, title, *look in _DEPENDENCY
+}
+"""Ways to skip a layer and to measure what others then write."""
 
 LOOKS = {
     look.name: look
@@ -146,6 +157,7 @@ LOOKS = {
         ON_ITSELF,
         *CRITERIA.values(),
         *PAINTERS.values(),
+        *DEPENDENCY.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

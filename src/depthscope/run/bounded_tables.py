@@ -45,10 +45,14 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "variant": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
-FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
+FILLED = (
+    *("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset"),
+    *("variant",),
+)
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
 OF_STREAMS = ("lens", "tuned_lens", "geometry")
 """Tables by depth: residual streams before every layer and after the last."""
@@ -64,7 +68,7 @@ OF_BLOCKS = (
         "heads",
         "head_positions",
     ),
-    *("map", "map_best", "painters", "painters_order"),
+    *("map", "map_best", "painters", "painters_order", "dependency", "dependency_effects"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""
