@@ -502,6 +502,32 @@ MEANINGS: dict[str, dict[str, str]] = {
         "variant": "what is skipped and where the change is measured",
         "mean": "the score, a ratio of sums over all tokens, in `unit`",
     },
+    "dimension.DIMENSION_TABLE": {
+        "layer": "depth: l is before layer l, L (the number of layers) after the last",
+        "mean": "the quantity, of all points, in `unit`",
+        "ci_low": "lower end of the 95 % interval, from a jackknife over groups of documents, in `unit`",
+        "ci_high": "upper end of the 95 % interval, from a jackknife over groups of documents, in `unit`",
+        "tokens": "number of points: windows whose last tokens' residual streams are used",
+    },
+    "dimension.DIMENSION_SCALES_TABLE": {
+        "layer": "depth: l is before layer l, L (the number of layers) after the last",
+        "neighbours": "n: distances to the n-th and 2n-th neighbours are compared",
+        "mean": "the intrinsic dimension on this scale, in `unit`",
+        "ci_low": "lower end of the 95 % interval, from a jackknife over groups of documents, in `unit`",
+        "ci_high": "upper end of the 95 % interval, from a jackknife over groups of documents, in `unit`",
+        "tokens": "number of points: windows whose last tokens' residual streams are used",
+    },
+    "dimension.TRAJECTORY_TABLE": {
+        "layer": "depth: l is before layer l, L (the number of layers) after the last",
+        "mean": "mean over windows (entropies) or angles (curvature), in `unit`",
+        "tokens": "number of windows, or of angles for the curvature",
+    },
+    "dimension.TRAJECTORY_SHARD": {
+        "layer": "depth: l is before layer l, L (the number of layers) after the last",
+        "quantity": "`prompt_entropy`, `unit_prompt_entropy` or `curvature`",
+        "tokens": "number of windows, or of angles for the curvature",
+        "value": "sum over the document's windows, or angles",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

@@ -9,6 +9,7 @@ from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
     attention,
     dependency,
+    dimension,
     heads,
     layer_maps,
     lens,
@@ -189,6 +190,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         for group in (probes.PREDICTION, probes.SUPPRESSION)
         for rank in (1, 2, 3)
     ]
+    scales = [(*at, n) for at in depths for n in dimension.NEIGHBOURS]
     return {
         "sweep": sweep_table(depth, documents=documents),
         "lens": estimates(lens.LENS_TABLE, depths, lens.METRICS, documents),
@@ -209,6 +211,9 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
         **dependency_tables(depth, documents),
+        "dimension": estimates(dimension.DIMENSION_TABLE, depths, dimension.POINT_METRICS, documents),
+        "dimension_scales": estimates(dimension.DIMENSION_SCALES_TABLE, scales, [dimension.GRIDE], documents),
+        "trajectory": estimates(dimension.TRAJECTORY_TABLE, depths, dimension.TRAJECTORY_METRICS, documents),
     }
 
 

@@ -94,6 +94,7 @@ SHARED = f"--window --bos {TEXT}"
             f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
+        ("dimension", SHARED),
         ("dependency", f"--variant --splits --keep-first {SHARED}"),
         ("map", f"--kind --band --precision {SHARED}"),
         ("norms", SHARED),

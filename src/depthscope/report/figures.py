@@ -14,6 +14,7 @@ from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
     attention,
     dependency,
+    dimension,
     geometry,
     heads,
     influence,
@@ -57,6 +58,8 @@ FIGURES: dict[str, Kind] = {
         layer_maps.KIND,
         painters.KIND,
         dependency.KIND,
+        dimension.KIND,
+        dimension.TRAJECTORY_KIND,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import dependency, lens, neurons, painters, probes, prune
+from depthscope.schema import dependency, dimension, lens, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -97,6 +97,11 @@ REACHES = {
     for (reach, metric), shade in zip(PREVIOUS.items(), _SHADES, strict=True)
 }
 """Attention to the previous k tokens, from light to dark."""
+SCALES = {
+    n: Look(f"gride-{n}", f"{n} and {2 * n} neighbours", "GRIDE on this scale", *shade)
+    for n, shade in zip(dimension.NEIGHBOURS, _SHADES, strict=True)
+}
+"""Intrinsic dimension from small to large scales."""
 ON_FIRST = Look(FIRST.name, FIRST.title, FIRST.definition, GREEN, GREEN, "square", "■")
 ON_ITSELF = Look("itself", ITSELF.title, ITSELF.definition, *INK, "circle", "●", "dash")
 
@@ -153,6 +158,7 @@ LOOKS = {
         *NEURONS.values(),
         CHOSEN[probes.BOTH],
         *REACHES.values(),
+        *SCALES.values(),
         ON_FIRST,
         ON_ITSELF,
         *CRITERIA.values(),

@@ -46,15 +46,16 @@ KEYS = {
     "draw": 1024,
     "rank": 1024,
     "variant": 8,
+    "neighbours": 64,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
 FILLED = (
     *("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset"),
-    *("variant",),
+    *("variant", "neighbours"),
 )
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "dimension", "dimension_scales", "trajectory")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(

@@ -6,6 +6,7 @@ from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     attention,
     dependency,
+    dimension,
     heads,
     layer_maps,
     lens,
@@ -63,6 +64,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
             dependency.EXPERIMENT,
+            dimension.DIMENSION,
+            dimension.TRAJECTORY,
         )
     ),
 )
@@ -122,8 +125,11 @@ def on_request() -> tuple[str, ...]:
 
 def command_members(command: str) -> tuple[str, ...]:
     """The names of the experiments that a command runs by default."""
+    together = EXPERIMENTS[command].deep
     return tuple(
-        name for name, one in EXPERIMENTS.items() if one.command == command and (one.in_study or name == command)
+        name
+        for name, one in EXPERIMENTS.items()
+        if one.command == command and (one.in_study or name == command or (one.deep and together))
     )
 
 
