@@ -5,7 +5,7 @@
 Each argument is an experiment, or several joined by + that share a run of the unmodified model. They and the drop sweep are
 timed in turns, the unmodified model's run included, and medians over the rounds are printed, per second of the process's CPU
 time: with one thread that is what the work takes on a machine that does nothing else. Of an experiment with own units all are
-timed, per token of the text. What is prepared first, and the tables at the end, do not grow with the text: they are timed apart.
+timed, per token of the text. What is prepared first, and the tables at the end, do not grow with the text: timed apart.
 """
 
 import argparse
