@@ -156,8 +156,8 @@ def _size(exported: Exported) -> Iterator[str]:
         )
     if some := exported.partly_zeroed:
         yield (
-            f"Ablated heads and neurons are not removed: {len(some)} parameters are zero where they are multiplied with them, so "
-            f"they take the same space and time as before ({', '.join(some[:4])}{' …' if len(some) > 4 else ''})."
+            f"Ablated heads and neurons are not removed: {len(some)} parameters are zero where they are multiplied with them, "
+            f"so they take the same space and time as before ({', '.join(some[:4])}{' …' if len(some) > 4 else ''})."
         )
 
 

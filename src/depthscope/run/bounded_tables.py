@@ -45,6 +45,7 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "mode": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
@@ -65,6 +66,8 @@ OF_BLOCKS = (
         "head_positions",
     ),
     *("map", "map_best", "painters", "painters_order"),
+    *("head_ablation", "head_ablation_layers", "head_ablation_best"),
+    *("neuron_ablation", "neuron_ablation_layers", "neuron_ablation_best"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
 from depthscope.schema import (
+    ablation,
     attention,
     heads,
     layer_maps,
@@ -61,6 +62,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            ablation.HEAD_ABLATION,
+            ablation.NEURON_ABLATION,
         )
     ),
 )
