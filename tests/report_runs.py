@@ -6,7 +6,19 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    ablation,
+    attention,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -144,6 +156,34 @@ def painters_tables(depth, documents):
     }
 
 
+def ablation_tables(depth, documents):
+    """The tables of heads and neurons ablated, three of each layer, and the first of each as best and worst."""
+    found = {}
+    for name, kind in ablation.KINDS.items():
+        columns = ablation.columns_of(kind)
+        ranked = [()] if kind == "head" else [(1,)]
+        keys = [
+            (layer, index, mode, *rank)
+            for layer, index, mode, rank in product(range(depth), range(3), ("zero", "mean"), ranked)
+        ]
+        table = estimates(columns, keys, ablation.METRICS, documents)
+        best = [
+            {"mode": mode, "extreme": one.extreme} | row | {"measured": 3 * depth}
+            for mode in ("zero", "mean")
+            for one in ablation.EXTREMES
+            for row in table.filter(mode=mode, metric=one.metric.name).head(1).iter_rows(named=True)
+        ]
+        by_layer = [*product(range(depth), ("zero", "mean"))]
+        layers = estimates(ablation.ABLATION_LAYERS_TABLE, by_layer, ablation.LAYER_METRICS, documents)
+        chosen = ablation.best_columns_of(kind)
+        found |= {
+            name: table,
+            name + ablation.LAYERS: layers,
+            name + ablation.BEST: pl.DataFrame(best).select(*chosen).cast(pl.Schema(chosen)),
+        }
+    return found
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +217,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **ablation_tables(depth, documents),
     }
 
 

@@ -12,6 +12,7 @@ from depthscope.report.palette import FONT
 from depthscope.report.panels import AXES, LAYER, Heat, Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
+    ablation,
     attention,
     geometry,
     heads,
@@ -55,6 +56,8 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        ablation.HEAD_KIND,
+        ablation.NEURON_KIND,
     )
 }
 """The built-in figures, in the order of the page."""
