@@ -172,10 +172,11 @@ def _layer_sentences(table: pl.DataFrame, by_layer: pl.DataFrame, kind: str, mod
         if known:
             more = sum(value.low > 0 for value in known.values() if value.low is not None)
             less = sum(value.high < 0 for value in known.values() if value.high is not None)
+            rest = "; in the others neither is shown" if more + less < len(known) else ""
             what = "heads" if kind == HEAD else "candidates"
             said.append(
                 f"{MODE_TITLES[mode]}: in {more} of {len(known)} layers the {what} cost more together than the sum of each "
-                f"alone (they stand in for each other), in {less} less; in the others neither is shown."
+                f"alone (they stand in for each other), in {less or 'none'} less{rest}."
             )
         if large := _large(table, kind, mode):
             said.append(f"{MODE_TITLES[mode]}: most of a layer’s sum is due to one {kind} at {large}.")
