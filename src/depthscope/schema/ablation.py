@@ -73,20 +73,26 @@ MODE_TITLES = {ZERO: "Zero ablation", MEAN: "Mean ablation", RESAMPLE: "Resample
 
 
 def columns_of(kind: str) -> dict[str, Any]:
-    """tables/head_ablation.parquet and tables/neuron_ablation.parquet. `rank` is a neuron's place among the candidates of its
-    layer, from 1."""
+    """The columns of the table of heads or neurons."""
     ranked = {"rank": pl.Int32} if kind == NEURON else {}
     return {"layer": pl.Int32, kind: pl.Int32, "mode": pl.String, **ranked, **ESTIMATE}
 
 
 def best_columns_of(kind: str) -> dict[str, Any]:
-    """The tables of best and worst. Intervals cover all of the mode at once, so they hold although one was picked."""
+    """The columns of the table of best and worst heads or neurons."""
     keys = {"mode": pl.String, "extreme": pl.String, "layer": pl.Int32, kind: pl.Int32}
     return {**keys, **ESTIMATE, "measured": pl.Int64}
 
 
-HEAD_ABLATION_TABLE, NEURON_ABLATION_TABLE = columns_of(HEAD), columns_of(NEURON)
-HEAD_ABLATION_BEST_TABLE, NEURON_ABLATION_BEST_TABLE = best_columns_of(HEAD), best_columns_of(NEURON)
+HEAD_ABLATION_TABLE = columns_of(HEAD)
+"""tables/head_ablation.parquet: every head ablated alone. Each interval is that of its head alone."""
+NEURON_ABLATION_TABLE = columns_of(NEURON)
+"""tables/neuron_ablation.parquet: every candidate ablated alone. Each interval is that of its neuron alone."""
+HEAD_ABLATION_BEST_TABLE = best_columns_of(HEAD)
+"""tables/head_ablation_best.parquet: the best and worst of each mode. Intervals cover all heads of the mode at once, so they hold
+although one was picked."""
+NEURON_ABLATION_BEST_TABLE = best_columns_of(NEURON)
+"""tables/neuron_ablation_best.parquet: as head_ablation_best, of the candidates."""
 ABLATION_LAYERS_TABLE = {"layer": pl.Int32, "mode": pl.String, **ESTIMATE}
 """tables/head_ablation_layers.parquet and tables/neuron_ablation_layers.parquet."""
 

@@ -115,7 +115,7 @@ def _of_layers(name: str, by_layer: pl.DataFrame, mode: str, depth: int, looks: 
     return lines(f"{name}-layers-{mode}", f"{MODE_TITLES[mode]}: KL by layer", KL, curves, layers(depth), log=True)
 
 
-BEST_HEAD = ("ablation", "best or worst", "where", "value (95% interval)", "of")
+BEST_HEAD = ("ablation", "best or worst", "where", "value (95% interval)")
 
 
 def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -129,10 +129,9 @@ def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
         rows.append(
             (
                 one["mode"],
-                f"{one['extreme']} {'KL' if metric is KL else metric.title.lower()}",
+                f"{one['extreme']} {'KL' if metric is KL else 'loss change'}",
                 called(kind, one["layer"], one[kind]),
                 number(value.mean, metric) + (f" ({interval(value, metric)})" if value.has_interval else ""),
-                f"{one['measured']:,}",
             )
         )
     return rows
@@ -179,7 +178,8 @@ def _layer_sentences(table: pl.DataFrame, by_layer: pl.DataFrame, kind: str, mod
                 f"alone (they stand in for each other), in {less or 'none'} less{rest}."
             )
         if large := _large(table, kind, mode):
-            said.append(f"{MODE_TITLES[mode]}: most of a layer’s sum is due to one {kind} at {large}.")
+            of = "a layer’s sum" if kind == HEAD else "the sum of a layer’s candidates"
+            said.append(f"{MODE_TITLES[mode]}: most of {of} is due to one {kind} at {large}.")
     return said
 
 
