@@ -129,11 +129,11 @@ def test_neurons_are_those_that_write_the_most_and_are_measured_alike(tiny_of):
 
 
 def test_the_size_of_units_changes_nothing(tiny_of):
-    model, text = tiny_of("qwen3"), windows(16)
+    model, text = tiny_of("qwen3"), windows(20)
     parts = {1: [0, 2], 3: [1]}
     modes = ("zero", "mean", "resample")
     whole = tables(model, Ablations(model, HEADS, parts, modes, {}), text)
-    pieces = tables(model, Ablations(model, HEADS, parts, modes, {}), text, cuts=[3, 11, 16])
+    pieces = tables(model, Ablations(model, HEADS, parts, modes, {}), text, cuts=[3, 11, 20])
     for name, table in whole.items():
         for column in ("mean", "ci_low", "ci_high"):
             assert pieces[name][column].to_list() == pytest.approx(table[column].to_list(), rel=1e-4, abs=2e-5)

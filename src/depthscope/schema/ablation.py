@@ -89,8 +89,8 @@ HEAD_ABLATION_TABLE = columns_of(HEAD)
 NEURON_ABLATION_TABLE = columns_of(NEURON)
 """tables/neuron_ablation.parquet: every candidate ablated alone. Each interval is that of its neuron alone."""
 HEAD_ABLATION_BEST_TABLE = best_columns_of(HEAD)
-"""tables/head_ablation_best.parquet: the best and worst of each mode. Intervals cover all heads of the mode at once, so they hold
-although one was picked."""
+"""tables/head_ablation_best.parquet: the best and worst of each mode. Intervals cover all heads of the mode at once, so they
+hold although one was picked."""
 NEURON_ABLATION_BEST_TABLE = best_columns_of(NEURON)
 """tables/neuron_ablation_best.parquet: as head_ablation_best, of the candidates."""
 ABLATION_LAYERS_TABLE = {"layer": pl.Int32, "mode": pl.String, **ESTIMATE}
