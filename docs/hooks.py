@@ -284,6 +284,13 @@ _OF_TASKS = {
     "metric": "name of the task's metric",
     "edit": "the edit's or route's name; `none` is the unmodified model",
 }
+_OF_MODES = {"mode": "what is given instead: `zero`, `mean` or `resample`"}
+_OF_BEST = _OF_MODES | {
+    "extreme": "whether it is the one with the `lowest` or the `highest` value",
+    "ci_low": "lower end of the 95 % interval of all of the mode at once, in `unit`; null below 10 documents",
+    "ci_high": "upper end of the 95 % interval of all of the mode at once, in `unit`; null below 10 documents",
+    "measured": "number of heads or neurons of the mode, which the intervals cover at once",
+}
 MEANINGS: dict[str, dict[str, str]] = {
     "any": {
         "layer": "layer (block), from 0",
@@ -528,6 +535,12 @@ MEANINGS: dict[str, dict[str, str]] = {
         "tokens": "number of windows, or of angles for the curvature",
         "value": "sum over the document's windows, or angles",
     },
+    "ablation.HEAD_ABLATION_TABLE": _OF_MODES,
+    "ablation.NEURON_ABLATION_TABLE": _OF_MODES
+    | {"rank": "place of the neuron among those of its layer, by how much it writes, from 1"},
+    "ablation.ABLATION_LAYERS_TABLE": _OF_MODES,
+    "ablation.HEAD_ABLATION_BEST_TABLE": _OF_BEST,
+    "ablation.NEURON_ABLATION_BEST_TABLE": _OF_BEST,
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

@@ -7,6 +7,7 @@ import polars as pl
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
+    ablation,
     attention,
     dependency,
     dimension,
@@ -176,6 +177,34 @@ def dependency_tables(depth, documents):
     }
 
 
+def ablation_tables(depth, documents):
+    """The tables of heads and neurons ablated, three of each layer, and the first of each as best and worst."""
+    found = {}
+    for name, kind in ablation.KINDS.items():
+        columns = ablation.columns_of(kind)
+        ranked = [()] if kind == "head" else [(1,)]
+        keys = [
+            (layer, index, mode, *rank)
+            for layer, index, mode, rank in product(range(depth), range(3), ("zero", "mean"), ranked)
+        ]
+        table = estimates(columns, keys, ablation.METRICS, documents)
+        best = [
+            {"mode": mode, "extreme": one.extreme} | row | {"measured": 3 * depth}
+            for mode in ("zero", "mean")
+            for one in ablation.EXTREMES
+            for row in table.filter(mode=mode, metric=one.metric.name).head(1).iter_rows(named=True)
+        ]
+        by_layer = [*product(range(depth), ("zero", "mean"))]
+        layers = estimates(ablation.ABLATION_LAYERS_TABLE, by_layer, ablation.LAYER_METRICS, documents)
+        chosen = ablation.best_columns_of(kind)
+        found |= {
+            name: table,
+            name + ablation.LAYERS: layers,
+            name + ablation.BEST: pl.DataFrame(best).select(*chosen).cast(pl.Schema(chosen)),
+        }
+    return found
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -214,6 +243,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         "dimension": estimates(dimension.DIMENSION_TABLE, depths, dimension.POINT_METRICS, documents),
         "dimension_scales": estimates(dimension.DIMENSION_SCALES_TABLE, scales, [dimension.GRIDE], documents),
         "trajectory": estimates(dimension.TRAJECTORY_TABLE, depths, dimension.TRAJECTORY_METRICS, documents),
+        **ablation_tables(depth, documents),
     }
 
 

@@ -12,6 +12,7 @@ from depthscope.report.palette import FONT
 from depthscope.report.panels import AXES, LAYER, Heat, Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
+    ablation,
     attention,
     dependency,
     dimension,
@@ -60,6 +61,8 @@ FIGURES: dict[str, Kind] = {
         dependency.KIND,
         dimension.KIND,
         dimension.TRAJECTORY_KIND,
+        ablation.HEAD_KIND,
+        ablation.NEURON_KIND,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -47,6 +47,7 @@ KEYS = {
     "rank": 1024,
     "variant": 8,
     "neighbours": 64,
+    "mode": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
@@ -70,6 +71,8 @@ OF_BLOCKS = (
         "head_positions",
     ),
     *("map", "map_best", "painters", "painters_order", "dependency", "dependency_effects"),
+    *("head_ablation", "head_ablation_layers", "head_ablation_best"),
+    *("neuron_ablation", "neuron_ablation_layers", "neuron_ablation_best"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
 from depthscope.schema import (
+    ablation,
     attention,
     dependency,
     dimension,
@@ -66,6 +67,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             dependency.EXPERIMENT,
             dimension.DIMENSION,
             dimension.TRAJECTORY,
+            ablation.HEAD_ABLATION,
+            ablation.NEURON_ABLATION,
         )
     ),
 )
