@@ -45,12 +45,13 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "position": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
-SECOND_PLACES = ("other", "head", "neuron", "step")
+SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
 FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "massive", "massive_dimensions", "massive_extremes")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(
@@ -65,6 +66,7 @@ OF_BLOCKS = (
         "head_positions",
     ),
     *("map", "map_best", "painters", "painters_order"),
+    *("sinks", "sink_heads", "massive_blocks"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

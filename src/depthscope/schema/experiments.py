@@ -8,12 +8,14 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    massive,
     neurons,
     norms,
     painters,
     probes,
     prune,
     similarity,
+    sinks,
     sweep,
 )
 from depthscope.schema.declaration import Experiment, Option, Registry
@@ -61,6 +63,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            sinks.EXPERIMENT,
+            massive.EXPERIMENT,
         )
     ),
 )
