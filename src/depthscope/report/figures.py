@@ -18,6 +18,7 @@ from depthscope.report.sections import (
     influence,
     layer_maps,
     lens,
+    massive,
     neurons,
     norms,
     overview,
@@ -25,6 +26,7 @@ from depthscope.report.sections import (
     probes,
     prune,
     similarity,
+    sinks,
     stages,
     sweep,
     tasks,
@@ -55,6 +57,8 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        sinks.KIND,
+        massive.KIND,
     )
 }
 """The built-in figures, in the order of the page."""
