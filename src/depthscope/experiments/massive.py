@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from depthscope.data.windows import Windows
@@ -106,7 +106,7 @@ def state_measures(values: Residual) -> StateMeasures:
     """METRICS and massive activations of each window's x_l, in float32."""
     magnitudes = values.abs().flatten(1)
     top, places = magnitudes.topk(3)
-    median = magnitudes.median(1).values
+    median = lower_median(magnitudes)
     largest, limit = top[:, 0], RATIO * median
     massive = mask = None
     relative = torch.zeros_like(largest)
@@ -137,6 +137,14 @@ def state_measures(values: Residual) -> StateMeasures:
     return StateMeasures(metrics, massive, value, places[:, 0].cpu().numpy())
 
 
+def lower_median(rows: Float[Tensor, "rows values"]) -> Float[Tensor, " rows"]:
+    """The median of each row; of an even number of values the lower of the two in the middle, as torch has it."""
+    if rows.device.type != "cpu":
+        return rows.median(1).values
+    middle = (rows.shape[1] - 1) // 2  # on a CPU numpy's selection is eight times as fast as torch's
+    return torch.from_numpy(np.partition(rows.numpy(), middle, axis=1)[:, middle])
+
+
 class _Unit:
     """Rows of a shard, collected depth by depth."""
 
@@ -151,6 +159,8 @@ class _Unit:
     def shard(self) -> pl.DataFrame:
         """All rows."""
         for start, count, document in zip(self.starts, self.counts, self.documents, strict=True):
+            if not self.carriers[start : start + count].any():
+                continue
             ids, carries = (of[start : start + count] for of in (self.ids[:, :-1], self.carriers))
             for position, part in ((FIRST, slice(0, 1)), (LATER, slice(1, None))):
                 tokens, times = np.unique(ids[:, part][carries[:, part]], return_counts=True)
@@ -164,27 +174,27 @@ class _Unit:
         depths = np.arange(len(measured))[:, None]
         for metric, of_metric in zip(METRICS, sums, strict=True):
             self._rows(metric.name, layer=depths, document=self.documents, count=self.counts, sum=of_metric)
-        for start, count, document in zip(self.starts, self.counts, self.documents, strict=True):
-            best = start + values[METRICS.index(LARGEST), :, start : start + count].argmax(1)
-            value, place = (
-                np.array([getattr(state, name)[i] for state, i in zip(measured, best, strict=True)])
-                for name in ("value", "place")
-            )
-            self._rows(
-                EXTREME,
-                layer=depths[:, 0],
-                document=document,
-                dimension=place % width,
-                place=place // width,
-                token=self.ids[best, place // width],
-                sum=value,
-                median=values[METRICS.index(MEDIAN), depths[:, 0], best],
-            )
+        largest, places = values[METRICS.index(LARGEST)], np.stack([state.place for state in measured])
+        of_documents = zip(self.starts, self.counts, strict=True)
+        best = np.stack([start + largest[:, start : start + count].argmax(1) for start, count in of_documents], 1)
+        here = (depths, best)  # depths × documents: the window with the document's largest magnitude
+        self._rows(
+            EXTREME,
+            layer=depths,
+            document=self.documents,
+            dimension=places[here] % width,
+            place=places[here] // width,
+            token=self.ids[best, places[here] // width],
+            sum=np.stack([state.value for state in measured])[here],
+            median=values[METRICS.index(MEDIAN)][here],
+        )
 
     def add_block(self, block: int, before: Mask | None, after: Mask | None) -> None:
         """What block `block` writes and removes."""
         gained = _without(after, before)
         lost = _without(before, after)
+        if gained is None and lost is None:
+            return
         for position in POSITIONS:
             numbers = [_at(mask, position, len(self.ids)) for mask in (gained, lost)]
             values = np.stack([*numbers, *(number > 0 for number in numbers)])
