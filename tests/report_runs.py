@@ -175,9 +175,7 @@ def massive_tables(depth, documents):
     return {
         "massive": estimates(massive.MASSIVE_TABLE, depths, massive.METRICS, documents),
         "massive_blocks": estimates(massive.MASSIVE_BLOCKS_TABLE, blocks, massive.BLOCK_METRICS, documents),
-        "massive_dimensions": estimates(
-            massive.MASSIVE_DIMENSIONS_TABLE, one, massive.DIMENSION_METRICS, documents
-        ),
+        "massive_dimensions": estimates(massive.MASSIVE_DIMENSIONS_TABLE, one, massive.DIMENSION_METRICS, documents),
         "massive_extremes": pl.DataFrame(extremes, schema=massive.MASSIVE_EXTREMES_TABLE, orient="row"),
         "massive_tokens": pl.DataFrame(
             [(massive.FIRST, 1, 7, HOSTILE, 3, 2)], schema=massive.MASSIVE_TOKENS_TABLE, orient="row"

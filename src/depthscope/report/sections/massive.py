@@ -53,6 +53,8 @@ LOOKS = {
     LATER: replace(ON_ITSELF, title="at later positions", definition=""),
 }
 SHOWN_DIMENSIONS, SHOWN_TOKENS = 12, 10
+MOST = 64
+"""Dimensions that the page looks at; the table holds all."""
 HALF = 0.5
 
 
@@ -212,19 +214,22 @@ class FoundDimension:
 
 
 def found_dimensions(table: pl.DataFrame) -> list[FoundDimension]:
-    """The dimensions with massive activations, those in most windows first, then by their mean value."""
-    there = (
-        table.filter(pl.col("position").is_in([FIRST, LATER]))
-        .select("dimension", "position")
-        .unique(maintain_order=True)
-    )
+    """The dimensions with massive activations, those in most windows first, then by their mean value; at most MOST."""
+    there = table.filter(pl.col("position").is_in([FIRST, LATER]), pl.col("mean").is_not_null())
+    peaks = pl.col("mean").abs().max()
+    by_metric = {
+        metric: there.filter(metric=metric.name).group_by("dimension", "position", maintain_order=True).agg(peaks)
+        for metric in (SHARE, VALUE)
+    }
+    both = by_metric[SHARE].join(by_metric[VALUE], on=["dimension", "position"], maintain_order="left")
+    order = both.sort("mean", "mean_right", descending=True, maintain_order=True).head(MOST)
     found = []
-    for dimension, position in there.iter_rows():
+    for dimension, position in order.select("dimension", "position").iter_rows():
         where = {"dimension": dimension, "position": position}
-        one = FoundDimension(dimension, position, series(table, SHARE, **where), series(table, VALUE, **where))
-        if one.shares and one.peak in one.values:
+        one = FoundDimension(dimension, position, series(there, SHARE, **where), series(there, VALUE, **where))
+        if one.peak in one.values:
             found.append(one)
-    return sorted(found, key=lambda one: (-one.shares[one.peak].mean, -abs(one.values[one.peak].mean)))
+    return found
 
 
 def _of_dimensions(found: Sequence[FoundDimension]) -> list[str]:
@@ -254,7 +259,7 @@ def _dimension_table(found: Sequence[FoundDimension]) -> list[TextTable]:
                 ranges(depths),
             )
         )
-    more = f" (the first {SHOWN_DIMENSIONS} of {len(found)})" if len(found) > SHOWN_DIMENSIONS else ""
+    more = " (those in most windows)" if len(found) > SHOWN_DIMENSIONS else ""
     head = ("Dimension", "Position", "Most windows in", "Windows", "Mean value there", "Depths l with any")
     return [TextTable(title=f"Dimensions with massive activations{more}", head=head, rows=rows)] if rows else []
 

@@ -47,8 +47,8 @@ def build(run: RunDirectory) -> Section:
     """The share of heads with a sink and the attention to the first token by layer, and the latter by head."""
     table = read_table(run, NAME, SINKS_TABLE)
     x = layers(depth_of(run.manifest, int(table["layer"].max() or 0) + 1))  # type: ignore[arg-type]
-    queries = int(run.settings.of(NAME).get("queries", QUERIES))
-    uniform = sum(1 / (query + 1) for query in range(queries)) / queries if queries > 0 else 0.0
+    queries = min(max(int(run.settings.of(NAME).get("queries", QUERIES)), 1), QUERIES)
+    uniform = sum(1 / (query + 1) for query in range(queries)) / queries
     shares = {look: series(table, metric) for look, metric in ((ON_FIRST_TOKEN, SINK), (ON_LATER_TOKEN, LATER_SINK))}
     panels = [
         lines(
