@@ -541,6 +541,59 @@ MEANINGS: dict[str, dict[str, str]] = {
     "ablation.ABLATION_LAYERS_TABLE": _OF_MODES,
     "ablation.HEAD_ABLATION_BEST_TABLE": _OF_BEST,
     "ablation.NEURON_ABLATION_BEST_TABLE": _OF_BEST,
+    **{
+        f"sinks.{name}": {"tokens": "number of windows the mean is over"}
+        for name in ("SINKS_TABLE", "SINKS_MODEL_TABLE", "SINK_HEADS_TABLE")
+    },
+    "massive.MASSIVE_TABLE": {
+        "layer": "depth of the residual stream: l is before block l, L (the number of blocks) after the last one",
+        "tokens": "number of windows the mean is over",
+    },
+    "massive.MASSIVE_BLOCKS_TABLE": {
+        "layer": "the block that writes or removes, from 0",
+        "position": "`first` (the window's first position) or `later` (all others)",
+        "tokens": "number of windows the mean is over",
+    },
+    "massive.MASSIVE_DIMENSIONS_TABLE": {
+        "layer": "depth of the residual stream",
+        "dimension": "dimension of the residual stream, from 0",
+        "position": "`first` (the window's first position) or `later` (all others)",
+        "tokens": "number of windows the mean is over; of `massive_value` massive activations",
+    },
+    "massive.MASSIVE_EXTREMES_TABLE": {
+        "layer": "depth of the residual stream",
+        "value": "the value with the largest magnitude that was found, with its sign",
+        "median": "median magnitude in its window's x_l",
+        "ratio": "magnitude over that median; null where the median is 0",
+        "dimension": "its dimension, from 0",
+        "place": "its position in the window, from 0",
+        "token": "token id at that position",
+        "text": "the token as text",
+        "document": "the document it is in, numbered from 0 in the order of the text",
+        "windows": "number of windows that were read",
+        "tokens": "number of positions that were read",
+    },
+    "massive.MASSIVE_TOKENS_TABLE": {
+        "position": "`first` (the window's first position) or `later` (all others)",
+        "rank": "rank of the token among those of the position, from 1",
+        "token": "token id",
+        "text": "the token as text",
+        "count": "number of positions with this token and a massive activation at some depth",
+        "documents": "number of documents they are in",
+    },
+    "massive.MASSIVE_SHARD": {
+        "document": "document, numbered from 0 in the order of the text",
+        "quantity": "a metric; `carrier`: positions with massive activations at some depth, by token; `extreme`: the "
+        "document's value with the largest magnitude",
+        "layer": "depth of the residual stream, or block; −1 where there is none",
+        "position": "`first` or `later`; empty where a row is about both",
+        "dimension": "dimension of the residual stream; −1 where there is none",
+        "token": "token id; −1 where there is none",
+        "count": "number of windows of the document; of `massive_value` massive activations, of `carrier` positions",
+        "sum": "sum of the quantity over them; of `extreme` the value",
+        "place": "of `extreme` the position in the window; else −1",
+        "median": "of `extreme` the median magnitude in its window's x_l; else 0",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

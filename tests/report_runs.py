@@ -14,11 +14,17 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    attention,
+    heads,
+    layer_maps,
+    lens,
+    massive,
     neurons,
     norms,
     painters,
     probes,
     similarity,
+    sinks,
     tasks,
 )
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
@@ -203,6 +209,30 @@ def ablation_tables(depth, documents):
             name + ablation.BEST: pl.DataFrame(best).select(*chosen).cast(pl.Schema(chosen)),
         }
     return found
+def sinks_tables(depth, heads_per_layer, documents):
+    """Attention sinks of every head, with the model's."""
+    per_head = [(layer, head) for layer in range(depth) for head in range(heads_per_layer)]
+    return {
+        "sinks": estimates(sinks.SINKS_TABLE, [(layer,) for layer in range(depth)], sinks.METRICS, documents),
+        "sink_heads": estimates(sinks.SINK_HEADS_TABLE, per_head, sinks.METRICS, documents),
+        "sinks_model": estimates(sinks.SINKS_MODEL_TABLE, [()], (*sinks.METRICS, sinks.SINK_HEADS), documents),
+    }
+
+
+def massive_tables(depth, documents):
+    """One massive dimension at the first position of x_1, at a token with markup."""
+    depths, blocks = [(layer,) for layer in range(depth + 1)], list(product(range(depth), massive.POSITIONS))
+    extremes = [(layer, -150.0, 0.1, 1500.0, 3, 0, 7, HOSTILE, 0, 16, 1024) for layer in range(depth + 1)]
+    one = [(1, 3, massive.FIRST)]
+    return {
+        "massive": estimates(massive.MASSIVE_TABLE, depths, massive.METRICS, documents),
+        "massive_blocks": estimates(massive.MASSIVE_BLOCKS_TABLE, blocks, massive.BLOCK_METRICS, documents),
+        "massive_dimensions": estimates(massive.MASSIVE_DIMENSIONS_TABLE, one, massive.DIMENSION_METRICS, documents),
+        "massive_extremes": pl.DataFrame(extremes, schema=massive.MASSIVE_EXTREMES_TABLE, orient="row"),
+        "massive_tokens": pl.DataFrame(
+            [(massive.FIRST, 1, 7, HOSTILE, 3, 2)], schema=massive.MASSIVE_TOKENS_TABLE, orient="row"
+        ),
+    }
 
 
 def all_tables(depth=6, heads_per_layer=3, documents=7):
@@ -244,6 +274,8 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         "dimension_scales": estimates(dimension.DIMENSION_SCALES_TABLE, scales, [dimension.GRIDE], documents),
         "trajectory": estimates(dimension.TRAJECTORY_TABLE, depths, dimension.TRAJECTORY_METRICS, documents),
         **ablation_tables(depth, documents),
+        **sinks_tables(depth, heads_per_layer, documents),
+        **massive_tables(depth, documents),
     }
 
 

@@ -101,6 +101,7 @@ SHARED = f"--window --bos {TEXT}"
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
+        ("sinks", SHARED),
         (
             "generate",
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,

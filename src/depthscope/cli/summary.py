@@ -11,6 +11,7 @@ from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
 from depthscope.report.sections import ablation, dependency, layer_maps, painters
+from depthscope.report.sections import layer_maps, painters, sinks
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -208,6 +209,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
         name + ablation.BEST: _print_rows(ablation.BEST_HEAD, ablation.best_rows)
         for name in (ablation.HEADS, ablation.NEURONS)
     },
+    sinks.MODEL: _print_rows(sinks.MODEL_HEAD, sinks.model_rows),
 }
 """Tables with their own printer."""
 

@@ -21,6 +21,7 @@ from depthscope.report.sections import (
     influence,
     layer_maps,
     lens,
+    massive,
     neurons,
     norms,
     overview,
@@ -28,6 +29,7 @@ from depthscope.report.sections import (
     probes,
     prune,
     similarity,
+    sinks,
     stages,
     sweep,
     tasks,
@@ -63,6 +65,8 @@ FIGURES: dict[str, Kind] = {
         dimension.TRAJECTORY_KIND,
         ablation.HEAD_KIND,
         ablation.NEURON_KIND,
+        sinks.KIND,
+        massive.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

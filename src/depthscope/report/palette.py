@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
 from depthscope.schema import dependency, dimension, lens, neurons, painters, probes, prune
+from depthscope.schema import lens, massive, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -144,6 +145,17 @@ DEPENDENCY = {
     for name, title, *look in _DEPENDENCY
 }
 """Ways to skip a layer and to measure what others then write."""
+_MAGNITUDES = (
+    (massive.LARGEST, *INK, "circle", "●", "solid"),
+    (massive.SECOND, "#0072B2", "#56B4E9", "triangle-up", "▲", "dash"),
+    (massive.THIRD, PURPLE, PURPLE, "diamond", "◆", "dot"),
+    (massive.MEDIAN, *SOFT, "square", "■", "dashdot"),
+)
+MAGNITUDES = {
+    metric.name: Look(f"magnitude-{metric.name}", metric.title, metric.definition, *look)
+    for metric, *look in _MAGNITUDES
+}
+"""The largest magnitudes of the residual stream, and the median."""
 
 LOOKS = {
     look.name: look
@@ -164,6 +176,7 @@ LOOKS = {
         *CRITERIA.values(),
         *PAINTERS.values(),
         *DEPENDENCY.values(),
+        *MAGNITUDES.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

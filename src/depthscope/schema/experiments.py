@@ -11,12 +11,14 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    massive,
     neurons,
     norms,
     painters,
     probes,
     prune,
     similarity,
+    sinks,
     sweep,
 )
 from depthscope.schema.declaration import Experiment, Option, Registry
@@ -69,6 +71,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             dimension.TRAJECTORY,
             ablation.HEAD_ABLATION,
             ablation.NEURON_ABLATION,
+            sinks.EXPERIMENT,
+            massive.EXPERIMENT,
         )
     ),
 )
