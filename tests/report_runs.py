@@ -14,10 +14,6 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
-    attention,
-    heads,
-    layer_maps,
-    lens,
     massive,
     neurons,
     norms,
@@ -209,6 +205,8 @@ def ablation_tables(depth, documents):
             name + ablation.BEST: pl.DataFrame(best).select(*chosen).cast(pl.Schema(chosen)),
         }
     return found
+
+
 def sinks_tables(depth, heads_per_layer, documents):
     """Attention sinks of every head, with the model's."""
     per_head = [(layer, head) for layer in range(depth) for head in range(heads_per_layer)]

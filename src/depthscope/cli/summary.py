@@ -10,8 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import ablation, dependency, layer_maps, painters
-from depthscope.report.sections import layer_maps, painters, sinks
+from depthscope.report.sections import ablation, dependency, layer_maps, painters, sinks
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units

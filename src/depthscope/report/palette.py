@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import dependency, dimension, lens, neurons, painters, probes, prune
-from depthscope.schema import lens, massive, neurons, painters, probes, prune
+from depthscope.schema import dependency, dimension, lens, massive, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 

@@ -48,41 +48,68 @@ KEYS = {
     "variant": 8,
     "neighbours": 64,
     "mode": 8,
-}
-"""Key columns, and how many values each may have: several times more than any experiment writes."""
-SECOND_PLACES = ("other", "head", "neuron", "step")
-FILLED = (
-    *("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset"),
-    *("variant", "neighbours"),
-)
-"""Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry", "dimension", "dimension_scales", "trajectory")
     "position": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
-FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
+FILLED = (
+    "edit",
+    "metric",
+    "unit",
+    "tokens",
+    "documents",
+    "head",
+    "other",
+    "component",
+    "moved",
+    "prompts",
+    "offset",
+    "variant",
+    "neighbours",
+)
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry", "massive", "massive_dimensions", "massive_extremes")
+OF_STREAMS = (
+    "lens",
+    "tuned_lens",
+    "geometry",
+    "dimension",
+    "dimension_scales",
+    "trajectory",
+    "massive",
+    "massive_dimensions",
+    "massive_extremes",
+)
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
-    *(
-        "sweep",
-        "precision",
-        "norms",
-        "attention",
-        "attention_heads",
-        "similarity",
-        "influence",
-        "heads",
-        "head_positions",
-    ),
-    *("map", "map_best", "painters", "painters_order", "dependency", "dependency_effects"),
-    *("head_ablation", "head_ablation_layers", "head_ablation_best"),
-    *("neuron_ablation", "neuron_ablation_layers", "neuron_ablation_best"),
-    *("map", "map_best", "painters", "painters_order"),
-    *("sinks", "sink_heads", "massive_blocks"),
-    *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
+    "sweep",
+    "precision",
+    "norms",
+    "attention",
+    "attention_heads",
+    "similarity",
+    "influence",
+    "heads",
+    "head_positions",
+    "map",
+    "map_best",
+    "painters",
+    "painters_order",
+    "dependency",
+    "dependency_effects",
+    "head_ablation",
+    "head_ablation_layers",
+    "head_ablation_best",
+    "neuron_ablation",
+    "neuron_ablation_layers",
+    "neuron_ablation_best",
+    "neuron_counts",
+    "neurons",
+    "neuron_tokens",
+    "probes",
+    "probe_neurons",
+    "sinks",
+    "sink_heads",
+    "massive_blocks",
 )
 """Tables by layer."""
 
