@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from depthscope.errors import RouteError
 
@@ -57,6 +58,28 @@ class Step:
     def name(self) -> str:
         """`3`, `3~attn` or `3~attn~mlp`."""
         return "".join([str(self.block), *(f"~{part}" for part in self.silent)])
+
+
+@dataclass(frozen=True, slots=True)
+class Substitute(Step):
+    """A visit at which `function`, called `by`, maps the residual stream [batch, seq, d_model] in place of the block.
+
+    Two are equal if block and function are the same. For routes made in code: the name `3=linear` cannot be parsed. The
+    block stores nothing for later blocks here.
+    """
+
+    by: str = ""
+    function: Callable[[Any], Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """False: the block is not visited."""
+        return False
+
+    @property
+    def name(self) -> str:
+        """`3=linear`."""
+        return f"{self.block}={self.by}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +126,7 @@ class Route:
     @property
     def silences(self) -> bool:
         """Whether any visit ablates a component."""
-        return not all(step.whole for step in self.steps())
+        return any(step.silent for step in self.steps())
 
     @property
     def name(self) -> str:

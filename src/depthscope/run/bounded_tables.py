@@ -45,6 +45,8 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "positions": 4,
+    "extreme": 4,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
@@ -65,6 +67,7 @@ OF_BLOCKS = (
         "head_positions",
     ),
     *("map", "map_best", "painters", "painters_order"),
+    *("linearity", "linearity_extremes"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

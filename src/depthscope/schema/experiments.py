@@ -8,6 +8,7 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    linearity,
     neurons,
     norms,
     painters,
@@ -61,6 +62,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            linearity.EXPERIMENT,
         )
     ),
 )
