@@ -6,7 +6,19 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    attention,
+    heads,
+    layer_maps,
+    lens,
+    linearity,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -144,6 +156,24 @@ def painters_tables(depth, documents):
     }
 
 
+def linearity_tables(depth, documents):
+    """linearity.parquet and its means and extremes: the first block's."""
+    keys = [(layer, positions) for layer in range(depth) for positions in linearity.POSITIONS]
+    places = [(positions,) for positions in linearity.POSITIONS]
+    schema = {name: kind for name, kind in linearity.LINEARITY_EXTREMES_TABLE.items() if name != "blocks"}
+    picks = [
+        estimates(schema, [(positions, extreme, 0)], [metric], documents)
+        for positions in linearity.POSITIONS
+        for metric, extreme in linearity.EXTREMES
+    ]
+    scores = (*linearity.SCORES, *linearity.IN_SAMPLE)
+    return {
+        "linearity": estimates(linearity.LINEARITY_TABLE, keys, linearity.METRICS, documents),
+        "linearity_mean": estimates(linearity.LINEARITY_MEAN_TABLE, places, scores, documents),
+        "linearity_extremes": pl.concat(picks).with_columns(blocks=pl.lit(depth, pl.Int64)),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +207,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **linearity_tables(depth, documents),
     }
 
 

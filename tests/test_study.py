@@ -50,7 +50,7 @@ def test_every_experiment_has_its_tables(family, short_text, tmp_path):
     assert study.run.manifest.not_done == {}
     assert study.run.tables() == TABLES
     assert study.run.complete
-    assert set(study.run.settings.experiments) == set(EXPERIMENTS) - {"map", "painters"}
+    assert set(study.run.settings.experiments) == set(EXPERIMENTS) - {"map", "painters", "linearity"}
     for name in TABLES:
         table = study.table(name)
         assert len(table) > 0
@@ -181,7 +181,10 @@ def unescaped(text: str) -> str:
 
 
 def test_names_of_experiments():
-    assert experiment_names(()) == (*(name for name in EXPERIMENTS if name not in ("map", "painters")), "stages")
+    assert experiment_names(()) == (
+        *(name for name in EXPERIMENTS if name not in ("map", "painters", "linearity")),
+        "stages",
+    )
     assert experiment_names(["painters", "sweep", "map"]) == ("sweep", "map", "painters")
     assert experiment_names(["lens", "sweep", "lens"]) == ("sweep", "lens")
     with pytest.raises(DepthscopeError, match="unknown experiment melt: expected some of sweep, lens"):

@@ -3,7 +3,7 @@
 RUN/linearity/sums.safetensors    sums over the text so far, until the maps are there
 RUN/linearity/maps.safetensors    the maps
 
-Each file has in its header what it was made of and its own SHA-256. One that is damaged is computed again.
+Each file says what it was made of, and has its own SHA-256. One that is damaged is computed again.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,7 +28,7 @@ from depthscope.models.finite import all_finite
 from depthscope.models.model import Model
 from depthscope.run.files import write_file
 from depthscope.run.layout import LINEARITY, LINEARITY_FILES
-from depthscope.schema.seal import BLANK, SealError, hash_in_safetensors, require_hash, safetensors_header, with_hash
+from depthscope.schema.seal import BLANK, SealError, hash_in_safetensors, require_hash, with_hash
 from depthscope.untrusted import read_bounded
 
 UNIT = 1024
@@ -35,6 +36,8 @@ UNIT = 1024
 STORE_EVERY, STORE_SHARE = 15.0, 0.05
 """The sums are stored after so many seconds, and less often where storing them takes more than this share of the time."""
 MOST_BYTES = 1 << 38
+ABOUT = "about"
+"""The tensor with the JSON of what a file was made of."""
 
 Tell = Callable[[str, int, int], None]
 
@@ -89,8 +92,9 @@ def _tensors(values: LinearSums | LinearMaps) -> dict[str, Tensor]:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], about: dict[str, Any], units: int = 0) -> None:
-    header = {"about": json.dumps(about), "units": str(units), "sha256": BLANK}
-    content = save(dict(tensors), header)
+    # As a tensor: the entries of the header have no fixed order, and equal maps should be equal files.
+    described = json.dumps({"about": about, "units": units}, sort_keys=True).encode()
+    content = save({**tensors, ABOUT: torch.tensor(list(described), dtype=torch.uint8)}, {"sha256": BLANK})
     write_file(file, with_hash(content, hash_in_safetensors(content)))
 
 
@@ -101,9 +105,9 @@ def _read(file: Path, about: dict[str, Any]) -> tuple[dict[str, Tensor], int] | 
     try:
         content = read_bounded(file, DamagedError, MOST_BYTES)
         require_hash(content, hash_in_safetensors(content))
-        header = json.loads(safetensors_header(content))["__metadata__"]
-        there, units = json.loads(header["about"]), int(header["units"])
         tensors = load(content)
+        described = json.loads(bytes(tensors.pop(ABOUT).tolist()))
+        there, units = described["about"], int(described["units"])
     except (DamagedError, SealError, SafetensorError, ValueError, KeyError, TypeError) as error:
         message = f"{file} is damaged ({error}). The affine maps are fitted again"
         warnings.warn(message, DamageWarning, stacklevel=3)

@@ -18,6 +18,7 @@ from depthscope.report.sections import (
     influence,
     layer_maps,
     lens,
+    linearity,
     neurons,
     norms,
     overview,
@@ -55,6 +56,7 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        linearity.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

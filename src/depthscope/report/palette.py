@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import lens, neurons, painters, probes, prune
+from depthscope.schema import lens, linearity, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -128,6 +128,32 @@ PAINTERS = {
     for name, *look in _PAINTERS
 }
 """The edits of ranges of middle layers."""
+LINEARITY = {
+    linearity.ALL: Look("linearity-all", "All positions", linearity.POSITIONS[linearity.ALL], *INK, "circle", "●"),
+    linearity.NOT_FIRST: Look(
+        "linearity-not-first",
+        "Without first positions",
+        linearity.POSITIONS[linearity.NOT_FIRST],
+        "#0072B2",
+        "#56B4E9",
+        "triangle-up",
+        "▲",
+        "dash",
+    ),
+    "in_sample": Look(
+        "linearity-in-sample",
+        "In sample",
+        "all positions of the text that the maps were fitted on",
+        *SOFT,
+        "square-open",
+        "□",
+        "dot",
+    ),
+    "linear": Look(
+        "linearity-linear", "Replaced", "the block replaced by its affine fit", GREEN, GREEN, "diamond", "◆"
+    ),
+}
+"""Positions that linearity is over, and the block replaced by its affine fit."""
 
 LOOKS = {
     look.name: look
@@ -146,6 +172,7 @@ LOOKS = {
         ON_ITSELF,
         *CRITERIA.values(),
         *PAINTERS.values(),
+        *LINEARITY.values(),
     )
 }
 """All fixed looks by name: the page's colours."""
