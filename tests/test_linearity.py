@@ -309,7 +309,7 @@ def test_too_little_text_and_invalid_options_are_one_clear_line(gpt2):
     for value in (0, -3):
         with pytest.raises(DepthscopeError, match=f"{value} tokens to fit on: expected a whole number from 1"):
             study_settings(experiments=["linearity"], fit_tokens=value)
-    with pytest.raises(DepthscopeError, match="--fit-data is ''"):
+    with pytest.raises(DepthscopeError, match="setting fit_data is ''"):
         study_settings(experiments=["linearity"], fit_data="")
 
 

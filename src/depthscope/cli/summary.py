@@ -10,7 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import layer_maps, painters
+from depthscope.report.sections import layer_maps, linearity, painters
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -173,6 +173,12 @@ def _print_probes(table: pl.DataFrame) -> None:
     console.print(shown)
 
 
+def _print_linearity(table: pl.DataFrame) -> None:
+    """Over all positions: both scores, and the KL of replacing and of dropping the block."""
+    metrics = (linearity.STREAM, linearity.WRITE, linearity.LINEAR_KL, linearity.DROP_KL)
+    _by_metric(*metrics)(table.filter(pl.col("positions") == linearity.ALL))
+
+
 def _print_rows(
     head: Sequence[str], rows: Callable[[pl.DataFrame], list[tuple[str, ...]]]
 ) -> Callable[[pl.DataFrame], None]:
@@ -203,6 +209,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "probes": _print_probes,
     layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
+    linearity.NAME: _print_linearity,
+    linearity.MEAN_NAME: _print_rows(linearity.MEAN_HEAD, linearity.mean_rows),
 }
 """Tables with their own printer."""
 

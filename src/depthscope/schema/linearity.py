@@ -6,7 +6,7 @@ import polars as pl
 
 from depthscope.errors import DepthscopeError
 from depthscope.printable import shown
-from depthscope.schema.declaration import Experiment, Option, Table, check_text
+from depthscope.schema.declaration import Experiment, Option, Table
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
 
@@ -133,7 +133,6 @@ FIT_DATA = Option(
     default=None,
     help="The text that the affine maps are fitted on, named as for --data.",
     shown_default="the documents of --data after the last measured one",
-    check=lambda value: check_text("--fit-data", value),
 )
 
 EXPERIMENT = Experiment(

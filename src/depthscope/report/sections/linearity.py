@@ -3,7 +3,7 @@
 import polars as pl
 
 from depthscope.report.charts import Curve, layers, lines
-from depthscope.report.measured import Series, Value, depth_of, number, read_table, series, spoken
+from depthscope.report.measured import Series, Value, depth_of, give_or_take, number, read_table, series, spoken
 from depthscope.report.palette import DROP, LINEARITY
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
@@ -31,6 +31,7 @@ from depthscope.schema.linearity import (
 from depthscope.schema.metric import Metric
 
 NAME, MEAN_NAME, EXTREMES_NAME = "linearity", "linearity_mean", "linearity_extremes"
+SHORT = {ALL: "all positions", NOT_FIRST: "without first positions"}
 
 
 def build(run: RunDirectory) -> Section:
@@ -105,6 +106,23 @@ def _average(means: pl.DataFrame) -> list[str]:
         f"On the text that the maps were fitted on, as the paper measures it, the two averages are "
         f"{number(fitted[0].mean, STREAM_IN_SAMPLE)} and {number(fitted[1].mean, WRITE_IN_SAMPLE)}.",
     ]
+
+
+MEAN_HEAD = ("mean over blocks", STREAM.title.lower(), WRITE.title.lower(), "in sample")
+
+
+def mean_rows(means: pl.DataFrame) -> list[tuple[str, ...]]:
+    """The rows of MEAN_HEAD, for the terminal."""
+    rows = []
+    for positions, title in SHORT.items():
+        values = [_picked(means, score, positions=positions) for score in SCORES]
+        fitted = [_picked(means, score, positions=positions) for score in IN_SAMPLE]
+        cells = [
+            "–" if value is None else give_or_take(value, score) for value, score in zip(values, SCORES, strict=True)
+        ]
+        both = " and ".join("–" if value is None else number(value.mean, STREAM) for value in fitted)
+        rows.append((title, *cells, both))
+    return rows
 
 
 def _extreme(extremes: pl.DataFrame) -> list[str]:
