@@ -28,7 +28,7 @@ from depthscope.experiments.linear_fit import fitted_maps
 from depthscope.experiments.linear_maps import ON_ALL, LinearSums
 from depthscope.experiments.linearity import Linearity
 from depthscope.models.load import load
-from depthscope.routes import Route, Step, Substitute
+from depthscope.routes import Replaced, Route, Step
 from depthscope.run.check import State, check_run
 from depthscope.run.layout import LINEARITY, LINEARITY_FILES
 from depthscope.schema import linearity as schema
@@ -332,11 +332,11 @@ def test_a_block_that_cannot_be_left_out_has_scores_and_no_kl(tiny_of, tmp_path,
     assert tables["linearity_extremes"].filter(metric="linear_kl")["blocks"].to_list() == [DEPTH - 1] * 2
 
 
-def test_a_substitute_is_a_step_of_its_own():
+def test_a_replaced_visit_is_a_step_of_its_own():
     double, triple = (lambda stream: 2 * stream), (lambda stream: 3 * stream)
-    one, same, other = Substitute(1, by="two", function=double), Substitute(1, by="two", function=double), Step(1)
+    one, same, other = Replaced(1, by="two", function=double), Replaced(1, by="two", function=double), Step(1)
     assert one == same != other
-    assert one != Substitute(1, by="two", function=triple)
+    assert one != Replaced(1, by="two", function=triple)
     route = Route(4, (Step(0), one, Step(2), Step(3)))
     assert route.name == "0 1=two 2-3"
     assert not route.silences

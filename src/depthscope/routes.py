@@ -61,7 +61,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Substitute(Step):
+class Replaced(Step):
     """A visit at which `function`, called `by`, maps the residual stream [batch, seq, d_model] in place of the block.
 
     Two are equal if block and function are the same. For routes made in code: the name `3=linear` cannot be parsed. The

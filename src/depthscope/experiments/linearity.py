@@ -25,7 +25,7 @@ from depthscope.experiments.linear_fit import fitted_maps
 from depthscope.experiments.linear_maps import ON_ALL, RIDGE, LinearMaps
 from depthscope.experiments.linearity_tables import KEYS, OF_EDITS, SQUARES, SUMMED, VARIANT, LinearityTables, names_of
 from depthscope.models.model import Model
-from depthscope.routes import Route, Substitute
+from depthscope.routes import Replaced, Route
 from depthscope.schema.linearity import NOT_FIRST, POSITIONS
 from depthscope.schema.measures import AGREEMENT, KL, LOSS
 from depthscope.shapes import Residual
@@ -47,7 +47,7 @@ class Linearity:
         own = Route.own(model.depth).visits
         routes = []
         for block in self.blocks:
-            linear = Substitute(block, by="linear", function=partial(self._after, block))
+            linear = Replaced(block, by="linear", function=partial(self._after, block))
             routes += [Route(model.depth, (*own[:block], *middle, *own[block + 1 :])) for middle in ((linear,), ())]
         self.meter = RouteMeter(model, routes, measures=(KL, AGREEMENT, LOSS))
         self.keep, self.readouts = self.meter.keep, len(routes) + 1

@@ -29,7 +29,7 @@ from depthscope.schema.linearity import (
 )
 from depthscope.schema.metric import Metric
 from depthscope.statistics.estimate import LEVEL, ClusterMoments, Estimate
-from depthscope.statistics.ratios import RatioTotals
+from depthscope.statistics.mean_ratios import RatioTotals
 
 KEYS = {"layer": pl.Int32, "positions": pl.String}
 VARIANT = {ALL: ON_ALL, NOT_FIRST: ON_LATER}

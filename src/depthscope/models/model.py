@@ -24,7 +24,7 @@ from depthscope.models.state import State
 from depthscope.models.unembedding import Unembedding
 from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
-from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route, Step, Substitute
+from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Replaced, Route, Step
 from depthscope.schema.manifest import GgufEntry
 from depthscope.shapes import Residual, TokenIds
 
@@ -254,7 +254,7 @@ class Model:
 
     def visit(self, step: Step, residual: Residual, arguments: Any, state: State | None = None) -> Residual:
         """The residual stream after one visit; `state` is what earlier blocks stored for later ones, and is written to."""
-        if isinstance(step, Substitute):
+        if isinstance(step, Replaced):
             assert step.function is not None
             return step.function(residual)
         if step.whole:

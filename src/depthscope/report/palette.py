@@ -129,7 +129,7 @@ PAINTERS = {
 }
 """The edits of ranges of middle layers."""
 LINEARITY = {
-    linearity.ALL: Look("linearity-all", "All positions", linearity.POSITIONS[linearity.ALL], *INK, "circle", "●"),
+    linearity.ALL: Look("linearity-all", "All positions", "all positions of the measured text", *INK, "circle", "●"),
     linearity.NOT_FIRST: Look(
         "linearity-not-first",
         "Without first positions",

@@ -7,7 +7,7 @@ from depthscope.report.measured import Series, Value, depth_of, give_or_take, nu
 from depthscope.report.palette import DROP, LINEARITY
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
-from depthscope.report.wording import counted_units, layer_list
+from depthscope.report.wording import counted_units, layer_list, sentence
 from depthscope.run.store import RunDirectory
 from depthscope.schema.linearity import (
     ALL,
@@ -47,7 +47,7 @@ def build(run: RunDirectory) -> Section:
         Curve(look=LINEARITY["linear"], values=of_edits[LINEAR_KL], call="layer {} replaced"),
         Curve(look=DROP, values=of_edits[DROP_KL], call="drop({})"),
     ]
-    panels.append(lines(f"{NAME}-kl", "KL, block replaced or dropped", LINEAR_KL, edits, x, log=True))
+    panels.append(lines(f"{NAME}-kl", "KL, replaced or dropped", LINEAR_KL, edits, x, log=True))
     means = read_table(run, MEAN_NAME, LINEARITY_MEAN_TABLE) if MEAN_NAME in run.tables() else None
     extremes = read_table(run, EXTREMES_NAME, LINEARITY_EXTREMES_TABLE) if EXTREMES_NAME in run.tables() else None
     return Section(
@@ -128,13 +128,14 @@ def mean_rows(means: pl.DataFrame) -> list[tuple[str, ...]]:
 def _extreme(extremes: pl.DataFrame) -> list[str]:
     """The least linear blocks."""
     said = []
-    for metric, what in ((WRITE, "what it writes"), (STREAM, "the stream after it")):
+    for metric, what in (
+        (WRITE, "The least linear write is that of"),
+        (STREAM, "the least linear stream is that after"),
+    ):
         rows = extremes.filter(pl.col("metric") == metric.name, positions=ALL, extreme=LOWEST)
-        value = _picked(rows, metric)
-        if value is not None:
-            said.append(f"in {what} layer {rows['layer'][0]}, {spoken(value, metric)}")
-    together = _together(extremes)
-    return [f"Least linear is {' and '.join(said)} ({together})."] if said else []
+        if value := _picked(rows, metric):
+            said.append(f"{what} layer {rows['layer'][0]}, {spoken(value, metric)}")
+    return [f"{sentence(said).removesuffix('.')} ({_together(extremes)})."] if said else []
 
 
 def _together(extremes: pl.DataFrame) -> str:
