@@ -479,6 +479,28 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ci_high": "upper end of the interval at level 1 − 0.05 / 5, over documents (and random orders), in `unit`",
         "verdict": "`as claimed` if the interval is above 0, `reversed` if it is below, else `not resolved`",
     },
+    "linearity.LINEARITY_TABLE": {
+        "positions": "`all`, or `not_first`: all but the first of each window",
+        "ci_low": "lower end of the 95 % interval over documents, in `unit`; null for scores in sample",
+        "ci_high": "upper end of the 95 % interval over documents, in `unit`; null for scores in sample",
+        "tokens": "number of tokens that the value is over; of scores in sample, of the text that the map was fitted on",
+        "documents": "number of their documents",
+    },
+    "linearity.LINEARITY_MEAN_TABLE": {
+        "positions": "`all`, or `not_first`: all but the first of each window",
+        "mean": "the score, averaged over the blocks that have one",
+        "ci_low": "lower end of the 95 % interval over documents; null for scores in sample",
+        "ci_high": "upper end of the 95 % interval over documents; null for scores in sample",
+        "tokens": "number of tokens that the scores are over; in sample, of the text that the maps were fitted on",
+        "documents": "number of their documents",
+    },
+    "linearity.LINEARITY_EXTREMES_TABLE": {
+        "positions": "`all`, or `not_first`: all but the first of each window",
+        "extreme": "whether the block has the `lowest` or the `highest` mean",
+        "ci_low": "lower end of the interval at level 1 − 0.05 / `blocks`, in `unit`",
+        "ci_high": "upper end of the interval at level 1 − 0.05 / `blocks`, in `unit`",
+        "blocks": "number of blocks among which this one was picked",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",
