@@ -7,7 +7,7 @@ from depthscope.report.measured import Series, Value, depth_of, give_or_take, nu
 from depthscope.report.palette import DROP, LINEARITY
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
-from depthscope.report.wording import counted_units, layer_list, sentence
+from depthscope.report.wording import compared, counted_units, layer_list, sentence
 from depthscope.run.store import RunDirectory
 from depthscope.schema.linearity import (
     ALL,
@@ -54,6 +54,7 @@ def build(run: RunDirectory) -> Section:
         panels=[panel for panel in panels if _drawn(panel)],
         sentences=[
             *(() if means is None else _average(means)),
+            *_large_positions(table),
             *(() if extremes is None else _extreme(extremes)),
             *(() if extremes is None else _edited(extremes, of_edits)),
         ],
@@ -105,6 +106,18 @@ def _average(means: pl.DataFrame) -> list[str]:
         f"{said}.",
         f"On the text that the maps were fitted on, as the paper measures it, the two averages are "
         f"{number(fitted[0].mean, STREAM_IN_SAMPLE)} and {number(fitted[1].mean, WRITE_IN_SAMPLE)}.",
+    ]
+
+
+def _large_positions(table: pl.DataFrame) -> list[str]:
+    """In how many layers first positions raise the score of the stream."""
+    over_all, later = (series(table, STREAM, positions=positions) for positions in (ALL, NOT_FIRST))
+    higher, _, _ = compared(over_all, later)
+    if not higher:
+        return []
+    return [
+        f"In {len(higher)} of {len(over_all)} layers the score of the stream over all positions is above that without first "
+        "positions (95% intervals apart): there, positions with a large norm make it."
     ]
 
 
