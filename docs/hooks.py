@@ -481,6 +481,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "linearity.LINEARITY_TABLE": {
         "positions": "`all`, or `not_first`: all but the first of each window",
+        "mean": "the score, or the mean of the metric over tokens, in `unit`",
         "ci_low": "lower end of the 95 % interval over documents, in `unit`; null for scores in sample",
         "ci_high": "upper end of the 95 % interval over documents, in `unit`; null for scores in sample",
         "tokens": "number of tokens that the value is over; of scores in sample, of the text that the map was fitted on",
@@ -497,6 +498,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "linearity.LINEARITY_EXTREMES_TABLE": {
         "positions": "`all`, or `not_first`: all but the first of each window",
         "extreme": "whether the block has the `lowest` or the `highest` mean",
+        "mean": "the score, or the mean of the metric over tokens, in `unit`",
         "ci_low": "lower end of the interval at level 1 − 0.05 / `blocks`, in `unit`",
         "ci_high": "upper end of the interval at level 1 − 0.05 / `blocks`, in `unit`",
         "blocks": "number of blocks among which this one was picked",

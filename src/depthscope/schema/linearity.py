@@ -14,8 +14,9 @@ STREAM = Metric(
     "stream_linearity",
     "score",
     "Linearity of the stream",
-    "1 − Σ‖x_{l+1} − x̂_{l+1}‖² / Σ‖x_{l+1} − mean‖² on the measured text, where x̂_{l+1} and the mean are those fitted on "
-    "other documents: 1 if the block is affine, 0 if its input says no more than the mean",
+    "1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over the measured text, with y the stream after the block, ŷ what the affine map gives for the "
+    "stream before it, and ȳ the mean, both fitted on other documents: 1 if the block is affine, 0 if its input says no more "
+    "than the mean",
     None,
     1.0,
 )
@@ -23,7 +24,7 @@ WRITE = Metric(
     "write_linearity",
     "score",
     "Linearity of the write",
-    "the same for what the block writes, x_{l+1} − x_l",
+    "the same for what the block writes, the stream after it minus that before it",
     None,
     1.0,
 )
