@@ -25,7 +25,7 @@ from depthscope.errors import DamageWarning, DataError, DepthscopeError, RouteEr
 from depthscope.experiments import linear_fit
 from depthscope.experiments.fit_text import FitText, fit_text
 from depthscope.experiments.linear_fit import fitted_maps
-from depthscope.experiments.linear_maps import ON_ALL, LinearSums
+from depthscope.experiments.linear_maps import LinearSums
 from depthscope.experiments.linearity import Linearity
 from depthscope.models.load import load
 from depthscope.routes import Replaced, Route, Step
@@ -352,7 +352,9 @@ def test_the_command_and_the_page(tmp_path, monkeypatch):
     folder = save("gpt2", tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run("linearity", folder, "--tokens", 160, "--window", 20, "--fit-tokens", 320, "--out", tmp_path / "run")
+        terminal = run(
+            "linearity", folder, "--tokens", 160, "--window", 20, "--fit-tokens", 320, "--out", tmp_path / "run"
+        )
     study = ds.Study(tmp_path / "run")
     assert study.run.settings.of("linearity")["fit"]["tokens"] == 320
     assert all(one.state is State.INTACT for one in check_run(tmp_path / "run"))
@@ -362,5 +364,7 @@ def test_the_command_and_the_page(tmp_path, monkeypatch):
         "Cheapest to replace by its affine fit is layer",
     ):
         assert said in page
-    assert "10 for each of the 32 coordinates; that is few" in page
-    assert ON_ALL == 0
+    few = "10 tokens per coordinate, which is few"
+    assert few in page
+    assert few in " ".join(terminal.split())
+    assert "all positions" in terminal

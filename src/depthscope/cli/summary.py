@@ -45,6 +45,8 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     )
     for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
         _print_tables(run, EXPERIMENTS[name])
+    if linearity.NAME in experiments and linearity.NAME in run.tables():
+        console.print(linearity.few_tokens(run, run.table(linearity.NAME)) or "")
     if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
         console.print(f"{goal}\n")
     if (not experiments or "stages" in experiments) and (found := run.stages):

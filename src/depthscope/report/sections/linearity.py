@@ -191,22 +191,35 @@ def _notes(run: RunDirectory, table: pl.DataFrame) -> list[str]:
         "A block is replaced at all positions by the map fitted on all positions. Scores compare squared errors, so positions "
         "with a large norm count most; in many models those are the first of each window."
     ]
-    fitted = table.filter(pl.col("metric") == STREAM_IN_SAMPLE.name, positions=ALL)
+    fitted = _fitted(table)
     width = run.manifest.model.d_model
-    if fitted.is_empty() or not width:
+    if fitted is None or not width:
         return [f"Intervals are over {units}.", *notes]
-    tokens, documents = int(fitted["tokens"][0]), int(fitted["documents"][0])
-    each = tokens / width
-    few = (
-        f"; that is few, expect held-out scores to rise with --fit-tokens of {ENOUGH_PER_COORDINATE * width:,} or more"
-        if each < ENOUGH_PER_COORDINATE
-        else ""
-    )
+    tokens, documents = fitted
+    few = few_tokens(run, table)
     return [
-        f"The maps were fitted on {tokens:,} tokens of {documents:,} documents that are not measured, {each:.0f} for each of "
-        f"the {width:,} coordinates{few}.",
+        f"The maps were fitted on {tokens:,} tokens of {documents:,} documents that are not measured, {tokens / width:.0f} for "
+        f"each of the {width:,} coordinates.",
+        *([few] if few else []),
         *notes,
     ]
+
+
+def _fitted(table: pl.DataFrame) -> tuple[int, int] | None:
+    """Tokens and documents that the maps were fitted on."""
+    rows = table.filter(pl.col("metric") == STREAM_IN_SAMPLE.name, positions=ALL)
+    return None if rows.is_empty() else (int(rows["tokens"][0]), int(rows["documents"][0]))
+
+
+def few_tokens(run: RunDirectory, table: pl.DataFrame) -> str | None:
+    """A warning, for page and terminal, if the maps were fitted on few tokens for their size."""
+    fitted, width = _fitted(table), run.manifest.model.d_model
+    if fitted is None or not width or fitted[0] >= ENOUGH_PER_COORDINATE * width:
+        return None
+    return (
+        f"The affine maps were fitted on {fitted[0] / width:.0f} tokens per coordinate, which is few: linearity is too low and "
+        f"KL too high by the noise of the fit. Expected --fit-tokens of at least {ENOUGH_PER_COORDINATE * width:,}."
+    )
 
 
 KIND = Kind(
