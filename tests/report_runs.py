@@ -14,6 +14,7 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    linearity,
     massive,
     neurons,
     norms,
@@ -233,6 +234,24 @@ def massive_tables(depth, documents):
     }
 
 
+def linearity_tables(depth, documents):
+    """linearity.parquet and its means and extremes: the first block's."""
+    keys = [(layer, positions) for layer in range(depth) for positions in linearity.POSITIONS]
+    places = [(positions,) for positions in linearity.POSITIONS]
+    schema = {name: kind for name, kind in linearity.LINEARITY_EXTREMES_TABLE.items() if name != "blocks"}
+    picks = [
+        estimates(schema, [(positions, extreme, 0)], [metric], documents)
+        for positions in linearity.POSITIONS
+        for metric, extreme in linearity.EXTREMES
+    ]
+    scores = (*linearity.SCORES, *linearity.IN_SAMPLE)
+    return {
+        "linearity": estimates(linearity.LINEARITY_TABLE, keys, linearity.METRICS, documents),
+        "linearity_mean": estimates(linearity.LINEARITY_MEAN_TABLE, places, scores, documents),
+        "linearity_extremes": pl.concat(picks).with_columns(blocks=pl.lit(depth, pl.Int64)),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -274,6 +293,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **ablation_tables(depth, documents),
         **sinks_tables(depth, heads_per_layer, documents),
         **massive_tables(depth, documents),
+        **linearity_tables(depth, documents),
     }
 
 

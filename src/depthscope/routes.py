@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 from depthscope.errors import RouteError
 
@@ -135,6 +136,28 @@ def listed_numbers(numbers: Iterable[int]) -> str:
 
 def _either(names: Iterable[str]) -> str:
     return " or ".join(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced(Step):
+    """A visit at which `function`, called `by`, maps the residual stream [batch, seq, d_model] in place of the block.
+
+    Two are equal if block and function are the same. For routes made in code: the name `3=linear` cannot be parsed. The
+    block stores nothing for later blocks here.
+    """
+
+    by: str = ""
+    function: Callable[[Any], Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """False: the block is not visited."""
+        return False
+
+    @property
+    def name(self) -> str:
+        """`3=linear`."""
+        return f"{self.block}={self.by}"
 
 
 @dataclass(frozen=True, slots=True)

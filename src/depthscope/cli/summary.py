@@ -10,7 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import ablation, dependency, layer_maps, painters, sinks
+from depthscope.report.sections import ablation, dependency, layer_maps, linearity, painters, sinks
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -45,6 +45,8 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     )
     for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
         _print_tables(run, EXPERIMENTS[name])
+    if linearity.NAME in experiments and linearity.NAME in run.tables():
+        console.print(linearity.few_tokens(run, run.table(linearity.NAME)) or "")
     if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
         console.print(f"{goal}\n")
     if (not experiments or "stages" in experiments) and (found := run.stages):
@@ -173,6 +175,12 @@ def _print_probes(table: pl.DataFrame) -> None:
     console.print(shown)
 
 
+def _print_linearity(table: pl.DataFrame) -> None:
+    """Over all positions: both scores, and the KL of replacing and of dropping the block."""
+    metrics = (linearity.STREAM, linearity.WRITE, linearity.LINEAR_KL, linearity.DROP_KL)
+    _by_metric(*metrics)(table.filter(pl.col("positions") == linearity.ALL))
+
+
 def _print_rows(
     head: Sequence[str], rows: Callable[[pl.DataFrame], list[tuple[str, ...]]]
 ) -> Callable[[pl.DataFrame], None]:
@@ -209,6 +217,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
         for name in (ablation.HEADS, ablation.NEURONS)
     },
     sinks.MODEL: _print_rows(sinks.MODEL_HEAD, sinks.model_rows),
+    linearity.NAME: _print_linearity,
+    linearity.MEAN_NAME: _print_rows(linearity.MEAN_HEAD, linearity.mean_rows),
 }
 """Tables with their own printer."""
 

@@ -27,7 +27,7 @@ from depthscope.models.substitutes import reference_ids
 from depthscope.models.unembedding import Unembedding
 from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
-from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route, Step
+from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Replaced, Route, Step
 from depthscope.schema.manifest import GgufEntry
 from depthscope.shapes import Residual, TokenIds
 
@@ -272,6 +272,9 @@ class Model:
 
     def visit(self, step: Step, residual: Residual, arguments: Any, state: State | None = None) -> Residual:
         """The residual stream after one visit; `state` is what earlier blocks stored for later ones, and is written to."""
+        if isinstance(step, Replaced):
+            assert step.function is not None
+            return step.function(residual)
         if step.whole:
             return self.stack.call(step.block, residual, arguments, state)
         inside = self.inside.ablated(step, tuple(residual.shape[:2])) if step.inside else nullcontext()

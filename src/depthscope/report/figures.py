@@ -21,6 +21,7 @@ from depthscope.report.sections import (
     influence,
     layer_maps,
     lens,
+    linearity,
     massive,
     neurons,
     norms,
@@ -67,6 +68,7 @@ FIGURES: dict[str, Kind] = {
         ablation.NEURON_KIND,
         sinks.KIND,
         massive.KIND,
+        linearity.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

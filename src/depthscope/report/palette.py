@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import dependency, dimension, lens, massive, neurons, painters, probes, prune
+from depthscope.schema import dependency, dimension, lens, linearity, massive, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -155,6 +155,32 @@ MAGNITUDES = {
     for metric, *look in _MAGNITUDES
 }
 """The largest magnitudes of the residual stream, and the median."""
+LINEARITY = {
+    linearity.ALL: Look("linearity-all", "All positions", "all positions of the measured text", *INK, "circle", "●"),
+    linearity.NOT_FIRST: Look(
+        "linearity-not-first",
+        "Without first positions",
+        linearity.POSITIONS[linearity.NOT_FIRST],
+        "#0072B2",
+        "#56B4E9",
+        "triangle-up",
+        "▲",
+        "dash",
+    ),
+    "in_sample": Look(
+        "linearity-in-sample",
+        "In sample",
+        "all positions of the text that the maps were fitted on",
+        *SOFT,
+        "square-open",
+        "□",
+        "dot",
+    ),
+    "linear": Look(
+        "linearity-linear", "Replaced", "the block replaced by its affine fit", GREEN, GREEN, "diamond", "◆"
+    ),
+}
+"""Positions that linearity is over, and the block replaced by its affine fit."""
 
 LOOKS = {
     look.name: look
@@ -176,6 +202,7 @@ LOOKS = {
         *PAINTERS.values(),
         *DEPENDENCY.values(),
         *MAGNITUDES.values(),
+        *LINEARITY.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

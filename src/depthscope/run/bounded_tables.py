@@ -49,6 +49,8 @@ KEYS = {
     "neighbours": 64,
     "mode": 8,
     "position": 8,
+    "positions": 4,
+    "extreme": 4,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
@@ -110,6 +112,8 @@ OF_BLOCKS = (
     "sinks",
     "sink_heads",
     "massive_blocks",
+    "linearity",
+    "linearity_extremes",
 )
 """Tables by layer."""
 

@@ -11,6 +11,7 @@ from depthscope.schema import (
     heads,
     layer_maps,
     lens,
+    linearity,
     massive,
     neurons,
     norms,
@@ -73,6 +74,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             ablation.NEURON_ABLATION,
             sinks.EXPERIMENT,
             massive.EXPERIMENT,
+            linearity.EXPERIMENT,
         )
     ),
 )
