@@ -6,7 +6,19 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    attention,
+    effective_depth,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -144,6 +156,38 @@ def painters_tables(depth, documents):
     }
 
 
+def effective_depth_tables(depth, documents):
+    """effective_depth.parquet with one reading that does not exist, and the curves."""
+    curves = [(None, layer, metric) for layer in range(depth) for metric in effective_depth.COSINES]
+    curves += [("logit", layer, metric) for layer in range(depth + 1) for metric in effective_depth.LENS_CURVES]
+    rows = [
+        (
+            None if "cosine" in one.name else "logit",
+            one.name,
+            one.threshold,
+            1,
+            0,
+            2,
+            0.3,
+            0.2,
+            0.5,
+            0.9,
+            None,
+            1024,
+            documents,
+        )
+        for one in effective_depth.READINGS.values()
+    ]
+    rows[0] = (*rows[0][:3], *(None,) * 6, 0.0, "it never turns", 1024, documents)
+    schema = effective_depth.EFFECTIVE_DEPTH_CURVES_TABLE
+    return {
+        "effective_depth": pl.DataFrame(rows, schema=effective_depth.EFFECTIVE_DEPTH_TABLE, orient="row"),
+        "effective_depth_curves": pl.concat(
+            [estimates(schema, [(lens, layer)], [metric], documents) for lens, layer, metric in curves]
+        ),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +221,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **effective_depth_tables(depth, documents),
     }
 
 

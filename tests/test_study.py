@@ -23,6 +23,8 @@ from depthscope.studies.settings import command_options, study_options, study_se
 TABLES = [
     "attention",
     "attention_heads",
+    "effective_depth",
+    "effective_depth_curves",
     "geometry",
     "head_positions",
     "heads",
@@ -65,7 +67,7 @@ def test_what_a_model_cannot_do_is_said_and_the_rest_is_done(tmp_path):
     not_done = study.run.manifest.not_done
     assert set(not_done) == {"drop_attn", "drop_mlp", "norms", "attention", "similarity", "neurons", "heads", "probes"}
     assert all("\n" not in reason and len(reason) > 20 for reason in not_done.values())
-    assert study.run.tables() == ["geometry", "influence", "lens", "sweep"]
+    assert study.run.tables() == ["effective_depth", "effective_depth_curves", "geometry", "influence", "lens", "sweep"]
     assert study.run.complete
     for name in ("norms", "attention", "similarity", "neurons", "heads", "probes"):
         with pytest.raises(UnsupportedError, match="has no"):
