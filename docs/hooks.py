@@ -501,6 +501,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ci_low": "lower end of the 95 % interval over documents, in `unit` (of `kl_share` of resampled documents)",
         "ci_high": "upper end of the 95 % interval over documents, in `unit` (of `kl_share` of resampled documents)",
     },
+    "guess_refine.GUESS_REFINE_TABLE": {
+        "lens": "the lens",
+        "layer": "l of the residual stream x_l: before block l, and after the last block for the number of blocks",
+        "band": "rank of the lens's most likely token by frequency: `1-10`, `11-100`, `101-1000`, `rest`; for `overturned` "
+        "also `all`",
+        "mean": "the share, as a fraction; null for `overturned` of a band that is never predicted at this depth",
+        "tokens": "number of positions: all for `share`; for `overturned` those whose most likely token is in the band",
+        "documents": "number of documents (packs, clusters) with such positions, which the interval rests on",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

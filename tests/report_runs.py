@@ -9,6 +9,7 @@ from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
     attention,
     effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
@@ -222,6 +223,12 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
         **effective_depth_tables(depth, documents),
+        "guess_refine": estimates(
+            guess_refine.GUESS_REFINE_TABLE,
+            [("logit", layer, band) for layer in range(depth + 1) for band in (*guess_refine.BANDS, guess_refine.ALL)],
+            guess_refine.METRICS,
+            documents,
+        ),
     }
 
 

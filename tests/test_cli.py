@@ -99,6 +99,7 @@ SHARED = f"--window --bos {TEXT}"
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("effective-depth", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("guess-refine", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
         (
             "generate",

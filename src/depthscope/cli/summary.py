@@ -10,7 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import effective_depth, layer_maps, painters
+from depthscope.report.sections import effective_depth, guess_refine, layer_maps, painters
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -204,6 +204,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
     effective_depth.NAME: _print_rows(effective_depth.HEAD, effective_depth.reading_rows),
+    guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
 }
 """Tables with their own printer."""
 

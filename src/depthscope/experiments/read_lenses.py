@@ -136,7 +136,7 @@ def _decoded(lens: Lens, baseline: Baseline) -> Decoded:
         depth, token = np.argwhere(~np.isfinite(values).all(0))[0]
         raise NumericError(
             f"the lens gives NaN or infinity at depth {depth} of {baseline.model.name}, in "
-            f"{baseline.named(int(token) // baseline.ids.shape[1])}, although the residual streams are finite: expected another "
-            "--lens, another --dtype, or a text without that document"
+            f"{baseline.named(int(token) // baseline.ids.shape[1])}, although the residual streams are finite: expected "
+            "another --lens, another --dtype, or a text without that document"
         )
     return Decoded(values, torch.stack(tops) if tops else None)

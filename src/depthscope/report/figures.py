@@ -15,6 +15,7 @@ from depthscope.report.sections import (
     attention,
     effective_depth,
     geometry,
+    guess_refine,
     heads,
     influence,
     layer_maps,
@@ -57,6 +58,7 @@ FIGURES: dict[str, Kind] = {
         layer_maps.KIND,
         painters.KIND,
         effective_depth.KIND,
+        guess_refine.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

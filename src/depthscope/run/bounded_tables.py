@@ -47,12 +47,13 @@ KEYS = {
     "rank": 1024,
     "lens": 16,
     "reading": 32,
+    "band": 16,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
 FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry", "effective_depth_curves")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "effective_depth_curves", "guess_refine")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(

@@ -6,6 +6,7 @@ from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     attention,
     effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
@@ -63,6 +64,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
             effective_depth.EXPERIMENT,
+            guess_refine.EXPERIMENT,
         )
     ),
 )
