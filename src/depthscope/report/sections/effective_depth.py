@@ -134,7 +134,7 @@ def _title(reading: str) -> str:
 
 
 def _lens(name: str | None) -> str | None:
-    return LENSES[name].title if name in LENSES else name
+    return LENSES[name].title if name is not None and name in LENSES else name
 
 
 def _interval(one: dict[str, Any], form: str) -> str:
