@@ -11,6 +11,8 @@ from depthscope.schema import (
     attention,
     dependency,
     dimension,
+    effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
@@ -234,6 +236,38 @@ def massive_tables(depth, documents):
     }
 
 
+def effective_depth_tables(depth, documents):
+    """effective_depth.parquet with one reading that does not exist, and the curves."""
+    curves = [(None, layer, metric) for layer in range(depth) for metric in effective_depth.COSINES]
+    curves += [("logit", layer, metric) for layer in range(depth + 1) for metric in effective_depth.LENS_CURVES]
+    rows = [
+        (
+            None if "cosine" in one.name else "logit",
+            one.name,
+            one.threshold,
+            1,
+            0,
+            2,
+            0.3,
+            0.2,
+            0.5,
+            0.9,
+            None,
+            1024,
+            documents,
+        )
+        for one in effective_depth.READINGS.values()
+    ]
+    rows[0] = (*rows[0][:3], *(None,) * 6, 0.0, "it never turns", 1024, documents)
+    schema = effective_depth.EFFECTIVE_DEPTH_CURVES_TABLE
+    return {
+        "effective_depth": pl.DataFrame(rows, schema=effective_depth.EFFECTIVE_DEPTH_TABLE, orient="row"),
+        "effective_depth_curves": pl.concat(
+            [estimates(schema, [(lens, layer)], [metric], documents) for lens, layer, metric in curves]
+        ),
+    }
+
+
 def linearity_tables(depth, documents):
     """linearity.parquet and its means and extremes: the first block's."""
     keys = [(layer, positions) for layer in range(depth) for positions in linearity.POSITIONS]
@@ -294,6 +328,13 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **sinks_tables(depth, heads_per_layer, documents),
         **massive_tables(depth, documents),
         **linearity_tables(depth, documents),
+        **effective_depth_tables(depth, documents),
+        "guess_refine": estimates(
+            guess_refine.GUESS_REFINE_TABLE,
+            [("logit", layer, band) for layer in range(depth + 1) for band in (*guess_refine.BANDS, guess_refine.ALL)],
+            guess_refine.METRICS,
+            documents,
+        ),
     }
 
 

@@ -100,6 +100,8 @@ SHARED = f"--window --bos {TEXT}"
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
         ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("effective-depth", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("guess-refine", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
         ("sinks", SHARED),
         (

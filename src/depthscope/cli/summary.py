@@ -10,7 +10,16 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import ablation, dependency, layer_maps, linearity, painters, sinks
+from depthscope.report.sections import (
+    ablation,
+    dependency,
+    effective_depth,
+    guess_refine,
+    layer_maps,
+    linearity,
+    painters,
+    sinks,
+)
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -219,6 +228,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     sinks.MODEL: _print_rows(sinks.MODEL_HEAD, sinks.model_rows),
     linearity.NAME: _print_linearity,
     linearity.MEAN_NAME: _print_rows(linearity.MEAN_HEAD, linearity.mean_rows),
+    effective_depth.NAME: _print_rows(effective_depth.HEAD, effective_depth.reading_rows),
+    guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
 }
 """Tables with their own printer."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from enum import Flag, auto
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class Keep(Flag):
     SILENCED = auto()
     """Every block's output with its MLP ablated and, in a parallel block, with its attention ablated: both follow from the
     baseline run (Model.shares_components)."""
+    TOP_TOKENS = auto()
+    """The most likely tokens at every depth, where a lens is read: they are collected in the lens's own pass."""
 
 
 class Baseline:
@@ -51,7 +54,7 @@ class Baseline:
     ) -> None:
         model.check_ids(ids)
         model.check_ids(targets)
-        self.model, self.named = model, named
+        self.model, self.named, self.keep = model, named, keep
         self.ids, self.targets = ids.to(model.device), targets.to(model.device)
         self.slice_width, self.reductions = slice_width, reductions
         self.entry = model.stack.enter(self.ids)
@@ -67,6 +70,8 @@ class Baseline:
         self._hidden: Hidden | None = None
         self._reference: Reference | None = None
         self._measured: TokenMeasures | None = None
+        self.shared: dict[Any, Any] = {}
+        """What one reading of this run has computed and others use, by a key that says what it is."""
         try:
             for block in range(model.depth):
                 self.residuals.append(self._after(block, self.residuals[-1], keep))
@@ -89,6 +94,7 @@ class Baseline:
         part._hidden = None if self._hidden is None else self._hidden[slice(*tokens)]
         part._reference = None if self._reference is None else self._reference.rows(*tokens)
         part._measured = None
+        part.shared = {}
         return part
 
     def reduced_with(self, slice_width: int | None, reductions: Reductions | None) -> "Baseline":
@@ -99,6 +105,7 @@ class Baseline:
         other = copy(self)
         other.slice_width, other.reductions = wanted
         other._reference = other._measured = None
+        other.shared = {}
         return other
 
     @property
@@ -148,7 +155,7 @@ class Baseline:
     def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
         state = copied(self.states[-1])
         self.states.append(state)
-        if not keep:
+        if not keep & (Keep.WRITES | Keep.SILENCED):
             return self.model.visit(Step(block), residual, self.entry.arguments, state)
         with self.model.writers.watched(block) as written:
             after = self.model.visit(Step(block), residual, self.entry.arguments, state)

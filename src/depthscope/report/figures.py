@@ -16,7 +16,9 @@ from depthscope.report.sections import (
     attention,
     dependency,
     dimension,
+    effective_depth,
     geometry,
+    guess_refine,
     heads,
     influence,
     layer_maps,
@@ -69,6 +71,8 @@ FIGURES: dict[str, Kind] = {
         sinks.KIND,
         massive.KIND,
         linearity.KIND,
+        effective_depth.KIND,
+        guess_refine.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

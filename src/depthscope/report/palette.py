@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import dependency, dimension, lens, linearity, massive, neurons, painters, probes, prune
+from depthscope.schema import (
+    dependency,
+    dimension,
+    guess_refine,
+    lens,
+    linearity,
+    massive,
+    neurons,
+    painters,
+    probes,
+    prune,
+)
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 
@@ -182,6 +193,18 @@ LINEARITY = {
 }
 """Positions that linearity is over, and the block replaced by its affine fit."""
 
+_BANDS = (
+    ("Rank 1 to 10", "of the ten most frequent tokens", "#D55E00", "#D55E00", "square", "■"),
+    ("11 to 100", "of the next 90", "#0072B2", "#56B4E9", "circle", "●"),
+    ("101 to 1,000", "of the next 900", GREEN, GREEN, "triangle-up", "▲"),
+    ("Rest", "of all others, those that do not occur in the text too", *SOFT, "diamond", "◆"),
+)
+BANDS = {
+    band: Look(f"band-{band}", title, definition, *look)
+    for band, (title, definition, *look) in zip(guess_refine.BANDS, _BANDS, strict=True)
+}
+"""Bands of tokens by frequency."""
+
 LOOKS = {
     look.name: look
     for look in (
@@ -203,6 +226,7 @@ LOOKS = {
         *DEPENDENCY.values(),
         *MAGNITUDES.values(),
         *LINEARITY.values(),
+        *BANDS.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

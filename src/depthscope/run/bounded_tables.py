@@ -51,6 +51,9 @@ KEYS = {
     "position": 8,
     "positions": 4,
     "extreme": 4,
+    "lens": 16,
+    "reading": 32,
+    "band": 16,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
@@ -80,6 +83,8 @@ OF_STREAMS = (
     "massive",
     "massive_dimensions",
     "massive_extremes",
+    "effective_depth_curves",
+    "guess_refine",
 )
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (

@@ -8,6 +8,8 @@ from depthscope.schema import (
     attention,
     dependency,
     dimension,
+    effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
@@ -75,6 +77,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             sinks.EXPERIMENT,
             massive.EXPERIMENT,
             linearity.EXPERIMENT,
+            effective_depth.EXPERIMENT,
+            guess_refine.EXPERIMENT,
         )
     ),
 )
