@@ -106,7 +106,11 @@ def _look(name: str, number: int) -> Look:
     kind = LENSES.get(name)  # a lens that a reader of the run need not have registered
     if name == lens.TUNED:
         return TUNED
-    return replace(OWN if number == 0 else CONTROL, title=kind.title if kind else name)
+    return replace(
+        OWN if number == 0 else CONTROL,
+        title=kind.title if kind else name,
+        definition=kind.definition if kind else "a lens that is not registered here",
+    )
 
 
 def reading_rows(readings: pl.DataFrame) -> list[tuple[str, ...]]:
