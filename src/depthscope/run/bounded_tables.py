@@ -45,12 +45,14 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "property": 16,
+    "label": 64,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step")
 FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "depth_probes", "depth_probes_best")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(

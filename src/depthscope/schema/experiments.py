@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     attention,
+    depth_probes,
     heads,
     layer_maps,
     lens,
@@ -61,6 +62,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            depth_probes.EXPERIMENT,
         )
     ),
 )
