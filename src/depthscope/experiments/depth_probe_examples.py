@@ -16,7 +16,7 @@ from depthscope.data.token_properties import NONE, frequent, spelling, suffix_cl
 from depthscope.data.windows import Windows
 from depthscope.errors import DataError
 from depthscope.models.model import Model
-from depthscope.schema.depth_probes import FIRST, FREQUENT, LATER, NO_SUFFIX, WORD_CLASSES
+from depthscope.schema.depth_probes import FIRST, FREQUENT, LATER, NO_SUFFIX, PROPERTIES, WORD_CLASSES
 
 EXAMPLES = 4_000
 SPAN = 131_072
@@ -47,7 +47,7 @@ class Labelled:
     def with_fewer(
         self, number: int, training: Bool[np.ndarray, " examples"], generator: np.random.Generator
     ) -> "Labelled":
-        """With at most as many examples of class `number` as of all others, in training and in test; which is drawn at random."""
+        """With at most as many examples of class `number` as of all others, in training and in test, drawn at random."""
         labels = self.labels.copy()
         for part in (training, ~training):
             of_class = generator.permutation(np.flatnonzero(part & (labels == number)))
@@ -106,36 +106,46 @@ def draw_examples(windows: Windows, numbers: int, seed: int, most: int = EXAMPLE
     return Examples(window, position, document, ~np.isin(document, test), *tokens)
 
 
-def label(model: Model, examples: Examples, suffixes: Sequence[str]) -> tuple[dict[str, Labelled], dict[str, str]]:
+def label(
+    model: Model, examples: Examples, suffixes: Sequence[str], seed: int
+) -> tuple[dict[str, Labelled], dict[str, str]]:
     """The classes of each property by its name, and why others cannot be probed."""
-    vocabulary = vocabulary_of(model)
-    spelled, train = spelling(vocabulary), examples.training
-    token, previous = examples.token, examples.previous
-    often = {"token": token, "previous_token": previous}
-    kinds = {name: frequent(tokens, train, FREQUENT) for name, tokens in often.items()}
-    found = {
-        name: Labelled(which(tokens, kinds[name]), tuple(map(vocabulary.shown, kinds[name].tolist())))
-        for name, tokens in often.items()
-    }
-    if model.tokenizer is not None:
-        ending = suffix_class(vocabulary, suffixes)[examples.following]
-        found |= {
-            "word_class": Labelled(word_class(spelled, token, previous), WORD_CLASSES),
-            "word_position": Labelled(word_position(spelled, token, previous), (FIRST, LATER)),
-            "next_suffix": Labelled(ending, (*(f"-{one}" for one in suffixes), NO_SUFFIX)).with_fewer(
-                len(suffixes), train, np.random.default_rng(seed)
-            ),
-        }
     labelled, refused = {}, {}
-    for name, one in found.items():
-        kept = one.without_rare(train)
-        counts = kept.counts(train).sum(0)
-        if len(kept.names) < 2 or (counts < FEWEST).any():
-            refused[name] = (
-                f"{len(kept.names)} of its {len(one.names)} classes have at least {FEWEST_OF_CLASS[0]} training and "
-                f"{FEWEST_OF_CLASS[1]} test examples, {counts[0]} and {counts[1]} in all, of {len(examples):,} positions; "
-                f"expected two classes with {FEWEST[0]} and {FEWEST[1]}: use more --tokens"
-            )
-        else:
+    for name, found in _properties(model, examples, suffixes, seed).items():
+        kept = found.without_rare(examples.training)
+        counts = kept.counts(examples.training).sum(0)
+        if len(kept.names) >= 2 and (counts >= FEWEST).all():
             labelled[name] = kept
+        else:
+            of_class, in_all = (
+                f"{training} training and {test} test examples" for training, test in (FEWEST_OF_CLASS, FEWEST)
+            )
+            refused[name] = (
+                f"of {len(examples):,} positions of the text, {counts[0]} are training and {counts[1]} test examples of its "
+                f"{len(kept.names)} classes with at least {of_class}; expected two such classes and {in_all}. Use more --tokens"
+            )
+    if model.tokenizer is None:
+        reason = f"{model.name} came without a tokenizer, so the text of its tokens is not known"
+        refused |= {name: reason for name in PROPERTIES if name not in {*labelled, *refused}}
     return labelled, refused
+
+
+def _properties(model: Model, examples: Examples, suffixes: Sequence[str], seed: int) -> dict[str, Labelled]:
+    """All classes of each property; without a tokenizer only of the tokens themselves."""
+    vocabulary, train = vocabulary_of(model), examples.training
+    token, previous = examples.token, examples.previous
+    found = {}
+    for name, tokens in (("token", token), ("previous_token", previous)):
+        kinds = frequent(tokens, train, FREQUENT)
+        found[name] = Labelled(which(tokens, kinds), tuple(map(vocabulary.shown, kinds.tolist())))
+    if model.tokenizer is None:
+        return found
+    spelled = spelling(vocabulary)
+    ends = Labelled(
+        suffix_class(vocabulary, suffixes)[examples.following], (*(f"-{one}" for one in suffixes), NO_SUFFIX)
+    )
+    return found | {
+        "word_class": Labelled(word_class(spelled, token, previous), WORD_CLASSES),
+        "word_position": Labelled(word_position(spelled, token, previous), (FIRST, LATER)),
+        "next_suffix": ends.with_fewer(len(suffixes), train, np.random.default_rng(seed)),
+    }

@@ -62,12 +62,9 @@ class DepthProbes:
         self.depths = model.depth + 1
         self.examples = draw_examples(windows, self.depths * width, seed, most)
         suffixes = list(dict.fromkeys(suffixes))
-        self.labelled, refused = label(model, self.examples, suffixes)
+        self.labelled, refused = label(model, self.examples, suffixes, seed)
         if not self.labelled:
             raise DataError(f"probes by depth cannot be fitted: {next(iter(refused.values()))}")
-        if model.tokenizer is None:
-            reason = f"{model.name} came without a tokenizer, so the text of its tokens is not known"
-            refused |= {name: reason for name in PROPERTIES if name not in {*self.labelled, *refused}}
         self.not_done = {f"the probe of {PROPERTIES[name].title.lower()}": why for name, why in refused.items()}
         self.seed = seed
         self.places = {

@@ -90,14 +90,14 @@ PROPERTIES = {
         Property(
             name="word_position",
             title="Position in the word",
-            definition="of a token that begins with a letter (after a space or not): the first token of a word, or a later one, "
-            "which follows a letter without a space",
+            definition="of a token that begins with a letter, after a space or not: whether it is the first token of a word or "
+            "a later one, which follows a letter without a space",
         ),
         Property(
             name="next_suffix",
             title="Suffix of the next token",
-            definition="which of the suffixes of `--suffixes` the next token ends in (the longest), or none of them; a spelling, "
-            "not grammar: “is” ends in “s”",
+            definition="which of the suffixes of `--suffixes` the next token ends in (the longest), or none of them, of which "
+            "only as many examples are used as end in one; a spelling, not grammar: “is” ends in “s”",
         ),
     )
 }
@@ -139,8 +139,8 @@ def _check_suffixes(suffixes: Sequence[str]) -> None:
     if wrong or not 1 <= len(set(suffixes)) <= MOST_SUFFIXES:
         found = shown(wrong[0]) if wrong else f"{len(set(suffixes))} suffixes"
         raise DepthscopeError(
-            f"suffixes of the next token: expected 1 to {MOST_SUFFIXES}, each of 1 to {LONGEST_SUFFIX} letters, such as ing,ed, "
-            f"got {found}"
+            f"suffixes of the next token: expected 1 to {MOST_SUFFIXES}, each of 1 to {LONGEST_SUFFIX} letters, such as "
+            f"ing,ed, got {found}"
         )
 
 
