@@ -13,6 +13,7 @@ from depthscope.report.panels import AXES, LAYER, Heat, Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
     attention,
+    depth_probes,
     geometry,
     heads,
     influence,
@@ -55,6 +56,7 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        depth_probes.KIND,
     )
 }
 """The built-in figures, in the order of the page."""
