@@ -6,7 +6,19 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    attention,
+    depth_probes,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
@@ -144,6 +156,19 @@ def painters_tables(depth, documents):
     }
 
 
+def depth_probe_tables(depth, documents):
+    """depth_probes.parquet with every property, where each is best, and classes with a hostile name."""
+    keys = [(name, layer) for name in depth_probes.PROPERTIES for layer in range(depth + 1)]
+    places = (None, None) if documents == 1 else (1, depth)
+    best = [(name, 1, *places) for name in depth_probes.PROPERTIES]
+    classes = [(name, label, 60, 30) for name in depth_probes.PROPERTIES for label in ("␣the", HOSTILE)]
+    return {
+        "depth_probes": estimates(depth_probes.DEPTH_PROBES_TABLE, keys, depth_probes.METRICS, documents),
+        "depth_probes_best": estimates(depth_probes.DEPTH_PROBES_BEST_TABLE, best, depth_probes.BEST_OF, documents),
+        "depth_probes_classes": pl.DataFrame(classes, schema=depth_probes.DEPTH_PROBES_CLASSES_TABLE, orient="row"),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +202,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **depth_probe_tables(depth, documents),
     }
 
 

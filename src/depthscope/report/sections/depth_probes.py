@@ -10,7 +10,7 @@ from depthscope.report.measured import Series, Value, read_table, series, spoken
 from depthscope.report.palette import ATTENTION, CONTROL, OWN, REFERENCE
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section, TextTable
-from depthscope.report.wording import counted_units, ends, listed
+from depthscope.report.wording import counted_units, ends
 from depthscope.run.store import RunDirectory
 from depthscope.schema.depth_probes import (
     ACCURACY,
@@ -69,7 +69,7 @@ def build(run: RunDirectory) -> Section:
         legend=(PROBE, CONTROL_TASK, BY_TOKEN, MAJORITY),
         notes=[
             f"x_l is the residual stream before layer l, and after the last layer for l = L. Test examples are from {units}, "
-            "which no probe was trained on."
+            "which no probe was trained on. In brackets: 95% intervals over them, of a best depth by a bootstrap."
         ],
         tables=[
             TextTable(
@@ -131,7 +131,7 @@ def _points(row: dict[str, Any]) -> str:
 def _between(row: dict[str, Any]) -> str:
     if row["layer_low"] is None or row["layer_high"] is None:
         return ""
-    return f" (95% interval x_{row['layer_low']} to x_{row['layer_high']})"
+    return f" (x_{row['layer_low']} to x_{row['layer_high']})"
 
 
 def best_rows(best: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -152,7 +152,8 @@ def _class_rows(classes: pl.DataFrame) -> list[tuple[str, ...]]:
     for name, one in PROPERTIES.items():
         of = classes.filter(property=name)
         if not of.is_empty():
-            names = listed([str(label) for label in of["label"]], MOST_CLASSES)
+            labels = [str(label) for label in of["label"]]
+            names = " · ".join([*labels[:MOST_CLASSES], *(["…"] if len(labels) > MOST_CLASSES else [])])
             rows.append((one.title, names, f"{of['training'].sum():,}", f"{of['test'].sum():,}"))
     return rows
 
