@@ -15,6 +15,7 @@ from depthscope.schema import (
     neurons,
     norms,
     painters,
+    patching,
     probes,
     similarity,
     tasks,
@@ -169,6 +170,22 @@ def depth_probe_tables(depth, documents):
     }
 
 
+def patching_tables(depth, documents):
+    """patching.parquet with every group, and where the word's effect moves."""
+    keys = [(group, layer) for group in patching.GROUPS for layer in range(depth + 1)]
+    halves = [(patching.WORD, 2), (patching.LAST, 1)]
+    metrics = (patching.HALF_DEPTH, patching.LARGEST)
+    depths = [
+        estimates(patching.PATCHING_DEPTHS_TABLE, where, [metric], documents)
+        for where, metric in zip((halves, [(patching.BETWEEN, 1)]), metrics, strict=True)
+    ]
+    corrupted = estimates(patching.PATCHING_TABLE, [(patching.NOTHING, 0)], [patching.KL], documents)
+    return {
+        "patching": pl.concat([estimates(patching.PATCHING_TABLE, keys, patching.METRICS, documents), corrupted]),
+        "patching_depths": pl.concat(depths),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -203,6 +220,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
         **depth_probe_tables(depth, documents),
+        **patching_tables(depth, documents),
     }
 
 

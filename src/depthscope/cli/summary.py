@@ -10,7 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import depth_probes, layer_maps, painters
+from depthscope.report.sections import depth_probes, layer_maps, painters, patching
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -204,6 +204,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
     depth_probes.BEST: _print_rows(depth_probes.BEST_HEAD, depth_probes.best_rows),
+    patching.DEPTHS: _print_rows(patching.DEPTHS_HEAD, patching.depth_rows),
 }
 """Tables with their own printer."""
 

@@ -23,6 +23,7 @@ from depthscope.report.sections import (
     norms,
     overview,
     painters,
+    patching,
     probes,
     prune,
     similarity,
@@ -57,6 +58,7 @@ FIGURES: dict[str, Kind] = {
         layer_maps.KIND,
         painters.KIND,
         depth_probes.KIND,
+        patching.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

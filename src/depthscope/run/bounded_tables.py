@@ -52,7 +52,7 @@ KEYS = {
 SECOND_PLACES = ("other", "head", "neuron", "step")
 FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry", "depth_probes", "depth_probes_best")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "depth_probes", "depth_probes_best", "patching", "patching_depths")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(

@@ -12,6 +12,7 @@ from depthscope.schema import (
     neurons,
     norms,
     painters,
+    patching,
     probes,
     prune,
     similarity,
@@ -63,6 +64,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
             depth_probes.EXPERIMENT,
+            patching.EXPERIMENT,
         )
     ),
 )
