@@ -177,13 +177,13 @@ def test_words_are_classed_by_their_spelling():
 
 def test_a_study_with_text_has_all_properties_and_can_be_resumed(tmp_path):
     model = load(save("llama", tmp_path / "model"))
-    asked = {"window": 64, "experiments": "depth_probes", "progress": False}
-    study = ds.study(model, ds.corpus(tokens=1536), out=tmp_path / "run", **asked)
+    asked = {"window": 32, "experiments": "depth_probes", "progress": False}
+    study = ds.study(model, ds.corpus(tokens=1024), out=tmp_path / "run", **asked)
     assert study.table(NAME)["property"].unique(maintain_order=True).to_list() == list(PROPERTIES)
     assert study.table("depth_probes_classes").filter(property="word_class")["label"].to_list()[0] == "function word"
     before = (tmp_path / "run" / "tables" / "depth_probes.parquet").read_bytes()
     next((tmp_path / "run" / "shards" / NAME).iterdir()).unlink()
-    ds.study(model, ds.corpus(tokens=1536), out=tmp_path / "run", **asked)
+    ds.study(model, ds.corpus(tokens=1024), out=tmp_path / "run", **asked)
     assert (tmp_path / "run" / "tables" / "depth_probes.parquet").read_bytes() == before
     assert NAME in experiment_names(["deep"])
 

@@ -52,8 +52,8 @@ def build(run: RunDirectory) -> Section:
     distance = run.settings.of(NAME).get("patch_distance", "some")
     corrupted = series(table, KL, group=NOTHING)
     note = (
-        f"{table['tokens'].max()} pairs of prompts from {units}; the prediction is measured {distance} tokens after the exchanged "
-        "word. x_l is the residual stream before layer l, and after the last layer for l = L."
+        f"{table['tokens'].max()} pairs of prompts from {units}; the prediction is measured {distance} tokens after the "
+        "exchanged word. x_l is the residual stream before layer l, and after the last layer for l = L."
     )
     return Section(
         panels=[panel for metric in METRICS if (panel := _panel(table, metric, last))],
@@ -108,14 +108,14 @@ def _sentences(depths: pl.DataFrame, corrupted: Value | None) -> list[str]:
         return []
     (_, _, word), (_, _, last) = found[WORD], found[LAST]
     said = [
-        f"The word’s own position carries more than half of its effect up to depth {spoken(word, HALF_DEPTH)}; the last position "
-        f"does from depth {spoken(last, HALF_DEPTH)} on: in between, attention moves it."
+        "Put back at the word’s own position, the clean stream recovers more than half of the prediction up to depth "
+        f"{spoken(word, HALF_DEPTH)}; at the last position it does so from depth {spoken(last, HALF_DEPTH)} on."
     ]
     if BETWEEN in found:
         layer, _, most = found[BETWEEN]
         clear = ends(most)[0] > 0
         said.append(
-            f"The positions between carry at most {spoken(most, RECOVERED)} of it, at depth {layer}"
+            f"At the positions between it recovers at most {spoken(most, RECOVERED)}, at depth {layer}"
             + ("." if clear else ", which is not clearly above 0.")
         )
     if corrupted is not None:
