@@ -77,9 +77,8 @@ def main() -> None:
     asked = parser.parse_args()
     found = costs(asked.model, asked.experiments, asked.tokens, asked.window, asked.rounds)
     print(f"{asked.model}, {asked.tokens} tokens, windows of {asked.window}; {platform.machine()}; {date.today()}")
-    print(
-        "| experiment | tokens/s of CPU time | drop sweep, tokens/s | time over the sweep's | tables, s |\n|---|---|---|---|---|"
-    )
+    print("| experiment | tokens/s of CPU time | drop sweep, tokens/s | time over the sweep's | tables, s |")
+    print("|---|---|---|---|---|")
     drop = found[SWEEP][0]
     for name in asked.experiments:
         speed, tables = found[name]
