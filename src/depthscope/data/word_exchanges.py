@@ -162,8 +162,8 @@ def _chosen(
     order = generator.permutation(np.flatnonzero(possible))
     seen: dict[int, int] = {}
     turns = []
-    for row in order.tolist():
-        turn = seen[document[row]] = seen.get(document[row], -1) + 1
+    for row, number in zip(order.tolist(), document[order].tolist(), strict=True):
+        turn = seen[number] = seen.get(number, -1) + 1
         if turn < PAIRS_PER_DOCUMENT:
             turns.append((turn, row))
     turns.sort(key=lambda one: one[0])  # stable: within a turn still in random order

@@ -19,11 +19,12 @@ from depthscope.data.windows import Windows
 from depthscope.data.word_exchanges import MOST_FREQUENT, PAIRS_PER_DOCUMENT, SPAN, WordPairs, word_pairs
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare, reference
+from depthscope.engine.sizes import sizes_for
 from depthscope.experiments.document_sums import Rows, estimate_columns
 from depthscope.experiments.experiment import Subject
 from depthscope.models.finite import Named, window_of_batch
 from depthscope.models.model import Model
-from depthscope.models.state import copied
+from depthscope.models.state import State, copied, mapped, together
 from depthscope.routes import Step
 from depthscope.schema.metric import Metric
 from depthscope.schema.patching import (
@@ -43,11 +44,11 @@ from depthscope.schema.patching import (
 from depthscope.shapes import Hidden, Residual, TokenIds
 from depthscope.statistics.estimate import Estimate
 from depthscope.statistics.ratio_of_sums import crossing_estimate, ratio_estimate
-from depthscope.statistics.simultaneous import together
+from depthscope.statistics.simultaneous import together as at_once
 
 NAME, DEPTHS = "patching", "patching_depths"
 PER_UNIT = 16
-"""Pairs of a work unit: with prompts of 32 tokens as many tokens in one call of a block as it runs fast on."""
+"""Pairs of a work unit, whose patched runs from all depths are in memory at once."""
 HALF = 0.5
 
 
@@ -127,24 +128,43 @@ def patched_divergences(
     """
     # The tokens after a prompt are not needed: nothing is measured against them.
     own, other = (Baseline(model, ids, ids, named=named) for ids in (clean, corrupted))
-    streams: dict[tuple[int, int], Residual] = {}
-    states = {}
+    streams: list[Residual] = []
+    states: list[State] = []
     model.stack.expect(range(model.depth))
     for depth in range(model.depth + 1):
-        for group, positions in enumerate(groups):
+        for positions in map(list, groups):
             patched = other.residuals[depth].clone()
-            patched[:, list(positions)] = own.residuals[depth][:, list(positions)]
-            streams[group, depth] = patched
-            states[group, depth] = copied(other.states[depth])
+            patched[:, positions] = own.residuals[depth][:, positions]
+            streams.append(patched)
+            states.append(copied(other.states[depth]))
         if depth < model.depth:
-            for key, residual in streams.items():
-                streams[key] = model.visit(Step(depth), residual, other.entry.arguments, states[key])
-    ends = [other.residuals[-1], *(streams[group, d] for group in range(len(groups)) for d in range(model.depth + 1))]
-    hidden = torch.cat([_last(model, residual) for residual in ends])
+            streams, states = _visited(model, depth, other, streams, states)
+    hidden = torch.cat([_last(model, residual) for residual in (other.residuals[-1], *streams)])
     targets = clean[:, -1].to(hidden.device)
     found = compare(model.unembedding, reference(model.unembedding, _last(model, own.residuals[-1])), hidden, targets)
-    kl = found.kl.double().cpu().numpy().reshape(len(ends), -1)
-    return kl[0], kl[1:].reshape(len(groups), model.depth + 1, -1)
+    kl = found.kl.double().cpu().numpy().reshape(1 + len(streams), -1)
+    return kl[0], kl[1:].reshape(model.depth + 1, len(groups), -1).transpose(1, 0, 2)
+
+
+def _visited(
+    model: Model, block: int, corrupted: Baseline, streams: Sequence[Residual], states: Sequence[State]
+) -> tuple[list[Residual], list[State]]:
+    """All patched streams and their states after a block, several of them in one call where they are small."""
+    batch, tokens = len(corrupted.ids), corrupted.ids.numel()
+    copies = max(1, sizes_for(model.device, model.unembedding.weight.shape[1]).together // tokens)
+    after: list[Residual] = []
+    left: list[State] = []
+    for start in range(0, len(streams), copies):
+        part = streams[start : start + copies]
+        arguments = model.stack.arguments(corrupted.ids, len(part)) if len(part) > 1 else corrupted.entry.arguments
+        state = together(states[start : start + copies])
+        after += model.visit(Step(block), torch.cat(list(part)), arguments, state).split(batch)
+        left += [_rows(state, slice(row, row + batch)) for row in range(0, len(part) * batch, batch)]
+    return after, left
+
+
+def _rows(state: State, rows: slice) -> State:
+    return mapped(state, lambda kept: kept[rows])
 
 
 def _last(model: Model, residual: Float[Tensor, "batch seq d_model"]) -> Hidden:
@@ -166,8 +186,8 @@ def _depths(
             found = crossing_estimate(curves[group], own, HALF, rising, pairs)
             if np.isfinite(found.mean[0]):
                 add(group, int(np.ceil(found.mean[0])), HALF_DEPTH, found)
-        between = together(curves[BETWEEN], own, positive=False)
+        between = at_once(curves[BETWEEN], own, positive=False)
         best = int(between.mean.argmax())
-        bounds = (np.array([one[best]]) for one in (between.mean, between.low, between.high))
-        add(BETWEEN, best, LARGEST, Estimate(*bounds, pairs, len(own)))
+        mean, low, high = (np.array([one[best]]) for one in (between.mean, between.low, between.high))
+        add(BETWEEN, best, LARGEST, Estimate(mean, low, high, pairs, len(own)))
     return pl.concat([pl.DataFrame(schema=PATCHING_DEPTHS_TABLE), *rows])
