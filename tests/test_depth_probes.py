@@ -6,6 +6,7 @@ import naive
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from families import DEPTH, VOCABULARY, tiny_model
 from report_runs import HOSTILE, depth_probe_tables, make_run
 from sklearn.linear_model import LogisticRegression
@@ -17,6 +18,7 @@ import depthscope as ds
 from depthscope.data.token_classes import Vocabulary
 from depthscope.data.token_properties import NONE, spelling, suffix_class, word_class, word_position
 from depthscope.data.windows import Windows
+from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError, DepthscopeError
 from depthscope.experiments.depth_probes import CONTROLS, NAME, DepthProbes
 from depthscope.models.load import load
@@ -102,6 +104,12 @@ def test_the_most_that_is_drawn_bounds_the_shards():
     model = Model(tiny_model("gpt2"), None, name="gpt2")
     probes = DepthProbes(model, text(60, 5), ["ing"], most=300)
     assert len(probes.examples) == probes.settings["examples"] == 300
+    read = TEXT.part(0, 33)
+    probes = DepthProbes(model, TEXT, ["ing"])
+    with torch.inference_mode():
+        first = probes.read(Baseline(model, *read.batch()), read)
+    assert probes.tables([first])["depth_probes_classes"]["training"].sum() > 0, "a text of which only a part was read"
+    assert probes.tables([first.clear()])[NAME].is_empty()
     train = probes.examples.training
     assert not set(probes.examples.document[train]) & set(probes.examples.document[~train])
 
