@@ -2,7 +2,7 @@
 
 scikit-learn's LogisticRegression with an L2 penalty, 1/2 ‖W‖² + C · Σ loss, on features standardised by mean and standard
 deviation of the training examples. Probes of one property at many depths are compared, so C is the same for all of them: chosen
-anew at every depth, it would add noise to the curve, and multiply its cost.
+for each depth, it would add noise to the curve and multiply its cost.
 """
 
 from dataclasses import dataclass
