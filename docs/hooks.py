@@ -291,6 +291,7 @@ _OF_BEST = _OF_MODES | {
     "ci_high": "upper end of the 95 % interval of all of the mode at once, in `unit`; null below 10 documents",
     "measured": "number of heads or neurons of the mode, which the intervals cover at once",
 }
+_DEPTH = "depth of the residual stream: l is before block l, L (the number of blocks) after the last one"
 MEANINGS: dict[str, dict[str, str]] = {
     "any": {
         "layer": "layer (block), from 0",
@@ -648,6 +649,55 @@ MEANINGS: dict[str, dict[str, str]] = {
         "mean": "the share, as a fraction; null for `overturned` of a band that is never predicted at this depth",
         "tokens": "number of positions: all for `share`; for `overturned` those whose most likely token is in the band",
         "documents": "number of documents (packs, clusters) with such positions, which the interval rests on",
+    },
+    "depth_probes.DEPTH_PROBES_TABLE": {
+        "property": "what is probed (`token`, `word_class`, …)",
+        "layer": _DEPTH,
+        "mean": "mean of the metric over test examples, in `unit`",
+        "tokens": "number of test examples the mean is over",
+        "documents": "number of test documents (or packs, or clusters) that the interval rests on",
+    },
+    "depth_probes.DEPTH_PROBES_BEST_TABLE": {
+        "property": "what is probed (`token`, `word_class`, …)",
+        "layer": "depth at which the metric's mean is highest, the first of equal ones",
+        "layer_low": "lower end of the 95 % bootstrap interval of that depth; null below 10 test documents",
+        "layer_high": "upper end of the 95 % bootstrap interval of that depth; null below 10 test documents",
+        "mean": "the metric's mean at that depth, in `unit`",
+        "ci_low": "lower end of the 95 % interval of all depths at once, in `unit`; null below 10 test documents",
+        "ci_high": "upper end of the 95 % interval of all depths at once, in `unit`; null below 10 test documents",
+        "tokens": "number of test examples the mean is over",
+        "documents": "number of test documents (or packs, or clusters) that the interval rests on",
+    },
+    "depth_probes.DEPTH_PROBES_CLASSES_TABLE": {
+        "property": "what is probed (`token`, `word_class`, …)",
+        "label": "the class: a token, a class of words, a place in the word, a suffix",
+        "training": "number of training examples of the class",
+        "test": "number of test examples of the class",
+    },
+    "depth_probes.depth_probes_shard": {
+        "example": "number of the example among all examples of the run, from 0",
+        "layer": _DEPTH,
+        "residual": "the residual stream at the example's position (64 is an example of its width)",
+    },
+    "patching.PATCHING_TABLE": {
+        "group": "positions that are patched: `word`, `between`, `last`; `none` is the corrupted run",
+        "layer": _DEPTH,
+        "mean": "of `kl` the mean over pairs, of `recovered` 1 − the ratio of sums over pairs, in `unit`",
+        "tokens": "number of pairs the mean is over, one position each",
+    },
+    "patching.PATCHING_DEPTHS_TABLE": {
+        "group": "positions that are patched: `word`, `last`, `between`",
+        "layer": "of `half_depth` the first depth beyond the crossing, of `largest_recovery` the depth of the largest mean",
+        "mean": "of `half_depth` the depth of the crossing, interpolated; of `largest_recovery` the recovered share",
+        "ci_low": "lower end of the 95 % interval, in `unit`; null below 10 documents",
+        "ci_high": "upper end of the 95 % interval, in `unit`; null below 10 documents",
+        "tokens": "number of pairs",
+    },
+    "patching.PATCHING_SHARD": {
+        "group": "positions that are patched: `word`, `between`, `last`; `none` is the corrupted run",
+        "layer": _DEPTH,
+        "tokens": "number of pairs of the document in the work unit",
+        "kl": "sum over these pairs of KL(clean‖patched) at the last position; nats",
     },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",

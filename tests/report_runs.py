@@ -10,6 +10,7 @@ from depthscope.schema import (
     ablation,
     attention,
     dependency,
+    depth_probes,
     dimension,
     effective_depth,
     guess_refine,
@@ -21,6 +22,7 @@ from depthscope.schema import (
     neurons,
     norms,
     painters,
+    patching,
     probes,
     similarity,
     sinks,
@@ -286,6 +288,35 @@ def linearity_tables(depth, documents):
     }
 
 
+def depth_probe_tables(depth, documents):
+    """depth_probes.parquet with every property, where each is best, and classes with a hostile name."""
+    keys = [(name, layer) for name in depth_probes.PROPERTIES for layer in range(depth + 1)]
+    places = (None, None) if documents == 1 else (1, depth)
+    best = [(name, 1, *places) for name in depth_probes.PROPERTIES]
+    classes = [(name, label, 60, 30) for name in depth_probes.PROPERTIES for label in ("␣the", HOSTILE)]
+    return {
+        "depth_probes": estimates(depth_probes.DEPTH_PROBES_TABLE, keys, depth_probes.METRICS, documents),
+        "depth_probes_best": estimates(depth_probes.DEPTH_PROBES_BEST_TABLE, best, depth_probes.BEST_OF, documents),
+        "depth_probes_classes": pl.DataFrame(classes, schema=depth_probes.DEPTH_PROBES_CLASSES_TABLE, orient="row"),
+    }
+
+
+def patching_tables(depth, documents):
+    """patching.parquet with every group, and where the word's effect moves."""
+    keys = [(group, layer) for group in patching.GROUPS for layer in range(depth + 1)]
+    halves = [(patching.WORD, 2), (patching.LAST, 1)]
+    metrics = (patching.HALF_DEPTH, patching.LARGEST)
+    depths = [
+        estimates(patching.PATCHING_DEPTHS_TABLE, where, [metric], documents)
+        for where, metric in zip((halves, [(patching.BETWEEN, 1)]), metrics, strict=True)
+    ]
+    corrupted = estimates(patching.PATCHING_TABLE, [(patching.NOTHING, 0)], [patching.KL], documents)
+    return {
+        "patching": pl.concat([estimates(patching.PATCHING_TABLE, keys, patching.METRICS, documents), corrupted]),
+        "patching_depths": pl.concat(depths),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -335,6 +366,8 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
             guess_refine.METRICS,
             documents,
         ),
+        **depth_probe_tables(depth, documents),
+        **patching_tables(depth, documents),
     }
 
 

@@ -92,6 +92,7 @@ SHARED = f"--window --bos {TEXT}"
             "study",
             "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
             f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
+            f"--queries --suffix --kind --band --suffixes --patch-distance {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("dimension", SHARED),

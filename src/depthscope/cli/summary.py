@@ -13,11 +13,13 @@ from depthscope.report.measured import Value, give_or_take
 from depthscope.report.sections import (
     ablation,
     dependency,
+    depth_probes,
     effective_depth,
     guess_refine,
     layer_maps,
     linearity,
     painters,
+    patching,
     sinks,
 )
 from depthscope.report.sections.heads import of_a_kind
@@ -230,6 +232,8 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     linearity.MEAN_NAME: _print_rows(linearity.MEAN_HEAD, linearity.mean_rows),
     effective_depth.NAME: _print_rows(effective_depth.HEAD, effective_depth.reading_rows),
     guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
+    depth_probes.BEST: _print_rows(depth_probes.BEST_HEAD, depth_probes.best_rows),
+    patching.DEPTHS: _print_rows(patching.DEPTHS_HEAD, patching.depth_rows),
 }
 """Tables with their own printer."""
 

@@ -15,6 +15,7 @@ from depthscope.report.sections import (
     ablation,
     attention,
     dependency,
+    depth_probes,
     dimension,
     effective_depth,
     geometry,
@@ -29,6 +30,7 @@ from depthscope.report.sections import (
     norms,
     overview,
     painters,
+    patching,
     probes,
     prune,
     similarity,
@@ -73,6 +75,8 @@ FIGURES: dict[str, Kind] = {
         linearity.KIND,
         effective_depth.KIND,
         guess_refine.KIND,
+        depth_probes.KIND,
+        patching.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -54,6 +54,8 @@ KEYS = {
     "lens": 16,
     "reading": 32,
     "band": 16,
+    "property": 16,
+    "label": 64,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
@@ -85,6 +87,10 @@ OF_STREAMS = (
     "massive_extremes",
     "effective_depth_curves",
     "guess_refine",
+    "depth_probes",
+    "depth_probes_best",
+    "patching",
+    "patching_depths",
 )
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (

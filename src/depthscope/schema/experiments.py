@@ -7,6 +7,7 @@ from depthscope.schema import (
     ablation,
     attention,
     dependency,
+    depth_probes,
     dimension,
     effective_depth,
     guess_refine,
@@ -18,6 +19,7 @@ from depthscope.schema import (
     neurons,
     norms,
     painters,
+    patching,
     probes,
     prune,
     similarity,
@@ -79,6 +81,8 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             linearity.EXPERIMENT,
             effective_depth.EXPERIMENT,
             guess_refine.EXPERIMENT,
+            depth_probes.EXPERIMENT,
+            patching.EXPERIMENT,
         )
     ),
 )
