@@ -24,7 +24,8 @@ from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.report.figures import FIGURES
 from depthscope.schema.patching import GROUPS, LAST, PATCHING_DEPTHS_TABLE, PATCHING_TABLE, WORD
-from depthscope.statistics.ratio_of_sums import crossing, crossing_estimate, ratio_estimate
+from depthscope.statistics.crossings import crossing_estimate, interpolated
+from depthscope.statistics.ratios import ratio_estimate
 from depthscope.studies.settings import study_settings
 
 LENGTH, PLACE = 10, 5
@@ -198,8 +199,8 @@ def test_ratios_and_crossings():
     spread = np.array([sum((a[d, c] - ratio[c] * b[d]) ** 2 for d in range(40)) for c in range(4)])
     np.testing.assert_allclose(found.high - found.mean, 2.0226909 * np.sqrt(40 / 39 * spread) / b.sum(), rtol=1e-6)
     rows = np.array([[1, 0.8, 0.3, 0], [0.4, 0.6, 0.2, 0.1], [0.9, 0.5, 0.5, 0.5]])
-    np.testing.assert_allclose(crossing(rows, 0.5, rising=False), [1.6, 0, np.nan])
-    np.testing.assert_allclose(crossing(1 - rows, 0.5, rising=True), [1.6, 0, np.nan])
+    np.testing.assert_allclose(interpolated(rows, 0.5, rising=False), [1.6, 0, np.nan])
+    np.testing.assert_allclose(interpolated(1 - rows, 0.5, rising=True), [1.6, 0, np.nan])
     fallen = crossing_estimate(a, b, 0.5, False, 40)
     assert fallen.low[0] < fallen.mean[0] < fallen.high[0]
     assert fallen.mean[0] == pytest.approx(1.6, abs=0.05)

@@ -42,8 +42,9 @@ from depthscope.schema.patching import (
     WORD,
 )
 from depthscope.shapes import Hidden, Residual, TokenIds
+from depthscope.statistics.crossings import crossing_estimate
 from depthscope.statistics.estimate import Estimate
-from depthscope.statistics.ratio_of_sums import crossing_estimate, ratio_estimate
+from depthscope.statistics.ratios import ratio_estimate
 from depthscope.statistics.simultaneous import together as at_once
 
 NAME, DEPTHS = "patching", "patching_depths"

@@ -2,7 +2,8 @@
 
 A crossing is found on the mean curve, so its uncertainty is not that of a mean: it is found again on the mean curve of every
 bootstrap replicate of the documents. A curve may have no crossing; then no depth is named, and the share of replicates that
-have one says how close it came.
+have one says how close it came. For curves that are ratios of sums over documents, `crossing_estimate` finds the place between
+two depths, linearly interpolated; memory grows with the number of documents, so the caller bounds it.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from depthscope.statistics.estimate import LEVEL, Estimate
+from depthscope.statistics.simultaneous import FEWEST
+
+REPLICATES = 2_000
 NONE = -1
 """The depth of a curve without a crossing."""
-LEVEL = 0.95
 Curves = Float64[np.ndarray, "curves depths"]
 Depths = Int64[np.ndarray, " curves"]
 
@@ -71,3 +75,45 @@ def _first(crossed: Bool[np.ndarray, "curves depths"]) -> Depths:
 
 def _none(curves: Curves) -> Depths:
     return np.full(len(curves), NONE)
+
+
+def interpolated(
+    ratios: Float64[np.ndarray, "rows places"], level: float, rising: bool
+) -> Float64[np.ndarray, " rows"]:
+    """The first place where each row crosses the level, linearly interpolated between places; NaN where it never does.
+
+    Rising: from at most the level to above it; falling: from at least the level to below it. A row that begins beyond the level
+    crosses it at 0.
+    """
+    beyond = ratios > level if rising else ratios < level
+    first = beyond.argmax(1)
+    rows, before = np.arange(len(ratios)), np.maximum(first - 1, 0)
+    step = ratios[rows, first] - ratios[rows, before]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = before + (level - ratios[rows, before]) / step
+    found = np.where(first > 0, inside, 0.0)
+    return np.where(beyond.any(1), found, np.nan)
+
+
+def crossing_estimate(
+    sums: Float64[np.ndarray, "documents places"],
+    denominators: Float64[np.ndarray, " documents"],
+    level: float,
+    rising: bool,
+    tokens: int,
+    seed: int = 0,
+) -> Estimate:
+    """The place of the crossing with a 95 % percentile interval over bootstrap replicates of the documents.
+
+    No interval from fewer than FEWEST documents, or where more than the tail's share of replicates never crosses.
+    """
+    documents = len(denominators)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = interpolated((sums.sum(0) / denominators.sum())[None], level, rising)
+        low, high = np.array([np.nan]), np.array([np.nan])
+        if documents >= FEWEST:
+            drawn = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), REPLICATES)
+            places = interpolated(drawn @ sums / (drawn @ denominators)[:, None], level, rising)
+            if np.isnan(places).mean() < (1 - LEVEL) / 2:
+                low, high = np.nanquantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])[:, None]
+    return Estimate(place, low, high, tokens, documents)

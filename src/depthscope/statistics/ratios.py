@@ -45,3 +45,14 @@ class RatioMoments:
             error = np.sqrt(np.maximum(residual, 0) * factor) / np.abs(self.below)
         half = error * (stats.t.ppf((1 + LEVEL) / 2, self.documents - 1) if self.documents > 1 else np.nan)
         return Estimate(ratio, ratio - half, ratio + half, self.tokens, self.documents)
+
+
+def ratio_estimate(
+    above: Float64[np.ndarray, "documents columns"], below: Float64[np.ndarray, " documents"], tokens: int
+) -> Estimate:
+    """Σ above / Σ below of each column, from documents that are all in memory, over `tokens` tokens in total."""
+    moments = RatioMoments(above.shape[1])
+    for one, denominator in zip(above, below, strict=True):
+        moments.add(0, one, np.full(above.shape[1], denominator))
+    moments.tokens = tokens
+    return moments.estimate()
