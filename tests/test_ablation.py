@@ -191,6 +191,26 @@ def test_the_command_measures_every_head_and_says_which_matters_most(tmp_path, m
     assert {"head_ablation", "neuron_ablation"} <= set(study_settings(experiments="deep").experiments)
 
 
+def test_a_run_that_was_interrupted_ends_with_the_same_tables(tmp_path):
+    model, text = load(save("gpt2", tmp_path / "model")), ds.corpus(tokens=120)
+    given = {
+        "window": 20,
+        "experiments": ["head_ablation"],
+        "ablation": "zero,mean",
+        "unit_tokens": 40,
+        "progress": False,
+    }
+    ds.study(model, text, out=tmp_path / "run", **given)
+    tables_ = sorted((tmp_path / "run" / "tables").glob("head_ablation*"))
+    before = [path.read_bytes() for path in tables_]
+    shards = sorted((tmp_path / "run" / "shards" / "head_ablation").iterdir())
+    assert len(tables_) == len(shards) == 3
+    for path in (*tables_, shards[1]):
+        path.unlink()
+    ds.study(model, text, out=tmp_path / "run", **given)
+    assert [path.read_bytes() for path in tables_] == before
+
+
 def test_the_section_has_a_map_per_mode_and_says_what_the_intervals_allow(tmp_path):
     given = all_tables(6)
     section = FIGURES[HEADS].build(make_run(tmp_path / "run", 6, tables=given))

@@ -166,6 +166,13 @@ def test_slices_that_are_not_heads_do_not_fit(tiny_of):
     assert largest_misfit(pattern, slices * slices[:, :1].sigmoid(), kinds) > 1e-2
 
 
+def test_a_streamed_model_gives_the_same(tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    whole, streamed = (load(tmp_path, stream=stream) for stream in ("no", "yes"))
+    edit = ds.drop_head(1, 2) | ds.mean_ablate_head(2, 0) | ds.resample_ablate_neuron(3, 5) | ds.swap(0)
+    assert torch.equal(ds.logits(whole, IDS, edit), ds.logits(streamed, IDS, edit))
+
+
 def test_hybrids_have_heads_where_their_blocks_have_attention():
     model = load(tiny_model("granitemoehybrid"))
     assert sorted(model.inside.possible("head")) == [1, 3]

@@ -53,7 +53,9 @@ class Inside:
         """What the heads or neurons of a block give on the reference text. The first call runs the model on it."""
         self.projection(kind, block)
         if kind not in self._substitutes:
-            self._substitutes[kind] = find_substitutes(self._finder.stack, self.possible(kind), self._reference())
+            self._substitutes[kind] = find_substitutes(
+                self._finder.name, self._finder.stack, self.possible(kind), self._reference()
+            )
         return self._substitutes[kind][block]
 
     def check(self, step: Step) -> None:

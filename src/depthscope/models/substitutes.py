@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from depthscope.errors import UnsupportedError
+from depthscope.errors import NumericError
 from depthscope.models.components import first_tensor
 from depthscope.models.hooks import hooked
 from depthscope.models.projections import Projection
@@ -78,8 +78,11 @@ def reference_ids(
     return torch.arange(REFERENCE_DOCUMENTS * length).view(-1, length) * step % vocabulary
 
 
-def find_substitutes(stack: BlockStack, projections: dict[int, Projection], ids: TokenIds) -> dict[int, Substitute]:
-    """By block, from one run of the model on the reference text. Raises UnsupportedError for NaN or infinity."""
+def find_substitutes(
+    name: str, stack: BlockStack, projections: dict[int, Projection], ids: TokenIds
+) -> dict[int, Substitute]:
+    """By block, from one run of the model on the reference text. Raises NumericError, with the model's name, for NaN or
+    infinity."""
     chosen = drawn_documents(*ids.shape)
     sums = {block: _Sums(one.inputs, ids.shape[1], ids.device) for block, one in projections.items()}
     with torch.inference_mode():
@@ -98,8 +101,10 @@ def find_substitutes(stack: BlockStack, projections: dict[int, Projection], ids:
     found = {block: one.substitute(ids.numel()) for block, one in sums.items()}
     for block, one in found.items():
         if not bool(one.squares.isfinite().all() & one.drawn.isfinite().all()):
-            raise UnsupportedError(
-                f"block {block} has NaN or infinity on the reference text: only zero ablation is possible"
+            raise NumericError(
+                f"{name} has NaN or infinity in what block {block} gives to an output projection, on the reference text of "
+                "mean and resample ablation. Expected finite numbers: use another --dtype (float16 overflows above 65,504), or "
+                "zero ablation"
             )
     return found
 

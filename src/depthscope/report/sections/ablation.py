@@ -62,8 +62,8 @@ def build_of(name: str, run: RunDirectory) -> Section:
         sentences=[*_best_sentences(best, kind), *_layer_sentences(table, by_layer, kind, modes)],
         notes=[
             f"Over {units}. L2{letter}5 is {kind} 5 of layer 2, both numbered from 0.{candidates}",
-            "Zero ablation keeps the bias of the output projection, so all heads together are not the attention dropped where "
-            "there is a bias. Means and other documents’ values are from a fixed reference text. Intervals are those of each "
+            "Zero ablation keeps the bias of the output projection, so all together are not the component dropped where there "
+            "is a bias. Means and other documents’ values are from a fixed reference text. Intervals are those of each "
             f"value alone, but for the best and worst, whose intervals cover all {kind}s of a mode at once, because the most "
             "extreme of many looks more extreme than it is.",
         ],
