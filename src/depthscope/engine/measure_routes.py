@@ -107,8 +107,12 @@ class RouteMeter:
         """The same, given the baseline run, from whose residual streams the routes branch off.
 
         Call it under `model.measuring()`. A batch that does not fit into memory is measured in halves. Raises
-        MemoryShortError if a single window does not fit.
+        MemoryShortError if a single window does not fit. The result is shared with other meters of the same routes and
+        measures if the baseline keeps what is shared: it must not be changed.
         """
+        return baseline.shared((self.routes, self.measures, self.pieces), lambda: self._against(baseline))
+
+    def _against(self, baseline: Baseline) -> RouteMeasures:
         try:
             return self._checked(self.on_device(baseline), baseline)
         except (RuntimeError, MemoryError) as error:

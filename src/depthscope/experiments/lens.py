@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float32
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
@@ -50,7 +51,8 @@ class LensReading:
             self.settings |= {"lens": f"{lens},{TUNED}", "tuned_lens": given}
         self.model, self.tuned = model, tuned
         # The protocol lad2024 determines which logit lens is used.
-        self.lens = make_lens(FROZEN_SCALE if (protocol, lens) == (LAD2024, LOGIT) else lens, model)
+        self._kind = FROZEN_SCALE if (protocol, lens) == (LAD2024, LOGIT) else lens
+        self.lens = make_lens(self._kind, model)
         metrics = METRICS if tuned is None else (*METRICS, *TUNED_METRICS)
         self.rows = Rows({"layer": pl.Int32}, [(depth,) for depth in range(model.depth + 1)], metrics)
         self.readouts = (model.depth + 1) * len(metrics) // len(METRICS)
@@ -65,10 +67,14 @@ class LensReading:
                 warnings.warn(message, DamageWarning, stacklevel=2)
             self.tuned.save(directory / WHERE)
 
+    def values(self, baseline: Baseline) -> Float32[np.ndarray, "metrics depths tokens"]:
+        """METRICS of the lens without training at every depth and token."""
+        return baseline.shared((NAME, self._kind), lambda: _values(self.lens, baseline))
+
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit."""
         assert not isinstance(self.tuned, LensText), "prepare trains the lens"
-        values = _values(self.lens, baseline)
+        values = self.values(baseline)
         if self.tuned is not None:
             values = np.concatenate([values, _values(self.tuned, baseline)])
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)

@@ -47,10 +47,13 @@ KEYS = {
     "rank": 1024,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
-SECOND_PLACES = ("other", "head", "neuron", "step")
-FILLED = ("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset")
+SECOND_PLACES = ("other", "head", "neuron", "step", "token_class")
+FILLED = (
+    *("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset"),
+    *("classing", "token_class"),
+)
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
-OF_STREAMS = ("lens", "tuned_lens", "geometry")
+OF_STREAMS = ("lens", "tuned_lens", "geometry", "lens_classes", "lens_class_layers")
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
     *(
@@ -65,6 +68,7 @@ OF_BLOCKS = (
         "head_positions",
     ),
     *("map", "map_best", "painters", "painters_order"),
+    *("sweep_classes", "sweep_class_layers", "map_classes"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )
 """Tables by layer."""

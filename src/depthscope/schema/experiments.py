@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     attention,
+    class_tables,
     heads,
     layer_maps,
     lens,
@@ -61,6 +62,9 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            class_tables.SWEEP_CLASSES,
+            class_tables.LENS_CLASSES,
+            class_tables.MAP_CLASSES,
         )
     ),
 )
