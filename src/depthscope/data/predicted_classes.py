@@ -1,8 +1,8 @@
 """Which class each predicted token of some windows is in: schema/token_classes.py has the classes and their definitions.
 
 A prediction at position t of a window is of the token at t + 1, the last column of `Windows.ids` included. All classes follow
-from the window alone, from the whole text's frequencies, counted once, and from the unmodified model's entropy, so that a token's
-classes are the same in work units of any size.
+from the window alone, from the whole text's frequencies, counted once, and from the unmodified model's entropy, so that a
+token's classes are the same in work units of any size.
 """
 
 from collections.abc import Mapping
@@ -118,7 +118,7 @@ def predicted_classes(model: Model, windows: Windows) -> PredictedClasses:
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         reason = f"{model.name} has no tokenizer: this class depends on the text of tokens"
-        return PredictedClasses(rank, None, None, None, None, {one: reason for one in _by_text()})
+        return PredictedClasses(rank, None, None, None, None, dict.fromkeys(_by_text(), reason))
     used = np.unique(windows.ids)
     used = used[(used < len(tokenizer)) & ~np.isin(used, tokenizer.all_special_ids)]
     texts = pl.Series("text", token_texts(tokenizer, used.tolist()), dtype=pl.String)

@@ -6,7 +6,7 @@ sums of every row on every class; they are apart from those of what is broken do
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,7 @@ CLASSING = "classing"
 Derive = Callable[[Sums], Float64[np.ndarray, "derived rows"]]
 
 
+@runtime_checkable
 class PerToken(Protocol):
     """A reading with values per token, which can be broken down."""
 
@@ -49,7 +50,9 @@ class PerToken(Protocol):
     readouts: int
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """What determines its numbers."""
+        ...
 
     def values(self, baseline: Baseline) -> Float32[np.ndarray, "metrics rows tokens"]:
         """The metrics of `rows` for every token, in order."""
@@ -83,7 +86,7 @@ class ByClass:
         count = len(rows.names) * len(names)
         if count > MOST_ROWS:
             raise UnsupportedError(
-                f"{self.name}: {len(rows.names):,} rows of {whole.name} by {len(names)} classes are {count:,}: expected at most "
+                f"{len(rows.names):,} rows of {whole.name} by {len(names)} classes are {count:,}: expected at most "
                 f"{MOST_ROWS:,}. Use {reduce}, or leave out --by-class"
             )
         keys = {**rows.keys, CLASSING: pl.String, TOKEN_CLASS: pl.String}
@@ -132,9 +135,13 @@ class ByClass:
     def _table(self, estimate: Estimate, ratios: Ratios) -> pl.DataFrame:
         """Classes without tokens are left out, and ratios to a KL of 0."""
         bounds = zip((estimate.mean, estimate.low, estimate.high), (ratios.mean, ratios.low, ratios.high), strict=True)
-        whole = Estimate(*(np.vstack([own, ratio.ravel()]) for own, ratio in bounds), estimate.tokens, estimate.documents)
+        whole = Estimate(
+            *(np.vstack([own, ratio.ravel()]) for own, ratio in bounds), estimate.tokens, estimate.documents
+        )
         without = (pl.col("metric") == KL_RATIO.name) & pl.col("mean").is_null()
-        return self.table_rows.filled(whole).filter(pl.col("tokens") > 0, ~without)
+        table = self.table_rows.filled(whole).filter(pl.col("tokens") > 0, ~without)
+        # As in the table of all tokens: that of maps has no baseline.
+        return table.filter(pl.col("kind") != BASELINE_EDIT) if "kind" in self.rows.keys else table
 
     def _class_layers(
         self, groups: ClassGroups, tokens: Int64[np.ndarray, " classes"], documents: Int64[np.ndarray, " classes"]

@@ -28,6 +28,7 @@ from depthscope.report.sections import (
     stages,
     sweep,
     tasks,
+    token_classes,
 )
 from depthscope.report.sections.default import default_section
 from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
@@ -55,6 +56,7 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        *token_classes.KINDS,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -34,8 +34,8 @@ MAP_CLASSES_TABLE = {"kind": pl.String, "layer": pl.Int32, "other": pl.Int32, **
 LOWEST, HIGHEST = layer_maps.LOWEST, layer_maps.HIGHEST
 _PICKED = {**CLASSED, "extreme": pl.String, "layer": pl.Int32, **ESTIMATE, "cells": pl.Int64}
 SWEEP_CLASS_LAYERS_TABLE = {"edit": pl.String, **_PICKED}
-"""tables/sweep_class_layers.parquet: of each edit and class the layers with the highest and the lowest `kl_ratio`. Intervals cover
-all layers and classes of the edit at once, so they hold although the layer was picked."""
+"""tables/sweep_class_layers.parquet: of each edit and class the layers with the highest and the lowest `kl_ratio`. Intervals
+cover all layers and classes of the edit at once, so they hold although the layer was picked."""
 LENS_CLASS_LAYERS_TABLE = _PICKED
 """tables/lens_class_layers.parquet: of each class the depths with the highest and the lowest `kl_ratio`. Intervals cover all
 depths and classes at once."""
@@ -52,8 +52,8 @@ def companions(names: Sequence[str]) -> list[str]:
 SWEEP_CLASSES = Experiment(
     name="sweep_classes",
     title="The sweep by class of the predicted token.",
-    question="Which predictions depend on which layers: the sweep's measures over the tokens of each class, and each class's KL "
-    "relative to that of all tokens.",
+    question="Which predictions depend on which layers: the sweep's measures over the tokens of each class, and the KL of each "
+    "class relative to that of all tokens.",
     make="depthscope.experiments.class_tables:sweep_classes",
     tables={
         "sweep_classes": Table(columns=SWEEP_CLASSES_TABLE, metrics=(*sweep.METRICS.values(), KL_RATIO)),

@@ -1,8 +1,8 @@
 """Classes of predicted tokens: which predictions a mean is over. Each classing puts every predicted token into one class.
 
 At position t a model predicts the token at t + 1: a class is one of that token, in its window, and of what the unmodified
-model predicts there; never of an edited model. Edges are fixed, so classes do not depend on how the text is cut into work units.
-Frequency is that in the text of the run, whose hash the run records. `data/predicted_classes.py` computes them.
+model predicts there; never of an edited model. Edges are fixed, so classes do not depend on how the text is cut into work
+units. Frequency is that in the text of the run, whose hash the run records. `data/predicted_classes.py` computes them.
 """
 
 from collections.abc import Sequence
@@ -71,14 +71,18 @@ FREQUENCY = Classing(
 )
 WORD_PLACE = Classing(
     name="word_place",
-    title="Place in the word",
+    title="Place in word",
     definition="whether the predicted token begins a word (a run of letters, marks and digits)",
     classes=(
         TokenClass("begins", "begins a word", "its first letter or digit does not directly follow one"),
         TokenClass(
-            "continues", "continues a word", "it begins with a letter or digit (or an apostrophe and one) directly after one"
+            "continues",
+            "continues a word",
+            "it begins with a letter or digit (or an apostrophe and one) directly after one",
         ),
-        TokenClass("no_word", "no word", "it begins with neither: punctuation, white space, part of a character, special"),
+        TokenClass(
+            "no_word", "no word", "it begins with neither: punctuation, white space, part of a character, special"
+        ),
     ),
     needs_text=True,
 )
@@ -87,7 +91,9 @@ KIND = Classing(
     title="Kind of token",
     definition="what the predicted token consists of, white space at its ends not counted",
     classes=(
-        TokenClass("lower_case", "lower case", "it begins with a letter that is no capital (after an apostrophe or not)"),
+        TokenClass(
+            "lower_case", "lower case", "it begins with a letter that is no capital (after an apostrophe or not)"
+        ),
         TokenClass("capital", "capital first", "it begins with a capital letter"),
         TokenClass("digits", "digits", "digits alone"),
         TokenClass("punctuation", "punctuation", "punctuation and symbols alone"),
@@ -99,7 +105,7 @@ KIND = Classing(
 REPEATED = Classing(
     name="repeated",
     title="Repeated phrase",
-    definition=f"the longest n-gram, up to {LONGEST_REPEATED}, that ends with the predicted token and stands in its window before",
+    definition=f"the longest n-gram, up to {LONGEST_REPEATED}, that ends with the predicted token and is in its window before",
     classes=(
         TokenClass("new", "new token", "the token is not in the window before"),
         TokenClass("seen", "token seen before", "the token is in the window before, but not after the same token"),
@@ -116,14 +122,14 @@ REPEATED = Classing(
 )
 POSITION = Classing(
     name="position",
-    title="Position in the window",
+    title="Position",
     definition="number of tokens that stand before the predicted one in its window, a BOS token included",
     classes=_counted(CONTEXT_EDGES, "after {} tokens", "{} tokens before it"),
     ordered=True,
 )
 ENTROPY = Classing(
     name="entropy",
-    title="The model’s own entropy",
+    title="Own entropy",
     definition="entropy of the unmodified model's distribution over the predicted token",
     classes=_entropies(),
     ordered=True,

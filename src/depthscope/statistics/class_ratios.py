@@ -1,18 +1,22 @@
 """The mean of a quantity over some tokens relative to its mean over all tokens, with intervals over documents.
 
-A class has n_d of the m_d tokens of document d, over which a quantity above 0 (KL) sums to A_d, and over all tokens to B_d. With
-A, n, B, m the sums over documents, the ratio of means is
+A class has n_d of the m_d tokens of document d, over which a quantity above 0 (KL) sums to A_d, and over all tokens to B_d.
+With A, n, B, m the sums over documents, the ratio of means is
 
     r = (A / n) / (B / m),
 
-and its relative deviation, linearised, is Σ_d u_d with u_d = A_d / A − n_d / n − B_d / B + m_d / m. Each document has all four, so
-class and whole are compared on the same documents. The variance of log r is D / (D − 1) · Σ_d u_d² (Cochran, Sampling Techniques,
-3rd ed. 1977, section 6.19, ratio of two ratios), and the interval of r is r · exp(± t · s), with Student's t for D − 1 degrees of
-freedom; D counts the documents that have tokens of the class. A class with less than two has no interval.
+and its relative deviation, linearised as in statistics/estimate.py, is Σ_d u_d with
 
-Intervals of many ratios at once, from which one is picked, are those of statistics/simultaneous.py on the logarithm: studentised
-bootstrap over documents of the highest and the lowest deviation over all layers and classes. More than GROUPS documents are joined
-into that many groups, for both kinds of intervals, so memory does not grow with the text.
+    u_d = A_d / A − n_d / n − B_d / B + m_d / m.
+
+Each document has all four, so class and whole are compared on the same documents. The variance of log r is
+s² = D / (D − 1) · Σ_d u_d² for D documents, and the interval of r is r · exp(± t · s), with Student's t for D' − 1 degrees of
+freedom, D' being the documents that have tokens of the class. A class in one document has no interval.
+
+Intervals of many ratios at once, from which one is picked, are those of statistics/simultaneous.py on the logarithm: the
+studentised bootstrap over documents of the highest and the lowest deviation over all layers and classes. More than GROUPS
+documents are joined into that many groups, for both kinds of intervals, so memory does not grow with the text.
+tests/test_class_ratios.py simulates the coverage of both.
 """
 
 from collections.abc import Iterator
@@ -120,7 +124,12 @@ class ClassGroups:
         return min(self.documents, GROUPS)
 
     def _extremes(
-        self, rows: Int64[np.ndarray, " some"], log: Ratio, used: Bool[np.ndarray, "rows classes"], replicates: int, seed: int
+        self,
+        rows: Int64[np.ndarray, " some"],
+        log: Ratio,
+        used: Bool[np.ndarray, "rows classes"],
+        replicates: int,
+        seed: int,
     ) -> tuple[Float64[np.ndarray, " replicates"], Float64[np.ndarray, " replicates"]]:
         """The lowest and the highest studentised deviation over the used ratios, in each replicate."""
         groups = self._groups

@@ -14,8 +14,8 @@ from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DataError, DepthscopeError
 from depthscope.printable import shown
 from depthscope.schema import experiments as declared
-from depthscope.schema.declaration import Option, check_text
 from depthscope.schema.class_tables import COMPANIONS, companions
+from depthscope.schema.declaration import Option, check_text
 from depthscope.schema.experiments import EXPERIMENTS, experiment_names
 from depthscope.schema.layer_maps import EXPERIMENT as MAP
 from depthscope.schema.sweep import EXPERIMENT as SWEEP
