@@ -6,11 +6,24 @@ import polars as pl
 
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
-from depthscope.schema import attention, heads, layer_maps, lens, neurons, norms, painters, probes, similarity, tasks
+from depthscope.schema import (
+    attention,
+    class_tables,
+    heads,
+    layer_maps,
+    lens,
+    neurons,
+    norms,
+    painters,
+    probes,
+    similarity,
+    tasks,
+)
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
 from depthscope.schema.sweep import AGREEMENT, KL, METRICS, SWEEP_TABLE
+from depthscope.schema.token_classes import CLASSINGS
 
 EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
 FIRST_LAYER = {"kl": 5.0, "agreement": 0.01}
@@ -144,6 +157,26 @@ def painters_tables(depth, documents):
     }
 
 
+def class_tables_of(depth, documents):
+    """The tables by class of the predicted token, with all classes, and their extreme layers."""
+    classes = [(classing.name, one.name) for classing in CLASSINGS.values() for one in classing.classes]
+    ratio, agreement = class_tables.KL_RATIO, lens.AGREEMENT
+    drops = [("drop", layer, *one) for layer in range(depth) for one in classes]
+    depths = [(layer, *one) for layer in range(depth + 1) for one in classes]
+    cells = [("drop_range", i, j, *one) for i in range(depth) for j in range(i, depth) for one in classes]
+    extremes = [(*one, extreme, 0) for one in classes for extreme in ("highest", "lowest")]
+    picked = {name: kind for name, kind in class_tables.LENS_CLASS_LAYERS_TABLE.items() if name != "cells"}
+    layers = estimates(picked, extremes, [ratio], documents).with_columns(cells=pl.lit(99, pl.Int64))
+    columns = [*class_tables.SWEEP_CLASS_LAYERS_TABLE]
+    return {
+        "sweep_classes": estimates(class_tables.SWEEP_CLASSES_TABLE, drops, [ratio], documents),
+        "sweep_class_layers": layers.with_columns(edit=pl.lit("drop")).select(columns),
+        "lens_classes": estimates(class_tables.LENS_CLASSES_TABLE, depths, [agreement], documents),
+        "lens_class_layers": layers,
+        "map_classes": estimates(class_tables.MAP_CLASSES_TABLE, cells[: 28 * 300], [ratio], documents),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -177,6 +210,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **class_tables_of(depth, documents),
     }
 
 

@@ -83,7 +83,10 @@ def build_lens(run: RunDirectory) -> Section:
     return Section(
         panels=_panels(table, LENS, AGREEMENT, x, "x_{}"),
         sentences=_sentences(picked, "x_{}", (further, "are closer to it")),
-        notes=[f"The lens without training, over {_units(run, table)}.", ABOUT_CLASSES],
+        notes=[
+            f"Top-1 agreement of the lens without training with the model’s own prediction, over {_units(run, table)}.",
+            ABOUT_CLASSES,
+        ],
         missing=_missing(run, table),
         tables=_extremes(picked, cells, "x_{}"),
         definitions=[AGREEMENT, KL_RATIO, *_defined(table)],
