@@ -1,86 +1,71 @@
-"""What experiments of the shared pass cost, next to a drop sweep of the same model and text in the same process.
+"""What the experiments on depth cost next to a sweep of drops: both read the same windows, in turns, in one process.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.depth_costs sweep+sweep_classes lens lens+lens_classes
+    python -m benchmarks.depth_costs NAME … [--model bookshelf-gpt2] [--tokens 1024] [--rounds 3] [--options variant=all]
 
-Each argument is an experiment, or several joined by + that are read from one baseline run. They and the drop sweep are timed
-in turns, and the median of the rounds is printed, per second of the process's CPU time: with one thread that is what the work
-takes on a machine that does nothing else. Only readings of the shared pass can be timed. What an experiment prepares first,
-such as maps it fits, is timed apart, once.
+NAME is an experiment, or several joined by + that share what they compute. Only readings of the shared pass; the run of the
+unmodified model, which all share, is not timed. Prints medians.
 """
 
 import argparse
-import platform
-import statistics
 import time
-from collections.abc import Callable
-from datetime import date
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from statistics import median
+from typing import Any
 
-from depthscope.data.corpus import Corpus
-from depthscope.data.windows import make_windows
-from depthscope.experiments.experiment import Prepared, Reading, Subject
-from depthscope.models.load import load
-from depthscope.schema.experiments import EXPERIMENTS, options
-from depthscope.studies.read_windows import read_windows
+import depthscope as ds
+from depthscope.data.windows import Windows, make_windows
+from depthscope.engine.baseline import Baseline
+from depthscope.experiments.experiment import Reading, Subject
+from depthscope.models.model import Model
+from depthscope.schema.experiments import EXPERIMENTS
+from depthscope.studies.settings import study_settings
 
-SWEEP = "sweep"
 
-
-def costs(model_name: str, groups: list[str], tokens: int, window: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second by group and round; the drop sweep is the first group."""
-    model = load(model_name)
-    corpus = Corpus(tokens=tokens)
-    windows = make_windows(corpus, model, length=window)
-    defaults = {name: option.default for name, option in options().items()}
-    subject = Subject(model, corpus, windows, "auto", {**defaults, "edits": ("drop",)})
-
-    def read(names: str) -> Callable[[], None]:
-        readings = [EXPERIMENTS[name].maker()(subject) for name in names.split("+")]
-        if others := [reading.name for reading in readings if not isinstance(reading, Reading)]:
-            raise SystemExit(f"{', '.join(others)} is no reading of the shared pass: expected one that is")
+def seconds(model: Model, readings: Sequence[Reading], windows: Windows) -> float:
+    """The time that readings take on the windows."""
+    with model.measuring():
+        baseline = Baseline(model, *windows.batch(), keep=reduce(or_, (reading.keep for reading in readings)))
+        _ = baseline.measured  # shared by all readings
+        start = time.perf_counter()
         for reading in readings:
-            if isinstance(reading, Prepared):
-                began = time.process_time()
-                with TemporaryDirectory() as folder:
-                    reading.prepare(Path(folder), lambda what, done, units: None)
-                print(f"{reading.name}: prepared in {time.process_time() - began:.1f} s of CPU time")
-
-        def run() -> None:
-            for start in range(0, len(windows), per_unit):
-                read_windows(model, readings, windows.part(start, start + per_unit))
-
-        return run
-
-    per_unit = max(1, 1024 // windows.length)
-    timed = {names: read(names) for names in (SWEEP, *groups)}
-    for run in timed.values():
-        run()  # warm up
-    found: dict[str, list[float]] = {names: [] for names in timed}
-    for _ in range(rounds):
-        for names, run in timed.items():
-            began = time.process_time()
-            run()
-            found[names].append(windows.tokens / (time.process_time() - began))
-    return found
+            reading.read(baseline, windows)
+        return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What experiments of the shared pass cost next to a drop sweep.")
-    parser.add_argument("experiments", nargs="+", help="names; several that share a pass are joined by +")
+    """Read the arguments, time everything in turns and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
     parser.add_argument("--model", default="bookshelf-gpt2")
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--window", type=int)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    found = costs(asked.model, asked.experiments, asked.tokens, asked.window, asked.rounds)
-    drop = statistics.median(found[SWEEP])
-    print(f"{asked.model}, {asked.tokens} tokens, windows of {asked.window}; {platform.machine()}; {date.today()}")
-    print("| experiment | tokens/s of CPU time | drop sweep, tokens/s | time over the sweep's |\n|---|---|---|---|")
-    for names in asked.experiments:
-        speed = statistics.median(found[names])
-        print(f"| {names} | {speed:.0f} | {drop:.0f} | {drop / speed:.2f} |")
+    parser.add_argument("--options", nargs="*", default=[], help="name=value, of the experiments")
+    given = parser.parse_args()
+    model, corpus = ds.load(given.model, dtype="float32"), ds.corpus(tokens=given.tokens)
+    windows = make_windows(corpus, model, length=given.window)
+    model.kernels.forget()
+    chosen = dict(one.split("=", 1) for one in given.options)
+
+    def made(name: str, **options: Any) -> Reading:
+        settings = study_settings(experiments=name, **options)
+        return EXPERIMENTS[name].maker()(Subject(model, corpus, windows, settings.bos, settings.options))
+
+    readings = {"drops": [made("sweep", edits="drop")]}
+    readings |= {names: [made(name, **chosen) for name in names.split("+")] for names in given.names}
+    taken: dict[str, list[float]] = {name: [] for name in readings}
+    for turn in range(given.rounds + 1):
+        for name, together in readings.items():
+            one = seconds(model, together, windows)
+            if turn:  # the first turn packs weights
+                taken[name].append(one)
+    print(f"| {given.model}, {windows.tokens:,} tokens | tokens/s | of the drops' time (range) |\n|---|---:|---|")
+    for name, times in taken.items():
+        ratios = [one / drop for one, drop in zip(times, taken["drops"], strict=True)]
+        spread = "" if name == "drops" else f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {windows.tokens / median(times):,.1f} | {median(ratios):.2f}{spread} |")
 
 
 if __name__ == "__main__":

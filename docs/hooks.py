@@ -479,6 +479,29 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ci_high": "upper end of the interval at level 1 − 0.05 / 5, over documents (and random orders), in `unit`",
         "verdict": "`as claimed` if the interval is above 0, `reversed` if it is below, else `not resolved`",
     },
+    "dependency.DEPENDENCY_SHARD": {
+        "variant": "what is skipped and where the change is measured: `all`, `future`, `local` or `local_future`",
+        "layer": "skipped block, from 0",
+        "other": "later block whose write is measured; the number of blocks where it is the output",
+        "change": "sum of the changes over the document's measured positions",
+        "largest": "largest change at any of these positions",
+        "tokens": "number of measured positions",
+    },
+    "dependency.DEPENDENCY_TABLE": {
+        "variant": "what is skipped and where the change is measured: `all`, `future`, `local` or `local_future`",
+        "layer": "skipped block, from 0",
+        "other": "later block whose write is measured",
+        "largest": "largest change at any measured position: no estimate, it grows with the text",
+    },
+    "dependency.DEPENDENCY_EFFECTS_TABLE": {
+        "variant": "what is skipped and where the change is measured",
+        "layer": "skipped block, from 0",
+        "largest": "largest change at any measured position, of any later block or of the output",
+    },
+    "dependency.DEPENDENCY_DEPTH_TABLE": {
+        "variant": "what is skipped and where the change is measured",
+        "mean": "the score, a ratio of sums over all tokens, in `unit`",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

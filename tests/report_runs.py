@@ -9,6 +9,7 @@ from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
     attention,
     class_tables,
+    dependency,
     heads,
     layer_maps,
     lens,
@@ -157,6 +158,25 @@ def painters_tables(depth, documents):
     }
 
 
+def dependency_tables(depth, documents):
+    """The three tables of dependency, with all variants."""
+    pairs = [(variant, i, j) for variant in dependency.VARIANTS for i in range(depth) for j in range(i + 1, depth)]
+    layers = [(variant, layer) for variant in dependency.VARIANTS for layer in range(depth - 1)]
+    changes, effects = (
+        estimates({name: kind for name, kind in schema.items() if name != "largest"}, keys, metrics, documents)
+        for schema, keys, metrics in (
+            (dependency.DEPENDENCY_TABLE, pairs, [dependency.CHANGE]),
+            (dependency.DEPENDENCY_EFFECTS_TABLE, layers, dependency.EFFECTS),
+        )
+    )
+    variants = [(variant,) for variant in dependency.VARIANTS]
+    return {
+        "dependency": changes.with_columns(largest=pl.col("mean") * 2),
+        "dependency_effects": effects.with_columns(largest=pl.col("mean") * 2),
+        "dependency_depth": estimates(dependency.DEPENDENCY_DEPTH_TABLE, variants, dependency.SCORES, documents),
+    }
+
+
 def class_tables_of(depth, documents):
     """The tables by class of the predicted token, with all classes, and their extreme layers."""
     classes = [(classing.name, one.name) for classing in CLASSINGS.values() for one in classing.classes]
@@ -210,6 +230,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **task_tables(depth, documents),
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
+        **dependency_tables(depth, documents),
         **class_tables_of(depth, documents),
     }
 

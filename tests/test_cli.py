@@ -91,9 +91,10 @@ SHARED = f"--window --bos {TEXT}"
         (
             "study",
             "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
-            f"--queries --suffix --kind --band {TEXT}",
+            f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
+        ("dependency", f"--variant --splits --keep-first {SHARED}"),
         ("map", f"--kind --band --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),

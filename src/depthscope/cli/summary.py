@@ -10,7 +10,7 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import layer_maps, painters, token_classes
+from depthscope.report.sections import dependency, layer_maps, painters, token_classes
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -203,6 +203,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     "probes": _print_probes,
     layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
+    dependency.DEPTH_NAME: _print_rows(dependency.DEPTH_HEAD, dependency.depth_rows),
     **dict.fromkeys(token_classes.LAYERS_OF.values(), _print_rows(token_classes.HEAD, token_classes.class_rows)),
 }
 """Tables with their own printer."""

@@ -13,6 +13,7 @@ from depthscope.report.panels import AXES, LAYER, Heat, Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import (
     attention,
+    dependency,
     geometry,
     heads,
     influence,
@@ -56,6 +57,7 @@ FIGURES: dict[str, Kind] = {
         tasks.KIND,
         layer_maps.KIND,
         painters.KIND,
+        dependency.KIND,
         *token_classes.KINDS,
     )
 }

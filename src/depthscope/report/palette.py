@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import lens, neurons, painters, probes, prune
+from depthscope.schema import dependency, lens, neurons, painters, probes, prune
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 from depthscope.schema.token_classes import Classing
@@ -129,6 +129,17 @@ PAINTERS = {
     for name, *look in _PAINTERS
 }
 """The edits of ranges of middle layers."""
+_DEPENDENCY = (
+    (dependency.ALL, "All positions", *INK, "circle", "●", "solid"),
+    (dependency.FUTURE, "Future positions", "#D55E00", "#D55E00", "square", "■", "solid"),
+    (dependency.LOCAL, "Direct effect", "#0072B2", "#56B4E9", "triangle-up", "▲", "dash"),
+    (dependency.LOCAL_FUTURE, "Direct effect on future positions", PURPLE, PURPLE, "diamond", "◆", "dash"),
+)
+DEPENDENCY = {
+    name: Look(f"dependency-{name.replace('_', '-')}", title, dependency.VARIANTS[name], *look)
+    for name, title, *look in _DEPENDENCY
+}
+"""Ways to skip a layer and to measure what others then write."""
 
 _BANDS = (
     ("#9CCBEB", "#2F6E9E", "circle", "●", "solid"),
@@ -187,6 +198,7 @@ LOOKS = {
         ON_ITSELF,
         *CRITERIA.values(),
         *PAINTERS.values(),
+        *DEPENDENCY.values(),
         *BANDS,
         *TOKEN_KINDS,
     )

@@ -45,12 +45,13 @@ KEYS = {
     "k": 1024,
     "draw": 1024,
     "rank": 1024,
+    "variant": 8,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
 SECOND_PLACES = ("other", "head", "neuron", "step", "token_class")
 FILLED = (
     *("edit", "metric", "unit", "tokens", "documents", "head", "other", "component", "moved", "prompts", "offset"),
-    *("classing", "token_class"),
+    *("variant", "classing", "token_class"),
 )
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
 OF_STREAMS = ("lens", "tuned_lens", "geometry", "lens_classes", "lens_class_layers")
@@ -67,7 +68,7 @@ OF_BLOCKS = (
         "heads",
         "head_positions",
     ),
-    *("map", "map_best", "painters", "painters_order"),
+    *("map", "map_best", "painters", "painters_order", "dependency", "dependency_effects"),
     *("sweep_classes", "sweep_class_layers", "map_classes"),
     *("neuron_counts", "neurons", "neuron_tokens", "probes", "probe_neurons"),
 )

@@ -6,6 +6,7 @@ from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     attention,
     class_tables,
+    dependency,
     heads,
     layer_maps,
     lens,
@@ -62,6 +63,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             probes.EXPERIMENT,
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
+            dependency.EXPERIMENT,
             class_tables.SWEEP_CLASSES,
             class_tables.LENS_CLASSES,
             class_tables.MAP_CLASSES,
