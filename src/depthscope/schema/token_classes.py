@@ -137,6 +137,8 @@ ENTROPY = Classing(
 
 CLASSINGS = {one.name: one for one in (FREQUENCY, WORD_PLACE, KIND, REPEATED, POSITION, ENTROPY)}
 """The classings, in the order of tables and figures."""
+CLASSES = {(classing.name, one.name): one for classing in CLASSINGS.values() for one in classing.classes}
+"""All classes by classing and name."""
 
 BY_CLASS = Option(
     name="by_class",

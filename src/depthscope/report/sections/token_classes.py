@@ -29,13 +29,12 @@ from depthscope.schema.class_tables import (
 from depthscope.schema.lens import AGREEMENT
 from depthscope.schema.metric import Metric
 from depthscope.schema.sweep import BASELINE_EDIT
-from depthscope.schema.token_classes import CLASSINGS, Classing, TokenClass
+from depthscope.schema.token_classes import CLASSES, CLASSINGS, Classing, TokenClass
 
 SWEEP, LENS, MAP = "sweep_classes", "lens_classes", "map_classes"
 LAYERS_OF = {SWEEP: "sweep_class_layers", LENS: "lens_class_layers"}
 DROP = "drop"
 """The edit of the sweep's figure; without it, the table's first."""
-CLASSES = {(classing.name, one.name): one for classing in CLASSINGS.values() for one in classing.classes}
 MAPPED = (("word_place", "begins"), ("word_place", "continues"), ("repeated", "new"), ("repeated", "3-gram"))
 """The classes with a heat map: a map has too many cells for all of them."""
 MAP_END = 0.9
