@@ -127,12 +127,10 @@ def predicted_classes(model: Model, windows: Windows) -> PredictedClasses:
     stripped = texts.str.strip_chars()
     for name, pattern in reversed(KINDS.items()):  # the first that fits is written last
         kind[used[stripped.str.contains(pattern).to_numpy()]] = numbers[name]
-    matches = []
-    for pattern in (BEGINS, FOLLOWS, ENDS):
-        flags = np.zeros(size, dtype=bool)
-        flags[used] = texts.str.contains(pattern).to_numpy()
-        matches.append(flags)
-    return PredictedClasses(rank, kind, *matches, {})
+    flags = np.zeros((3, size), dtype=bool)
+    flags[:, used] = [texts.str.contains(pattern).to_numpy() for pattern in (BEGINS, FOLLOWS, ENDS)]
+    begins, follows, ends = flags
+    return PredictedClasses(rank, kind, begins, follows, ends, {})
 
 
 def _by_text() -> list[str]:

@@ -134,10 +134,15 @@ class ByClass:
 
     def _table(self, estimate: Estimate, ratios: Ratios) -> pl.DataFrame:
         """Classes without tokens are left out, and ratios to a KL of 0."""
-        bounds = zip((estimate.mean, estimate.low, estimate.high), (ratios.mean, ratios.low, ratios.high), strict=True)
-        whole = Estimate(
-            *(np.vstack([own, ratio.ravel()]) for own, ratio in bounds), estimate.tokens, estimate.documents
+        mean, low, high = (
+            np.vstack([own, ratio.ravel()])
+            for own, ratio in (
+                (estimate.mean, ratios.mean),
+                (estimate.low, ratios.low),
+                (estimate.high, ratios.high),
+            )
         )
+        whole = Estimate(mean, low, high, estimate.tokens, estimate.documents)
         without = (pl.col("metric") == KL_RATIO.name) & pl.col("mean").is_null()
         table = self.table_rows.filled(whole).filter(pl.col("tokens") > 0, ~without)
         # As in the table of all tokens: that of maps has no baseline.
@@ -162,8 +167,9 @@ class ByClass:
                     continue
                 for extreme, pick in ((HIGHEST, np.nanargmax), (LOWEST, np.nanargmin)):
                     row = int(pick(means))
-                    of_row = (bound[row : row + 1, place] for bound in (found.mean, found.low, found.high))
-                    values = estimate_columns(Estimate(*of_row, int(tokens[place]), int(documents[place])), [KL_RATIO])
+                    mean, low, high = (bound[row : row + 1, place] for bound in (found.mean, found.low, found.high))
+                    estimate = Estimate(mean, low, high, int(tokens[place]), int(documents[place]))
+                    values = estimate_columns(estimate, [KL_RATIO])
                     named = {CLASSING: classing, TOKEN_CLASS: token_class, "extreme": extreme, "cells": cells}
                     about = pl.DataFrame({**named, "edit": edit, "layer": layers[rows[row]]})
                     parts.append(about.hstack(values).select(*schema).cast(schema))

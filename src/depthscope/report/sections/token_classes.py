@@ -1,6 +1,6 @@
 """The sweep, the lens and maps by class of the predicted token: a small panel for each classing, a line for each class."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -183,7 +183,7 @@ def _map_panel(rows: pl.DataFrame, kind: layer_maps.MapKind, depth: int) -> Pane
     return replace(panel, marks=(replace(mark, end=end or None),))
 
 
-def _picked(table: pl.DataFrame, columns: Sequence[str]) -> tuple[Picked, int]:
+def _picked(table: pl.DataFrame, columns: Iterable[str]) -> tuple[Picked, int]:
     """The extreme layers of each known class, and how many ratios the intervals cover."""
     if any(column not in table.columns for column in columns):
         return {}, 0
