@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 from rebuilt import logits_of, with_order
+from report_runs import class_tables_of, make_run
 from test_sweep import run, save
 
 import depthscope as ds
@@ -18,9 +19,10 @@ from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.experiments import class_tables, sweep
 from depthscope.experiments.experiment import Subject
 from depthscope.models.load import load
+from depthscope.report.figures import FIGURES
 from depthscope.schema.class_tables import LENS_CLASSES_TABLE, MAP_CLASSES_TABLE, SWEEP_CLASSES_TABLE
 from depthscope.schema.experiments import options as declared_options
-from depthscope.schema.token_classes import CONTEXT_EDGES, ENTROPY_EDGES
+from depthscope.schema.token_classes import CLASSINGS, CONTEXT_EDGES, ENTROPY_EDGES
 from depthscope.studies.read_windows import read_windows
 from depthscope.studies.settings import study_settings
 
@@ -171,6 +173,40 @@ def test_the_command_and_its_summary(tmp_path, monkeypatch):
     assert "highest ratio" in said
     assert "Own entropy: entropy" in said
     assert set(ds.Study(tmp_path / "run").run.settings.experiments) == {"lens", "lens_classes"}
+
+
+def page_section(path, name, **changes):
+    """The section of tables whose ratios and intervals are the same for all classes but those in `changes`."""
+    tables = class_tables_of(4, 7)
+    chosen = f"{name}_class_layers"
+    values = {"mean": 1.0, "ci_low": 0.9, "ci_high": 1.1}
+    table = tables[chosen].with_columns(pl.lit(value).alias(column) for column, value in values.items())
+    for (token_class, extreme), bounds in changes.get("picked", {}).items():
+        here = (pl.col("token_class") == token_class) & (pl.col("extreme") == extreme)
+        table = table.with_columns(
+            pl.when(here).then(pl.lit(bound)).otherwise(pl.col(column)).alias(column)
+            for column, bound in zip(values, bounds, strict=True)
+        )
+    return FIGURES[f"{name}_classes"].build(make_run(path, 4, tables={**tables, chosen: table}))
+
+
+def test_the_page_says_what_the_intervals_of_all_ratios_show(tmp_path):
+    none = page_section(tmp_path / "none", "sweep")
+    assert none.sentences[0] == "For no class of predictions is the KL shown to differ from that of all tokens."
+    assert none.sentences[-1].startswith("0 of 28 classes are shown to depend on some layers more than on others")
+    picked = {("continues", "highest"): (2.0, 1.5, 2.5), ("continues", "lowest"): (1.2, 1.05, 1.4)}
+    some = page_section(tmp_path / "some", "sweep", picked={**picked, ("new", "lowest"): (0.5, 0.4, 0.7)})
+    assert some.sentences == [
+        "Predictions that depend more on a layer than others do (KL relative to all tokens): continues a word at layer 0, "
+        "2.00 (1.50\u00a0to\u00a02.50).",
+        "Predictions that depend less on one (KL relative to all tokens): new token at layer 0, "
+        "0.500 (0.400\u00a0to\u00a00.700).",
+        "2 of 28 classes are shown to depend on some layers more than on others, relative to all tokens.",
+    ]
+    assert [panel.name for panel in some.panels] == [f"sweep_classes-{name}" for name in CLASSINGS]
+    assert all(len(panel.key) == len(panel.marks) for panel in some.panels)
+    lens = page_section(tmp_path / "lens", "lens", picked={("1-10", "lowest"): (0.5, 0.4, 0.7)})
+    assert "are closer to it (KL relative to all tokens): rank 1–10 at x_0, 0.500" in lens.sentences[0]
 
 
 def test_what_cannot_be_broken_down_is_refused(tiny_of, windows, monkeypatch):

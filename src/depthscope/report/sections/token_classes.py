@@ -10,6 +10,7 @@ from depthscope.edit_registry import title_of
 from depthscope.errors import RunError
 from depthscope.report.charts import Curve, XAxis, heat, layers, lines, with_y
 from depthscope.report.measured import Series, Value, interval, number, read_table, series
+from depthscope.report.palette import DROP as DROP_LOOK
 from depthscope.report.palette import class_looks
 from depthscope.report.panels import Heat, Panel
 from depthscope.report.section import Kind, Section, TextTable
@@ -39,6 +40,13 @@ MAPPED = (("word_place", "begins"), ("word_place", "continues"), ("repeated", "n
 """The classes with a heat map: a map has too many cells for all of them."""
 MAP_END = 0.9
 """The share of cells within the colour scale, as in the maps of all tokens."""
+ABOVE_ALL = Metric(
+    "above_all",
+    "share",
+    "KL above that of all tokens",
+    "how much larger the mean KL over the tokens of the class is than that over all tokens (kl_ratio − 1); below 0, smaller",
+    -1.0,
+)
 WIDE = 5
 """The ratio of the ends of an axis beyond which its labels at every step would overlap."""
 NAMED = 3
@@ -93,25 +101,22 @@ def build_lens(run: RunDirectory) -> Section:
 
 
 def build_map(run: RunDirectory) -> Section:
-    """Heat maps of the ratio of a class's KL to that of all tokens, for a few classes of the first map."""
+    """Heat maps of how far the KL of a few classes is above that of all tokens, on the first map."""
     table = read_table(run, MAP, MAP_CLASSES_TABLE).filter(pl.col("kind").is_in([*layer_maps.KINDS]))
     if table.is_empty():
         raise RunError(f"the {MAP} table of {run.path} has no maps: expected at least one")
     kind = layer_maps.KINDS[str(table["kind"][0])]
     depth = max(int(table["other"].max() or 0) + 1, run.manifest.model.layers or 1)  # type: ignore[arg-type]
     return Section(
-        panels=[
-            panel
-            for classing, name in MAPPED
-            if (panel := _map_panel(table.filter(kind=kind.name, classing=classing, token_class=name), kind, depth))
-        ],
+        panels=_map_panels(table, kind, depth),
         notes=[
-            f"{kind.title}, over {_units(run, table)}. Colours end at the value that {MAP_END:.0%} of a map’s cells do not "
-            "exceed. Intervals, shown on hover, are those of one cell. All classes and maps are in the table.",
+            f"{kind.title}, over {_units(run, table)}: the KL of these predictions above that of all tokens. Colours end at the "
+            f"value that {MAP_END:.0%} of the cells shown do not exceed. Intervals, shown on hover, are those of one cell. All "
+            "classes and maps are in the table.",
             ABOUT_CLASSES,
         ],
         missing=_missing(run, table),
-        definitions=[KL_RATIO, *_defined(table)],
+        definitions=[ABOVE_ALL, KL_RATIO, *_defined(table)],
         across=2,
     )
 
@@ -162,25 +167,32 @@ def _in_one_document(table: pl.DataFrame, classing: str) -> list[str]:
     return rows.filter(pl.col("documents") == 1)["token_class"].unique(maintain_order=True).to_list()
 
 
-def _map_panel(rows: pl.DataFrame, kind: layer_maps.MapKind, depth: int) -> Panel | None:
+def _above_all(rows: pl.DataFrame) -> dict[tuple[int, int], Value]:
+    """Values of ABOVE_ALL by (later layer, earlier layer): ratios less 1."""
     there = rows.filter(
         pl.col("metric") == KL_RATIO.name, pl.col("mean").is_finite(), pl.col("layer") <= pl.col("other")
     )
-    if there.is_empty():
-        return None
+    columns = there.select("other", "layer", *(pl.col(one) - 1 for one in ("mean", "ci_low", "ci_high")))
+    return {(other, layer): Value(*value) for other, layer, *value in columns.iter_rows()}
+
+
+def _map_panels(table: pl.DataFrame, kind: layer_maps.MapKind, depth: int) -> list[Panel]:
+    """A heat map for each of MAPPED, all on one scale."""
     cells = {
-        (other, layer): Value(*value)
-        for other, layer, *value in there.select("other", "layer", "mean", "ci_low", "ci_high").iter_rows()
+        (classing, name): _above_all(table.filter(kind=kind.name, classing=classing, token_class=name))
+        for classing, name in MAPPED
     }
-    classing, name = there.select("classing", "token_class").row(0)
-    one = CLASSES[classing, name]
+    sizes = [abs(value.mean) for values in cells.values() for value in values.values()]
+    end = float(np.quantile(sizes, MAP_END)) if sizes else 0.0
     axes = ("later layer", "earlier layer") if kind.pair else ("last layer", "first layer")
-    look = class_looks(CLASSINGS[classing])[name]
-    panel = heat(f"{MAP}-{classing}-{name}", one.title.capitalize(), KL_RATIO, cells, (depth, depth), axes, look, 340)
-    (mark,) = panel.marks
-    assert isinstance(mark, Heat)
-    end = float(np.quantile([value.mean for value in cells.values()], MAP_END))
-    return replace(panel, marks=(replace(mark, end=end or None),))
+    panels = []
+    for key in (key for key in MAPPED if cells[key]):
+        title = CLASSES[key].title.capitalize()
+        panel = heat(f"{MAP}-{'-'.join(key)}", title, ABOVE_ALL, cells[key], (depth, depth), axes, DROP_LOOK, 340)
+        (mark,) = panel.marks
+        assert isinstance(mark, Heat)
+        panels.append(replace(panel, marks=(replace(mark, end=end or None),)))
+    return panels
 
 
 def _picked(table: pl.DataFrame, columns: Iterable[str]) -> tuple[Picked, int]:
@@ -314,6 +326,6 @@ KINDS = (
         MAP,
         "Which predictions need which ranges of layers",
         build_map,
-        "darker areas off the diagonal: ranges of layers whose loss a class bears worse than other predictions.",
+        "coloured areas: ranges of layers that these predictions need more than others do; grey ones: less.",
     ),
 )
