@@ -110,8 +110,8 @@ def build_map(run: RunDirectory) -> Section:
     return Section(
         panels=_map_panels(table, kind, depth),
         notes=[
-            f"{kind.title}, over {_units(run, table)}: the KL of these predictions above that of all tokens. Colours end at the "
-            f"value that {MAP_END:.0%} of the cells shown do not exceed. Intervals, shown on hover, are those of one cell. All "
+            f"{kind.title}, over {_units(run, table)}: the KL of these predictions above that of all tokens. Colours end at "
+            f"the value that {MAP_END:.0%} of the cells shown do not exceed. Intervals, shown on hover, are those of one cell. All "
             "classes and maps are in the table.",
             ABOUT_CLASSES,
         ],
