@@ -111,8 +111,8 @@ def build_map(run: RunDirectory) -> Section:
         panels=_map_panels(table, kind, depth),
         notes=[
             f"{kind.title}, over {_units(run, table)}: the KL of these predictions above that of all tokens. Colours end at "
-            f"the value that {MAP_END:.0%} of the cells shown do not exceed. Intervals, shown on hover, are those of one cell. All "
-            "classes and maps are in the table.",
+            f"the value that {MAP_END:.0%} of the cells shown do not exceed. Intervals, shown on hover, are those of one "
+            "cell. All classes and maps are in the table.",
             ABOUT_CLASSES,
         ],
         missing=_missing(run, table),
