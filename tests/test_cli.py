@@ -90,15 +90,15 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
+            "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens --lens-data "
             f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
         ),
-        ("sweep", f"--edits --per-token --precision {SHARED}"),
+        ("sweep", f"--edits --per-token --by-class --precision {SHARED}"),
         ("dependency", f"--variant --splits --keep-first {SHARED}"),
-        ("map", f"--kind --band --precision {SHARED}"),
+        ("map", f"--kind --band --by-class --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
-        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data --by-class {SHARED}"),
         ("similarity", SHARED),
         (
             "generate",
