@@ -50,6 +50,21 @@ def without_component(model: PreTrainedModel, layer: int, component: str) -> Pre
     return rebuilt
 
 
+def without_inputs(model: PreTrainedModel, layer: int, component: str, inputs: slice | list[int]) -> PreTrainedModel:
+    """The model with the output weights of some of a component's inputs (heads or neurons) at zero in one block."""
+    rebuilt = copy.deepcopy(model)
+    block = getattr(*block_list(rebuilt))[layer]
+    zeroed = []
+    with torch.no_grad():
+        for name, module in block.named_modules():
+            if re.match(COMPONENT_OUTPUTS[component], f"{name}.weight"):
+                weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+                weight[inputs] = 0
+                zeroed.append(name)
+    assert len(zeroed) == 1, f"output of {component} in {type(model).__name__}: {zeroed}"
+    return rebuilt
+
+
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits

@@ -7,17 +7,26 @@ import polars as pl
 from depthscope.report.traces import alone, traces
 from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
+    ablation,
     attention,
     class_tables,
     dependency,
+    depth_probes,
+    dimension,
+    effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
+    linearity,
+    massive,
     neurons,
     norms,
     painters,
+    patching,
     probes,
     similarity,
+    sinks,
     tasks,
 )
 from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
@@ -197,6 +206,139 @@ def class_tables_of(depth, documents):
     }
 
 
+def ablation_tables(depth, documents):
+    """The tables of heads and neurons ablated, three of each layer, and the first of each as best and worst."""
+    found = {}
+    for name, kind in ablation.KINDS.items():
+        columns = ablation.columns_of(kind)
+        ranked = [()] if kind == "head" else [(1,)]
+        keys = [
+            (layer, index, mode, *rank)
+            for layer, index, mode, rank in product(range(depth), range(3), ("zero", "mean"), ranked)
+        ]
+        table = estimates(columns, keys, ablation.METRICS, documents)
+        best = [
+            {"mode": mode, "extreme": one.extreme} | row | {"measured": 3 * depth}
+            for mode in ("zero", "mean")
+            for one in ablation.EXTREMES
+            for row in table.filter(mode=mode, metric=one.metric.name).head(1).iter_rows(named=True)
+        ]
+        by_layer = [*product(range(depth), ("zero", "mean"))]
+        layers = estimates(ablation.ABLATION_LAYERS_TABLE, by_layer, ablation.LAYER_METRICS, documents)
+        chosen = ablation.best_columns_of(kind)
+        found |= {
+            name: table,
+            name + ablation.LAYERS: layers,
+            name + ablation.BEST: pl.DataFrame(best).select(*chosen).cast(pl.Schema(chosen)),
+        }
+    return found
+
+
+def sinks_tables(depth, heads_per_layer, documents):
+    """Attention sinks of every head, with the model's."""
+    per_head = [(layer, head) for layer in range(depth) for head in range(heads_per_layer)]
+    return {
+        "sinks": estimates(sinks.SINKS_TABLE, [(layer,) for layer in range(depth)], sinks.METRICS, documents),
+        "sink_heads": estimates(sinks.SINK_HEADS_TABLE, per_head, sinks.METRICS, documents),
+        "sinks_model": estimates(sinks.SINKS_MODEL_TABLE, [()], (*sinks.METRICS, sinks.SINK_HEADS), documents),
+    }
+
+
+def massive_tables(depth, documents):
+    """One massive dimension at the first position of x_1, at a token with markup."""
+    depths, blocks = [(layer,) for layer in range(depth + 1)], list(product(range(depth), massive.POSITIONS))
+    extremes = [(layer, -150.0, 0.1, 1500.0, 3, 0, 7, HOSTILE, 0, 16, 1024) for layer in range(depth + 1)]
+    one = [(1, 3, massive.FIRST)]
+    return {
+        "massive": estimates(massive.MASSIVE_TABLE, depths, massive.METRICS, documents),
+        "massive_blocks": estimates(massive.MASSIVE_BLOCKS_TABLE, blocks, massive.BLOCK_METRICS, documents),
+        "massive_dimensions": estimates(massive.MASSIVE_DIMENSIONS_TABLE, one, massive.DIMENSION_METRICS, documents),
+        "massive_extremes": pl.DataFrame(extremes, schema=massive.MASSIVE_EXTREMES_TABLE, orient="row"),
+        "massive_tokens": pl.DataFrame(
+            [(massive.FIRST, 1, 7, HOSTILE, 3, 2)], schema=massive.MASSIVE_TOKENS_TABLE, orient="row"
+        ),
+    }
+
+
+def effective_depth_tables(depth, documents):
+    """effective_depth.parquet with one reading that does not exist, and the curves."""
+    curves = [(None, layer, metric) for layer in range(depth) for metric in effective_depth.COSINES]
+    curves += [("logit", layer, metric) for layer in range(depth + 1) for metric in effective_depth.LENS_CURVES]
+    rows = [
+        (
+            None if "cosine" in one.name else "logit",
+            one.name,
+            one.threshold,
+            1,
+            0,
+            2,
+            0.3,
+            0.2,
+            0.5,
+            0.9,
+            None,
+            1024,
+            documents,
+        )
+        for one in effective_depth.READINGS.values()
+    ]
+    rows[0] = (*rows[0][:3], *(None,) * 6, 0.0, "it never turns", 1024, documents)
+    schema = effective_depth.EFFECTIVE_DEPTH_CURVES_TABLE
+    return {
+        "effective_depth": pl.DataFrame(rows, schema=effective_depth.EFFECTIVE_DEPTH_TABLE, orient="row"),
+        "effective_depth_curves": pl.concat(
+            [estimates(schema, [(lens, layer)], [metric], documents) for lens, layer, metric in curves]
+        ),
+    }
+
+
+def linearity_tables(depth, documents):
+    """linearity.parquet and its means and extremes: the first block's."""
+    keys = [(layer, positions) for layer in range(depth) for positions in linearity.POSITIONS]
+    places = [(positions,) for positions in linearity.POSITIONS]
+    schema = {name: kind for name, kind in linearity.LINEARITY_EXTREMES_TABLE.items() if name != "blocks"}
+    picks = [
+        estimates(schema, [(positions, extreme, 0)], [metric], documents)
+        for positions in linearity.POSITIONS
+        for metric, extreme in linearity.EXTREMES
+    ]
+    scores = (*linearity.SCORES, *linearity.IN_SAMPLE)
+    return {
+        "linearity": estimates(linearity.LINEARITY_TABLE, keys, linearity.METRICS, documents),
+        "linearity_mean": estimates(linearity.LINEARITY_MEAN_TABLE, places, scores, documents),
+        "linearity_extremes": pl.concat(picks).with_columns(blocks=pl.lit(depth, pl.Int64)),
+    }
+
+
+def depth_probe_tables(depth, documents):
+    """depth_probes.parquet with every property, where each is best, and classes with a hostile name."""
+    keys = [(name, layer) for name in depth_probes.PROPERTIES for layer in range(depth + 1)]
+    places = (None, None) if documents == 1 else (1, depth)
+    best = [(name, 1, *places) for name in depth_probes.PROPERTIES]
+    classes = [(name, label, 60, 30) for name in depth_probes.PROPERTIES for label in ("␣the", HOSTILE)]
+    return {
+        "depth_probes": estimates(depth_probes.DEPTH_PROBES_TABLE, keys, depth_probes.METRICS, documents),
+        "depth_probes_best": estimates(depth_probes.DEPTH_PROBES_BEST_TABLE, best, depth_probes.BEST_OF, documents),
+        "depth_probes_classes": pl.DataFrame(classes, schema=depth_probes.DEPTH_PROBES_CLASSES_TABLE, orient="row"),
+    }
+
+
+def patching_tables(depth, documents):
+    """patching.parquet with every group, and where the word's effect moves."""
+    keys = [(group, layer) for group in patching.GROUPS for layer in range(depth + 1)]
+    halves = [(patching.WORD, 2), (patching.LAST, 1)]
+    metrics = (patching.HALF_DEPTH, patching.LARGEST)
+    depths = [
+        estimates(patching.PATCHING_DEPTHS_TABLE, where, [metric], documents)
+        for where, metric in zip((halves, [(patching.BETWEEN, 1)]), metrics, strict=True)
+    ]
+    corrupted = estimates(patching.PATCHING_TABLE, [(patching.NOTHING, 0)], [patching.KL], documents)
+    return {
+        "patching": pl.concat([estimates(patching.PATCHING_TABLE, keys, patching.METRICS, documents), corrupted]),
+        "patching_depths": pl.concat(depths),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -211,6 +353,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         for group in (probes.PREDICTION, probes.SUPPRESSION)
         for rank in (1, 2, 3)
     ]
+    scales = [(*at, n) for at in depths for n in dimension.NEIGHBOURS]
     return {
         "sweep": sweep_table(depth, documents=documents),
         "lens": estimates(lens.LENS_TABLE, depths, lens.METRICS, documents),
@@ -232,6 +375,22 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **painters_tables(depth, documents),
         **dependency_tables(depth, documents),
         **class_tables_of(depth, documents),
+        "dimension": estimates(dimension.DIMENSION_TABLE, depths, dimension.POINT_METRICS, documents),
+        "dimension_scales": estimates(dimension.DIMENSION_SCALES_TABLE, scales, [dimension.GRIDE], documents),
+        "trajectory": estimates(dimension.TRAJECTORY_TABLE, depths, dimension.TRAJECTORY_METRICS, documents),
+        **ablation_tables(depth, documents),
+        **sinks_tables(depth, heads_per_layer, documents),
+        **massive_tables(depth, documents),
+        **linearity_tables(depth, documents),
+        **effective_depth_tables(depth, documents),
+        "guess_refine": estimates(
+            guess_refine.GUESS_REFINE_TABLE,
+            [("logit", layer, band) for layer in range(depth + 1) for band in (*guess_refine.BANDS, guess_refine.ALL)],
+            guess_refine.METRICS,
+            documents,
+        ),
+        **depth_probe_tables(depth, documents),
+        **patching_tables(depth, documents),
     }
 
 

@@ -81,6 +81,22 @@ def test_ablated_components_are_weights_of_zero(family, tiny_of, tmp_path):
     assert "are not removed" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "opt", "bloom", "mixtral"])
+def test_ablated_heads_and_neurons_are_columns_of_zero(family, tiny_of, tmp_path):
+    neurons = "" if family == "mixtral" else "~neuron3,7"
+    route = f"0 1~head2 2~head0,3{neurons} 3~mlp"
+    done = exported(tiny_of(family), route, tmp_path / "out")
+    assert done.difference == 0
+    assert len(done.partly_zeroed) == (2 if family == "mixtral" else 3)
+    require_equal(tiny_of(family), route, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "without heads or neurons 1~head2, 2~head0,3" in card
+    assert "heads and neurons are not removed" in card
+    for other in ("0 1~head2=mean 2-3", "0 1~head2=resample 2-3"):
+        with pytest.raises(UnsupportedError, match="ablation replaces numbers by others"):
+            exported(tiny_of(family), other, tmp_path / "no")
+
+
 PER_LAYER: list[tuple[str, str, dict]] = [
     ("qwen3_moe", "0 2-3", {"decoder_sparse_step": 2}),
     ("qwen3_moe", "0 1 1-3", {"mlp_only_layers": [0, 3]}),

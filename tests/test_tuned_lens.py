@@ -18,10 +18,11 @@ from depthscope.engine.baseline import Baseline
 from depthscope.engine.lens_gradient import kl_gradient, log_probabilities
 from depthscope.errors import DataError, DepthscopeError
 from depthscope.experiments import lens_state
-from depthscope.experiments.lens import WHERE, LensReading
+from depthscope.experiments.lens import LensReading
 from depthscope.experiments.lens_sums import LensSums
 from depthscope.experiments.lens_text import LensText, lens_text
 from depthscope.experiments.lenses import LogitLens
+from depthscope.experiments.read_lenses import WHERE
 from depthscope.experiments.tune_lens import Recipe, tune_lens
 from depthscope.experiments.tuned_lens import CONFIG, PARAMS, TunedLens
 from depthscope.models.load import load

@@ -38,15 +38,21 @@ if TYPE_CHECKING:
     from depthscope.edit_registry import unregister_edit as unregister_edit
     from depthscope.edits import drop as drop
     from depthscope.edits import drop_attn as drop_attn
+    from depthscope.edits import drop_head as drop_head
     from depthscope.edits import drop_mlp as drop_mlp
+    from depthscope.edits import drop_neuron as drop_neuron
     from depthscope.edits import drop_ple as drop_ple
     from depthscope.edits import drop_ssm as drop_ssm
     from depthscope.edits import exchange as exchange
     from depthscope.edits import loop as loop
+    from depthscope.edits import mean_ablate_head as mean_ablate_head
+    from depthscope.edits import mean_ablate_neuron as mean_ablate_neuron
     from depthscope.edits import parallel as parallel
     from depthscope.edits import repeat as repeat
     from depthscope.edits import repeat_middle as repeat_middle
     from depthscope.edits import repeat_range as repeat_range
+    from depthscope.edits import resample_ablate_head as resample_ablate_head
+    from depthscope.edits import resample_ablate_neuron as resample_ablate_neuron
     from depthscope.edits import reverse as reverse
     from depthscope.edits import shuffle as shuffle
     from depthscope.edits import swap as swap

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from depthscope.errors import RouteError
 from depthscope.printable import shown
-from depthscope.routes import COMPONENTS, Route
+from depthscope.routes import COMPONENTS, Route, numbers_of
 
 Arguments = ParamSpec("Arguments")
 
@@ -65,8 +65,11 @@ class Call:
 
     @property
     def given(self) -> Mapping[str, int]:
-        """The arguments by the names of their parameters."""
-        return registered(self.kind).signature.bind(*self.arguments, **dict(self.named)).arguments
+        """The arguments by the names of their parameters, without those of a list."""
+        kind = registered(self.kind)
+        single = self.arguments if kind.listed is None else self.arguments[: kind.single]
+        names = [*kind.signature.parameters][: len(single)]
+        return {**dict(zip(names, single, strict=True)), **dict(self.named)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +118,30 @@ class EditKind:
             raise RouteError(
                 f"{self.name!r} cannot name an edit: expected lower-case letters, digits and _, such as skip_pair"
             )
-        for one in self.signature.parameters.values():
-            if one.kind is not one.POSITIONAL_OR_KEYWORD or not isinstance(
+        parameters = [*self.signature.parameters.values()]
+        for one in parameters:
+            suits = one.kind is one.POSITIONAL_OR_KEYWORD and isinstance(
                 one.default, int | type(None) | type(one.empty)
-            ):
+            )
+            # A list takes all arguments from its place on, so those before it are always given, by position.
+            alone = all(other is one or other.default is one.empty for other in parameters)
+            if not suits and not (one.kind is one.VAR_POSITIONAL and alone):
                 raise RouteError(f"edit {self.name}: expected integer parameters after the route, got {one}")
         if self.sweep is not None:
             try:
                 self.signature.bind(self.sweep.first)
             except TypeError as error:
                 raise RouteError(f"a sweep calls {self.name} with only a layer: {error}") from error
+
+    @property
+    def listed(self) -> str | None:
+        """The name of its last parameter if that takes any number of integers, such as the heads of `drop_head`; else None."""
+        return next((n for n, one in self.signature.parameters.items() if one.kind is one.VAR_POSITIONAL), None)
+
+    @property
+    def single(self) -> int:
+        """How many parameters take one integer."""
+        return len(self.signature.parameters) - (self.listed is not None)
 
     @property
     def source(self) -> str:
@@ -139,6 +156,9 @@ class EditKind:
     def call(self, *arguments: Any, **named: Any) -> Call:
         """The call in canonical form, from integers, or None for a default. Raises TypeError for arguments that do not fit."""
         bound = self.signature.bind(*arguments, **named).arguments
+        if self.listed is not None:
+            single = [bound[name] for name in self.signature.parameters if name != self.listed]
+            return Call(self.name, tuple(map(index, (*single, *bound.get(self.listed, ())))))
         values: list[tuple[str, int | None]] = []
         length = 0
         for name, parameter in self.signature.parameters.items():
@@ -177,10 +197,11 @@ def register_edit(
 ) -> Callable[[Callable[Concatenate[Route, Arguments], Route]], Callable[Arguments, Edit]]:
     """Turn the decorated function, which takes a Route and integers and returns a Route of the same depth, into an edit.
 
-    The decorated name then creates Edits: `skip_pair(3)`. `title` and `definition` (a few words without a capital) are shown on
-    the page and in help, `sweep` states how a sweep applies the edit at every layer (None: it does not), `name` is the
-    function's by default. Running the same definition again replaces the edit. Raises RouteError for a name that depthscope
-    or another function already uses, or for a function with unsuitable parameters.
+    Its last parameter may be a list of integers, `*heads`, where none before it has a default. The decorated name then creates
+    Edits: `skip_pair(3)`. `title` and `definition` (a few words without a capital) are shown on the page and in help, `sweep`
+    states how a sweep applies the edit at every layer (None: it does not), `name` is the function's by default. Running the
+    same definition again replaces the edit. Raises RouteError for a name that depthscope or another function already uses, or
+    for a function with unsuitable parameters.
     """
 
     def declare(function: Callable[Concatenate[Route, Arguments], Route]) -> Callable[Arguments, Edit]:
@@ -271,7 +292,10 @@ _ARGUMENT = re.compile(r"\s*(?:(-?\d+)|(-?\d+)\s*-\s*(-?\d+)|(\w+)\s*=\s*(-?\d+)
 
 
 def parse_edit(text: str) -> Edit:
-    """Parse `swap(3) | drop_mlp(7)`; ranges may be written `drop(21-24)`, arguments by name. Raises RouteError."""
+    """Parse `swap(3) | drop_mlp(7)`; ranges may be written `drop(21-24)` or, in a list, `drop_head(4, 0-2, 5)`.
+
+    Arguments may be given by name. Raises RouteError.
+    """
     edit = Edit()
     if text.strip() in ("", "none"):
         return edit
@@ -285,7 +309,14 @@ def parse_edit(text: str) -> Edit:
         numbers: list[int] = []
         named: dict[str, int] = {}
         for argument in match[2].split(",") if match[2].strip() else ():
+            if EDITS[name].listed is not None and len(numbers) >= EDITS[name].single and (many := numbers_of(argument)):
+                numbers += many
+                continue
             found = _ARGUMENT.fullmatch(argument)
+            if found is not None and found[2] is not None and EDITS[name].listed is not None:
+                raise RouteError(
+                    f"cannot read the edit {part.strip()!r}: expected one integer in place of {argument.strip()}"
+                )
             if found is None or (named and found[4] is None) or found[4] in named:
                 raise RouteError(f"cannot read the edit {part.strip()!r}: expected integers in the brackets")
             if found[4] is not None:

@@ -7,6 +7,8 @@
     '0 2-3 4~mlp 5'
     >>> parse_edit("drop(1) | drop_mlp(4)") == drop(1) | drop_mlp(4)
     True
+    >>> (drop_head(4, 0, 2) | mean_ablate_head(4, 5))(Route.own(6)).name
+    '0-3 4~head0,2~head5=mean 5'
 
 Edits refer to blocks by their original number, wherever earlier edits have moved them.
 
@@ -26,7 +28,22 @@ from depthscope.edit_registry import parse_edit as parse_edit
 from depthscope.edit_registry import register_edit as register_edit
 from depthscope.edit_registry import unregister_edit as unregister_edit
 from depthscope.errors import RouteError
-from depthscope.routes import ATTN, MLP, PLE, SSM, Parallel, Route, Step, Visit, check_layer
+from depthscope.routes import (
+    ATTN,
+    HEAD,
+    MEAN,
+    MLP,
+    NEURON,
+    PLE,
+    RESAMPLE,
+    SSM,
+    ZERO,
+    Parallel,
+    Route,
+    Step,
+    Visit,
+    check_layer,
+)
 
 
 def _span(depth: int, first: int, last: int | None) -> tuple[int, int]:
@@ -135,6 +152,64 @@ def drop_ssm(route: Route, layer: int) -> Route:
 def drop_ple(route: Route, layer: int) -> Route:
     """Set to zero what block `layer` adds of its layer-specific embedding of the token (Gemma 4's per-layer input)."""
     return _without(PLE, route, layer)
+
+
+def _ablated(kind: str, mode: str, route: Route, layer: int, indices: tuple[int, ...]) -> Route:
+    check_layer(layer, route.depth, f"layer of the {kind}s")
+    if not indices:
+        raise RouteError(f"no {kind} of layer {layer} is named: expected one or more {kind}s after the layer")
+    return route.map(lambda step: step.ablating(kind, indices, mode) if step.block == layer else step)
+
+
+@register_edit(
+    title="Drop heads",
+    definition="attention heads of a layer are zero-ablated: they give zeros to the output projection",
+)
+def drop_head(route: Route, layer: int, *heads: int) -> Route:
+    """Set what the attention heads `heads` of block `layer` give to the output projection to zero; its bias stays."""
+    return _ablated(HEAD, ZERO, route, layer, heads)
+
+
+@register_edit(
+    title="Mean-ablate heads", definition="attention heads of a layer give their mean over a fixed reference text"
+)
+def mean_ablate_head(route: Route, layer: int, *heads: int) -> Route:
+    """Replace what the attention heads `heads` of block `layer` give by its mean over a fixed reference text."""
+    return _ablated(HEAD, MEAN, route, layer, heads)
+
+
+@register_edit(
+    title="Resample-ablate heads",
+    definition="attention heads of a layer give what they gave at the same position of another document",
+)
+def resample_ablate_head(route: Route, layer: int, *heads: int) -> Route:
+    """Replace what the attention heads `heads` of block `layer` give by what they gave at the same position of another
+    document, which is drawn for each position from a fixed reference text."""
+    return _ablated(HEAD, RESAMPLE, route, layer, heads)
+
+
+@register_edit(title="Drop neurons", definition="MLP neurons of a layer are zero-ablated: their activation is zero")
+def drop_neuron(route: Route, layer: int, *neurons: int) -> Route:
+    """Set the activations of the MLP neurons `neurons` of block `layer` to zero; the bias of the output projection stays."""
+    return _ablated(NEURON, ZERO, route, layer, neurons)
+
+
+@register_edit(
+    title="Mean-ablate neurons", definition="the activations of MLP neurons are their means over a fixed reference text"
+)
+def mean_ablate_neuron(route: Route, layer: int, *neurons: int) -> Route:
+    """Replace the activations of the MLP neurons `neurons` of block `layer` by their means over a fixed reference text."""
+    return _ablated(NEURON, MEAN, route, layer, neurons)
+
+
+@register_edit(
+    title="Resample-ablate neurons",
+    definition="MLP neurons have the activations they had at the same position of another document",
+)
+def resample_ablate_neuron(route: Route, layer: int, *neurons: int) -> Route:
+    """Replace the activations of the MLP neurons `neurons` of block `layer` by those at the same position of another
+    document, which is drawn for each position from a fixed reference text."""
+    return _ablated(NEURON, RESAMPLE, route, layer, neurons)
 
 
 @register_edit(title="Repeat", definition="each layer of a range is visited several times in a row")

@@ -30,7 +30,10 @@ Tasks = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="The run directory. The same command resumes an incomplete run.")]
 EditText = Annotated[
-    list[str] | None, typer.Option("--edit", help="An edit such as 'drop(3) | swap(5)'; can be given several times.")
+    list[str] | None,
+    typer.Option(
+        "--edit", help="An edit such as 'drop(3) | swap(5)' or 'drop_head(4, 3)'; can be given several times."
+    ),
 ]
 RouteText = Annotated[
     list[str] | None, typer.Option("--route", help="A route such as '0-2 4 3 5-11'; can be given several times.")

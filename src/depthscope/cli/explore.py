@@ -89,7 +89,7 @@ def command(
 def _tuned_lens(model: "Model", given: Path | None, run: Path | None) -> "tuple[TunedLens | None, str]":
     """The tuned lens that was named, else that of the run; a note if the run's is for another model or dtype."""
     from depthscope.errors import DepthscopeError
-    from depthscope.experiments.lens import WHERE
+    from depthscope.experiments.read_lenses import WHERE
     from depthscope.experiments.tuned_lens import CONFIG, TunedLens
 
     if given is not None:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option(help="The directory of the checkpoint: new or empty.")]
 EditText = Annotated[
     str | None,
-    typer.Option("--edit", help='An edit: "drop(21, 24)", "repeat(5, 8) | drop_mlp(2)".', show_default=False),
+    typer.Option(
+        "--edit",
+        help='An edit: "drop(21, 24)", "repeat(5, 8) | drop_mlp(2)", "drop_head(4, 0-2, 5)".',
+        show_default=False,
+    ),
 ]
 RouteText = Annotated[
     str | None,

@@ -23,8 +23,8 @@ Edits = Annotated[
     list[str] | None,
     typer.Option(
         "--edit",
-        help="An edit such as 'swap(3) | drop_mlp(7)'. Given several times, each continues the prompt, after the unmodified "
-        "model.",
+        help="An edit such as 'swap(3) | drop_mlp(7)' or 'drop_head(4, 3)'. Given several times, each continues the prompt, "
+        "after the unmodified model.",
         show_default="the unmodified model",
     ),
 ]

@@ -10,7 +10,19 @@ from depthscope.cli.stage_map import print_stages
 from depthscope.edit_registry import sweeps, title_of
 from depthscope.printable import printable
 from depthscope.report.measured import Value, give_or_take
-from depthscope.report.sections import dependency, layer_maps, painters, token_classes
+from depthscope.report.sections import (
+    ablation,
+    dependency,
+    depth_probes,
+    effective_depth,
+    guess_refine,
+    layer_maps,
+    linearity,
+    painters,
+    patching,
+    sinks,
+    token_classes,
+)
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
 from depthscope.report.wording import counted_documents, counted_units
@@ -45,6 +57,8 @@ def print_summary(run: RunDirectory, experiments: Sequence[str] = ()) -> None:
     )
     for name in (name for name in EXPERIMENTS if name in (experiments or WHOLE_STUDY)):
         _print_tables(run, EXPERIMENTS[name])
+    if linearity.NAME in experiments and linearity.NAME in run.tables():
+        console.print(linearity.few_tokens(run, run.table(linearity.NAME)) or "")
     if (not experiments or "sweep" in experiments) and (goal := precision_goal(run.manifest)):
         console.print(f"{goal}\n")
     if (not experiments or "stages" in experiments) and (found := run.stages):
@@ -173,6 +187,12 @@ def _print_probes(table: pl.DataFrame) -> None:
     console.print(shown)
 
 
+def _print_linearity(table: pl.DataFrame) -> None:
+    """Over all positions: both scores, and the KL of replacing and of dropping the block."""
+    metrics = (linearity.STREAM, linearity.WRITE, linearity.LINEAR_KL, linearity.DROP_KL)
+    _by_metric(*metrics)(table.filter(pl.col("positions") == linearity.ALL))
+
+
 def _print_rows(
     head: Sequence[str], rows: Callable[[pl.DataFrame], list[tuple[str, ...]]]
 ) -> Callable[[pl.DataFrame], None]:
@@ -205,6 +225,17 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
     dependency.DEPTH_NAME: _print_rows(dependency.DEPTH_HEAD, dependency.depth_rows),
     **dict.fromkeys(token_classes.LAYERS_OF.values(), _print_rows(token_classes.HEAD, token_classes.class_rows)),
+    **{
+        name + ablation.BEST: _print_rows(ablation.BEST_HEAD, ablation.best_rows)
+        for name in (ablation.HEADS, ablation.NEURONS)
+    },
+    sinks.MODEL: _print_rows(sinks.MODEL_HEAD, sinks.model_rows),
+    linearity.NAME: _print_linearity,
+    linearity.MEAN_NAME: _print_rows(linearity.MEAN_HEAD, linearity.mean_rows),
+    effective_depth.NAME: _print_rows(effective_depth.HEAD, effective_depth.reading_rows),
+    guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
+    depth_probes.BEST: _print_rows(depth_probes.BEST_HEAD, depth_probes.best_rows),
+    patching.DEPTHS: _print_rows(patching.DEPTHS_HEAD, patching.depth_rows),
 }
 """Tables with their own printer."""
 

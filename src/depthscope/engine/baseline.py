@@ -1,9 +1,9 @@
 """The baseline run: one pass of the unmodified model on a batch of tokens, from which every experiment on the text starts."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from enum import Flag, auto
-from typing import TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -28,13 +28,10 @@ class Keep(Flag):
     SILENCED = auto()
     """Every block's output with its MLP ablated and, in a parallel block, with its attention ablated: both follow from the
     baseline run (Model.shares_components)."""
-    SHARED = auto()
-    """What a reading computes from the run and another needs too (`Baseline.shared`), until the run is discarded."""
-
-
-OF_BLOCKS = Keep.WRITES | Keep.SILENCED
-"""What is kept while a block runs."""
-Computed = TypeVar("Computed")
+    ROUTES = auto()
+    """The measures of routes, for readings that measure the same routes."""
+    TOP_TOKENS = auto()
+    """The most likely tokens at every depth, where a lens is read: they are collected in the lens's own pass."""
 
 
 class Baseline:
@@ -59,7 +56,7 @@ class Baseline:
     ) -> None:
         model.check_ids(ids)
         model.check_ids(targets)
-        self.model, self.named = model, named
+        self.model, self.named, self.keep = model, named, keep
         self.ids, self.targets = ids.to(model.device), targets.to(model.device)
         self.slice_width, self.reductions = slice_width, reductions
         self.entry = model.stack.enter(self.ids)
@@ -75,10 +72,11 @@ class Baseline:
         self._hidden: Hidden | None = None
         self._reference: Reference | None = None
         self._measured: TokenMeasures | None = None
-        self._shared: dict[Hashable, object] | None = {} if Keep.SHARED in keep else None
+        self.shared: dict[Any, Any] = {}
+        """What one reading of this run has computed and others use, by a key that says what it is."""
         try:
             for block in range(model.depth):
-                self.residuals.append(self._after(block, self.residuals[-1], keep & OF_BLOCKS))
+                self.residuals.append(self._after(block, self.residuals[-1], keep))
         except RuntimeError:  # some operations refuse NaN; if that is not the reason, the error is another one
             require_finite_streams(model, self.residuals, named)
             raise
@@ -98,16 +96,8 @@ class Baseline:
         part._hidden = None if self._hidden is None else self._hidden[slice(*tokens)]
         part._reference = None if self._reference is None else self._reference.rows(*tokens)
         part._measured = None
-        part._shared = None
+        part.shared = {}
         return part
-
-    def shared(self, name: Hashable, compute: Callable[[], Computed]) -> Computed:
-        """What `compute` returns; with Keep.SHARED it is called once for each `name`, which must say all that it depends on."""
-        if self._shared is None:
-            return compute()
-        if name not in self._shared:
-            self._shared[name] = compute()
-        return self._shared[name]  # type: ignore[return-value]
 
     def reduced_with(self, slice_width: int | None, reductions: Reductions | None) -> "Baseline":
         """The same run with its passes over the vocabulary computed in this form; itself if nothing changes."""
@@ -116,7 +106,8 @@ class Baseline:
             return self
         other = copy(self)
         other.slice_width, other.reductions = wanted
-        other._reference = other._measured = other._shared = None
+        other._reference = other._measured = None
+        other.shared = {}
         return other
 
     @property
@@ -166,7 +157,7 @@ class Baseline:
     def _after(self, block: int, residual: Residual, keep: Keep) -> Residual:
         state = copied(self.states[-1])
         self.states.append(state)
-        if not keep:
+        if not keep & (Keep.WRITES | Keep.SILENCED):
             return self.model.visit(Step(block), residual, self.entry.arguments, state)
         with self.model.writers.watched(block) as written:
             after = self.model.visit(Step(block), residual, self.entry.arguments, state)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from depthscope.engine.reductions import Reductions, reductions_for
 from depthscope.engine.sizes import sizes_for
+from depthscope.engine.top_tokens import TopTokens
 from depthscope.models.unembedding import Unembedding
 from depthscope.shapes import Hidden, LogitSlice, PerToken, PerTokenExact, PerTokenFlag, PerTokenIndex
 
@@ -163,18 +164,21 @@ def _mean_weight(head: Unembedding, own: Distribution, slices: Slices) -> Tensor
     return mean
 
 
-def compare(head: Unembedding, base: Reference, hidden: Hidden, targets: Tensor) -> TokenMeasures:
+def compare(
+    head: Unembedding, base: Reference, hidden: Hidden, targets: Tensor, top: TopTokens | None = None
+) -> TokenMeasures:
     """Measure edited distributions q against the baseline p, token by token.
 
     `hidden` is what the unembedding reads from one or several edited routes: the baseline's tokens, one or more times in
-    sequence. `targets` are the next tokens of the baseline's tokens, shaped [tokens].
+    sequence. `targets` are the next tokens of the baseline's tokens, shaped [tokens]. `top` collects the most likely tokens
+    of q in the same pass.
     """
     copies = hidden.shape[0] // base.own.hidden.shape[0]
     slices, at_once = _slices(head, base.slice_width), sizes_for(hidden.device, hidden.shape[1]).rows
     own = Distribution(*(_repeated(column, copies) for column in base.own.columns())) if base.capped else None
     rows, tops = hidden.split(at_once), _repeated(base.own.top, copies).split(at_once)
     owns = [None] * len(rows) if own is None else own.split(at_once)
-    parts = [_against(head, base, *part, slices) for part in zip(rows, tops, owns, strict=True)]
+    parts = [_against(head, base, *part, slices, top) for part in zip(rows, tops, owns, strict=True)]
     log_normaliser, entropy, agreement, cross = (torch.cat(column) for column in zip(*parts, strict=True))
     linear_cross, next_logit = _row_products(head, base, hidden, targets)
     divergence = (cross if linear_cross is None else linear_cross) + (
@@ -209,7 +213,13 @@ def _row_products(
 
 
 def _against(
-    head: Unembedding, base: Reference, hidden: Hidden, top: PerTokenIndex, own: Distribution | None, slices: Slices
+    head: Unembedding,
+    base: Reference,
+    hidden: Hidden,
+    top: PerTokenIndex,
+    own: Distribution | None,
+    slices: Slices,
+    several: TopTokens | None,
 ) -> tuple[PerTokenExact, PerTokenExact, PerTokenFlag, PerTokenExact]:
     """Log normaliser, entropy, agreement and, if logits are not linear in what the unembedding reads, Σ p (z_p − z_q)."""
     accumulator = _Accumulator(hidden.shape[0], len(slices), hidden.device, base.reductions)
@@ -219,6 +229,8 @@ def _against(
         logits = head.slice(hidden, start, stop)
         if own is not None:
             cross += _capped_cross(base.reductions, head.slice(own.hidden, start, stop), logits, own)
+        if several is not None:
+            several.look(start, logits)
         if not base.reductions.places:
             searched.look(index, logits)
         accumulator.add(index, logits)

@@ -107,10 +107,15 @@ class RouteMeter:
         """The same, given the baseline run, from whose residual streams the routes branch off.
 
         Call it under `model.measuring()`. A batch that does not fit into memory is measured in halves. Raises
-        MemoryShortError if a single window does not fit. The result is shared with other meters of the same routes and
-        measures if the baseline keeps what is shared: it must not be changed.
+        MemoryShortError if a single window does not fit. With Keep.ROUTES it is computed once for all meters of the same routes
+        and measures, so it must not be changed.
         """
-        return baseline.shared((self.routes, self.measures, self.pieces), lambda: self._against(baseline))
+        if Keep.ROUTES not in baseline.keep:
+            return self._against(baseline)
+        key = self.routes, self.measures, self.pieces
+        if key not in baseline.shared:
+            baseline.shared[key] = self._against(baseline)
+        return baseline.shared[key]
 
     def _against(self, baseline: Baseline) -> RouteMeasures:
         try:

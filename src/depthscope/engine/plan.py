@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from depthscope.routes import Parallel, Route, Step, Visit
+from depthscope.routes import Parallel, Replaced, Route, Step, Visit
 
 EMBEDDING = 0
 
@@ -93,7 +93,9 @@ def block_order(plan: Iterable[Instruction], known: int = 0) -> list[int]:
     return [
         instruction.step.block
         for instruction in plan
-        if isinstance(instruction, Call) and any(target >= known for target in instruction.targets)
+        if isinstance(instruction, Call)
+        and not isinstance(instruction.step, Replaced)
+        and any(target >= known for target in instruction.targets)
     ]
 
 
@@ -159,7 +161,7 @@ class _Scheduler:
             assert isinstance(step, Step)
             groups[step].append(node)
         if groups:
-            step = min(groups)
+            step = min(groups, key=lambda step: (step.block, step.silent))  # replaced ones have no order among others
             nodes = groups[step][: self.together]
             yield Call(step, tuple(self.tree[node].parent for node in nodes), tuple(nodes))
             yield from self._after(nodes, needed, ending)

@@ -80,7 +80,7 @@ class ByClass:
         own = {name: value for name, value in whole.settings.items() if name != "per_token"}
         self.settings = {**own, "classes": classes.settings}
         self.not_done = {**getattr(whole, "not_done", {}), **classes.not_done}
-        self.keep, self.readouts = whole.keep | Keep.SHARED, whole.readouts
+        self.keep, self.readouts = whole.keep | Keep.ROUTES, whole.readouts
         self.picked = picked
         names, rows = classes.names, whole.rows
         count = len(rows.names) * len(names)

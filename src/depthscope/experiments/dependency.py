@@ -37,6 +37,7 @@ from depthscope.schema.dependency import (
 )
 from depthscope.schema.metric import Metric
 from depthscope.statistics.estimate import ClusterMoments, Estimate, runs
+from depthscope.statistics.ratios import RatioMoments
 
 NAME = "dependency"
 KEYS = {"variant": pl.String, "layer": pl.Int32, "other": pl.Int32}
@@ -136,17 +137,19 @@ class Dependency:
 
         effects = self._effects()
         scores, above, below = self._scores(effects)
-        moments, of_effects, of_scores = self.rows.moments(), ClusterMoments(len(effects)), ClusterMoments(len(scores))
+        moments, of_effects, of_scores = self.rows.moments(), ClusterMoments(len(effects)), RatioMoments(len(scores))
         for document in self.rows.documents(seen()):
             moments.add(document.tokens, document.sums)
             sums = np.array([document.sums[0, effect.rows].mean() for effect in effects])
             of_effects.add(np.array([document.tokens[effect.rows[0]] for effect in effects]), sums)
-            of_scores.add(below @ sums, above @ sums)
+            of_scores.add(int(document.tokens.sum()), above @ sums, below @ sums)
         changes = self.rows.filled(moments.estimate()).with_columns(largest=pl.Series(largest))
         return {
             NAME: changes.filter(pl.col("other") < self.depth).cast(pl.Schema(DEPENDENCY_TABLE)),
             f"{NAME}_effects": _effects_table(effects, of_effects.estimate(), largest),
-            f"{NAME}_depth": _scores_table(scores, of_scores, [one.variant for one in effects], of_effects.estimate()),
+            f"{NAME}_depth": _scores_table(
+                scores, of_scores.estimate(), [one.variant for one in effects], of_effects.estimate()
+            ),
         }
 
     def _effects(self) -> list["_Effect"]:
@@ -204,12 +207,10 @@ def _effects_table(
 
 
 def _scores_table(
-    scores: Sequence[tuple[str, Metric]], moments: ClusterMoments, of_effects: Sequence[str], effects: Estimate
+    scores: Sequence[tuple[str, Metric]], found: Estimate, of_effects: Sequence[str], effects: Estimate
 ) -> pl.DataFrame:
     """`of_effects`: the variants of the effects, whose tokens and documents are those of the scores."""
     places = [of_effects.index(variant) for variant, _ in scores]
-    nothing = np.full(len(scores), np.nan)  # where no skip changes anything, there is nothing to weigh layers by
-    found = moments.estimate() if np.any(moments.tokens) else Estimate(nothing, nothing, nothing, 0, 0)
     counted = {"tokens": np.asarray(effects.tokens)[places], "documents": np.asarray(effects.documents)[places]}
     columns = estimate_columns(replace(found, **counted), [metric for _, metric in scores])
     keys = pl.DataFrame({"variant": [variant for variant, _ in scores]}, schema={"variant": pl.String})

@@ -6,7 +6,7 @@ reads.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,8 @@ class Subject:
     bos: str
     options: Mapping[str, Any]
     """The settings that experiments declare, by name."""
+    shared: dict[str, Any] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    """What experiments on this subject have in common, such as a trained lens, by what it is."""
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float64, Int64
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
@@ -26,17 +27,17 @@ SHARD = {"window": pl.Int64, "document": pl.Int64, "depth": pl.Int32, "residual"
 KEYS = {"layer": pl.Int32, "other": pl.Int32}
 
 
-class Geometry:
-    """Angular distance and CKA of x_0 … x_L. A reading of the shared pass; `windows` are all windows of the text."""
+class LastTokens:
+    """The residual streams x_0 … x_L of the last tokens of the text's first `most` windows, kept in shards.
 
-    name = NAME
+    `windows` are all windows of the text. What a subclass computes from them grows with `most`, not with the text.
+    """
+
     keep = Keep.NOTHING
     readouts = 0
 
-    def __init__(self, model: Model, windows: Windows) -> None:
-        self.settings = {"windows": min(WINDOWS, len(windows)), "batch": BATCH}
-        first = windows.part(0, WINDOWS)
-        self.place = {place: i for i, place in enumerate(_places(first))}
+    def __init__(self, model: Model, windows: Windows, most: int) -> None:
+        self.place = {place: i for i, place in enumerate(_places(windows.part(0, min(most, len(windows)))))}
         self.depths = model.depth + 1
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
@@ -50,12 +51,28 @@ class Geometry:
         ]
         return pl.DataFrame(rows, schema=SHARD, orient="row")
 
+    def gathered(
+        self, shards: Iterable[pl.DataFrame]
+    ) -> tuple[Float64[np.ndarray, "windows depths d_model"], Int64[np.ndarray, " windows"]]:
+        """All kept residual streams in the order of the text, and the windows' documents."""
+        rows = pl.concat(shards).sort("window", "depth")
+        documents = rows["document"].to_numpy()[:: self.depths]
+        return np.stack(rows["residual"].to_list()).reshape(len(documents), self.depths, -1), documents
+
+
+class Geometry(LastTokens):
+    """Angular distance and CKA of x_0 … x_L. A reading of the shared pass; `windows` are all windows of the text."""
+
+    name = NAME
+
+    def __init__(self, model: Model, windows: Windows) -> None:
+        super().__init__(model, windows, WINDOWS)
+        self.settings = {"windows": min(WINDOWS, len(windows)), "batch": BATCH}
+
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """GEOMETRY_TABLE."""
         pairs = list(combinations(range(self.depths), 2))
-        gathered = pl.concat(shards).sort("window", "depth")
-        documents = gathered["document"].to_numpy()[:: self.depths]
-        residuals = np.stack(gathered["residual"].to_list()).reshape(len(documents), self.depths, -1)
+        residuals, documents = self.gathered(shards)
         apart = angular_distances(residuals)[:, *zip(*pairs, strict=True)].T[None]
         distances = estimate_of(apart, documents)
         # CKA is not a mean over tokens: its interval is from a jackknife over documents.

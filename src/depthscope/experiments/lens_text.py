@@ -82,7 +82,7 @@ def lens_text(
     if windows.documents < need[0] or training.tokens < need[1]:
         raise DataError(_too_little(chosen, first, windows.documents, training.tokens, need))
     if measured is not None:
-        _require_apart(chosen.source, windows, measured)
+        require_apart(chosen.source, windows, measured)
     return LensText(chosen.source, first, training, held_out)
 
 
@@ -95,16 +95,21 @@ def _too_little(corpus: Corpus, first: int, documents: int, tokens: int, need: t
     )
 
 
-def _require_apart(source: str, windows: Windows, measured: Windows) -> None:
-    """No window is both used for the lens and measured: a document's windows are cut from its beginning in both."""
+def require_apart(
+    source: str, windows: Windows, measured: Windows, what: str = "the tuned lens", option: str = "--lens-data"
+) -> None:
+    """No window is both used for `what` and measured: a document's windows are cut from its beginning in both.
+
+    Raises DataError, naming the option by which other text is given.
+    """
     if windows.length != measured.length:
         return
     there = {row.tobytes() for row in measured.ids}
     same = sum(row.tobytes() in there for row in windows.ids)
     if same:
         raise DataError(
-            f"{same} of the {len(windows)} windows of {source} for the tuned lens are also measured: expected other documents "
-            "for training than for measuring. Name other text with --lens-data"
+            f"{same} of the {len(windows)} windows of {source} for {what} are also measured: expected other documents "
+            f"for training than for measuring. Name other text with {option}"
         )
 
 

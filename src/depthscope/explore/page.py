@@ -244,6 +244,6 @@ def _cell(event: gr.EventData) -> str:
 ROUTES_HELP = (
     "<p class='under'>Blocks in the order they are visited (<code>0 1 3 2 4-11</code>, <code>5~mlp</code> with its MLP "
     "ablated, <code>(3+4)</code> in parallel) or edits of the unmodified model "
-    "(<code>swap(3) | drop_mlp(7)</code>, also drop, drop_attn, repeat, reverse, shuffle, parallel). "
+    "(<code>swap(3) | drop_mlp(7)</code>, also drop, drop_attn, drop_head, repeat, reverse, shuffle, parallel). "
     f"Each route continues the text for up to {comparison.CONTINUED} tokens, greedily. Press Enter to run.</p>"
 )

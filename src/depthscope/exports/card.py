@@ -54,6 +54,7 @@ class Exported:
     copied_bytes: int = 0
     """Of layers that are written again because the route visits them more than once."""
     zeroed: tuple[str, ...] = ()
+    partly_zeroed: tuple[str, ...] = ()
     """Names of parameters that are zero because their component is ablated."""
     difference: float = 0.0
     """Largest difference of the reloaded checkpoint's logits from the route's: 0.0 is bit for bit."""
@@ -117,13 +118,15 @@ def _changes(route: Route) -> str:
     visits = [sum(step.block == block for step in steps) for block in range(route.depth)]
     removed = [block for block, times in enumerate(visits) if times == 0]
     repeated = [f"{block} ({times} times)" for block, times in enumerate(visits) if times > 1]
-    ablated = [step.name for step in steps if not step.whole]
+    silent = [step.name for step in steps if step.silent]
+    inside = [step.name for step in steps if step.inside and not step.silent]
     once = [step.block for place, step in enumerate(steps) if step.block not in [one.block for one in steps[:place]]]
     said = [
         f"removed {_counted(removed)}" if removed else "",
         f"run more than once {', '.join(repeated)}" if repeated else "",
         "order changed" if once != sorted(once) else "",
-        f"without a component {', '.join(ablated)}" if ablated else "",
+        f"without a component {', '.join(silent)}" if silent else "",
+        f"without heads or neurons {', '.join(inside)}" if inside else "",
     ]
     return "; ".join(filter(None, said)) or "none changed"
 
@@ -150,6 +153,11 @@ def _size(exported: Exported) -> Iterator[str]:
         yield (
             f"Ablated components are not removed: {len(exported.zeroed)} parameters are zero, so they take the same space and "
             f"time as before ({', '.join(exported.zeroed[:4])}{' …' if len(exported.zeroed) > 4 else ''})."
+        )
+    if some := exported.partly_zeroed:
+        yield (
+            f"Ablated heads and neurons are not removed: {len(some)} parameters are zero where they are multiplied with them, "
+            f"so they take the same space and time as before ({', '.join(some[:4])}{' …' if len(some) > 4 else ''})."
         )
 
 

@@ -97,7 +97,8 @@ def export_route(
             bytes=(bytes_before(model, dtype), written.bytes),
             dtype=str(dtype).removeprefix("torch."),
             copied_bytes=_copied(parts, written.bytes),
-            zeroed=tuple(sorted(name for part in parts for name in part.zeroed)),
+            zeroed=_zeroed(parts, whole=True),
+            partly_zeroed=_zeroed(parts, whole=False),
             difference=largest,
             tokens=ids.shape[1],
             fresh=fresh and not model.stack.streamed,
@@ -106,6 +107,11 @@ def export_route(
         )
         write_card(exported, card or Card(), folder)
     return exported
+
+
+def _zeroed(parts: Sequence[Part], whole: bool) -> tuple[str, ...]:
+    """The parameters that are zero in the export, entirely or in part."""
+    return tuple(sorted(name for part in parts for name, zeros in part.zeroed.items() if (zeros is None) == whole))
 
 
 def shown_name(model: Model) -> str:

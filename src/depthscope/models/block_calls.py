@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depthscope.models.components import first_tensor, is_norm
 from depthscope.models.hooks import hooked
+from depthscope.models.maps import Called
 from depthscope.models.stack import BlockStack, Entry
 from depthscope.routes import ATTN, COMPONENTS, MLP, PLE, SSM
 
@@ -55,6 +56,25 @@ def calls_of(stack: BlockStack, block: int, residual: Tensor, entry: Entry) -> d
     ):
         stack.call(block, residual, entry.arguments)
     return began
+
+
+def single_calls(
+    stack: BlockStack, block: int, containers: Sequence[nn.Module], entry: Entry
+) -> dict[nn.Module, Called]:
+    """The call of every module of these that is called once when the block is, on the embedding of `entry`."""
+    seen: dict[nn.Module, list[Called]] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        made = output[0] if isinstance(output, tuple) else output
+        if isinstance(made, Tensor) and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            # Cloned: Falcon adds the attention's output into the MLP's, in place.
+            seen.setdefault(module, []).append(Called(args, kwargs, made.clone()))
+
+    # Once each: a module that two parents share would be hooked twice, and look as if it was called twice.
+    modules = dict.fromkeys(inner for container in containers for inner in container.modules())
+    with hooked(after=[(module, keep) for module in modules]):
+        stack.call_alone(block, entry)
+    return {module: calls[0] for module, calls in seen.items() if len(calls) == 1}
 
 
 def writers(block: nn.Module, calls: Mapping[str, Call], level: int, residual: Tensor) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from depthscope.models.adapter import Adapter
 from depthscope.models.components import Components
 from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
 from depthscope.models.identity import buffers_hash, configuration, tokenizer_hash
+from depthscope.models.inside import Inside
 from depthscope.models.kernels import Kernels
 from depthscope.models.offload.residency import Residency
+from depthscope.models.projections import ProjectionFinder
 from depthscope.models.stack import BlockStack
 from depthscope.models.state import State
+from depthscope.models.substitutes import reference_ids
 from depthscope.models.unembedding import Unembedding
 from depthscope.models.widths import widths
 from depthscope.models.writes import Writers, adds_exactly, find_writers
-from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Route, Step
+from depthscope.routes import ATTN, COMPONENT_NAMES, MLP, Replaced, Route, Step
 from depthscope.schema.manifest import GgufEntry
 from depthscope.shapes import Residual, TokenIds
 
@@ -135,6 +138,14 @@ class Model:
         with torch.inference_mode():
             return adds_exactly(self.stack, self.require_components(), writers, self.stack.enter(self.probe_ids()))
 
+    @cached_property
+    def inside(self) -> Inside:
+        """Attention heads and MLP neurons, to be ablated one by one. Raises UnsupportedError as `require_components` does."""
+        finder = ProjectionFinder(
+            self.name, self.family, self.hf, self.stack, self.require_components(), self.probe_ids()
+        )
+        return Inside(finder, self.reference_ids)
+
     @property
     def family(self) -> str:
         """transformers' model type."""
@@ -188,6 +199,11 @@ class Model:
         step = 7919 if self.unembedding.vocabulary % 7919 else 1
         return (torch.arange(length, device=self.device) * step % self.unembedding.vocabulary)[None]
 
+    def reference_ids(self) -> TokenIds:
+        """The tokens that mean and resample ablation take their values from (models.substitutes), [documents, positions]."""
+        tokenize = partial(self.tokenize, special_tokens="text")
+        return reference_ids(self.tokenizer, self.known_tokens, self.context, tokenize).to(self.device)
+
     def require_components(self) -> Components:
         """The components, or UnsupportedError where the model's blocks cannot be taken apart into such."""
         if self.components is None:
@@ -204,6 +220,8 @@ class Model:
         for step in route.steps():
             for kind in step.silent:
                 self._check_component(kind, step.block)
+            if step.inside:
+                self.inside.check(step)
         self.stack.check_state(route)
 
     def require_pairs(self) -> Writers:
@@ -254,9 +272,13 @@ class Model:
 
     def visit(self, step: Step, residual: Residual, arguments: Any, state: State | None = None) -> Residual:
         """The residual stream after one visit; `state` is what earlier blocks stored for later ones, and is written to."""
+        if isinstance(step, Replaced):
+            assert step.function is not None
+            return step.function(residual)
         if step.whole:
             return self.stack.call(step.block, residual, arguments, state)
-        with self.require_components().silenced(step):
+        inside = self.inside.ablated(step, tuple(residual.shape[:2])) if step.inside else nullcontext()
+        with self.require_components().silenced(step), inside:
             return self.stack.call(step.block, residual, arguments, state)
 
     def tokenize(self, text: str, special_tokens: str = "keep") -> list[int]:

@@ -6,14 +6,13 @@ parameters those are, and which axis counts neurons, is tried on the module itse
 """
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
-from depthscope.models.hooks import hooked
+from depthscope.models.block_calls import single_calls
 from depthscope.models.maps import Called, linear_map, neurons_first, outermost, plain, writes_with
 from depthscope.models.model import Model
 from depthscope.routes import MLP
@@ -82,17 +81,5 @@ def _linear_width(module: nn.Linear | Conv1D) -> int:
 
 def mlp_calls(model: Model, block: int) -> dict[nn.Module, Called]:
     """One call of every module of a block's MLP that is called once, on real tokens."""
-    seen: dict[nn.Module, list[Called]] = {}
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        made = output[0] if isinstance(output, tuple) else output
-        if isinstance(made, Tensor) and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-            # Cloned: Falcon adds the attention's output into the MLP's, in place.
-            seen.setdefault(module, []).append(Called(args, kwargs, made.clone()))
-
-    # Once each: a module that two parents share would be hooked twice, and look as if it was called twice.
-    modules = dict.fromkeys(inner for mlp in model.component(MLP, block) for inner in mlp.modules())
-    with torch.inference_mode(), hooked(after=[(module, keep) for module in modules]):
-        entry = model.stack.enter(model.probe_ids(8))
-        model.stack.call_alone(block, entry)
-    return {module: calls[0] for module, calls in seen.items() if len(calls) == 1}
+    with torch.inference_mode():
+        return single_calls(model.stack, block, model.component(MLP, block), model.stack.enter(model.probe_ids(8)))

@@ -7,15 +7,13 @@ them. One block's patterns are in memory at a time.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthscope.errors import NumericError, UnsupportedError
+from depthscope.models.eager import eager_attention, watched_pattern
 from depthscope.models.finite import REMEDY, Named, all_finite, first_row, require_finite_streams, window_of_batch
-from depthscope.models.hooks import hooked, replaced
 from depthscope.models.maps import rounding
 from depthscope.models.model import Model
 from depthscope.shapes import Pattern, Residual, TokenIds
@@ -31,14 +29,14 @@ def attention_patterns(
     under torch.inference_mode. Read it to the end or close it: the model is on eager attention until then. Raises NumericError,
     with block and window (`named`), for NaN or infinity in a pattern or in what a block reads.
     """
-    with _eager(model.hf):
+    with eager_attention(model.hf):
         # Entered under eager attention too: the masks that a model passes to its blocks have another form for each kernel.
         entry = model.stack.enter(ids)
         after = entry.residual
         for block in range(model.depth):
             before = after if residuals is None else residuals[block]
             seen: list[Tensor] = []
-            with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
+            with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen):
                 after = model.stack.call(block, before, entry.arguments)
             if residuals is None:
                 require_finite_streams(model, [before, after], named, first=block)
@@ -61,11 +59,11 @@ def pattern_heads(model: Model) -> list[int]:
             residuals.append(model.stack.call(block, residuals[-1], entry.arguments))
         require_finite_streams(model, residuals, lambda row: "the text that models are checked on")
         heads: list[int] = []
-        with _eager(model.hf):
+        with eager_attention(model.hf):
             entry = model.stack.enter(ids)
             for block in range(model.depth):
                 seen: list[Tensor] = []
-                with _watched(model.stack.blocks[block], tuple(ids.shape), seen):
+                with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen):
                     after = model.stack.call(block, residuals[block], entry.arguments)
                 heads.append(seen[0].shape[1] if seen else 0)
                 if seen:
@@ -97,28 +95,3 @@ def _require_same(model: Model, block: int, eager: Tensor, own: Tensor) -> None:
 def has_patterns(model: Model) -> list[bool]:
     """For each block whether it has an attention pattern to read."""
     return [heads > 0 for heads in pattern_heads(model)]
-
-
-def _eager(hf: nn.Module) -> AbstractContextManager[None]:
-    """While open, all parts of a model are on eager attention: it is set in their configurations, which each call reads."""
-    # By identity: configurations compare by value, and of two equal ones each must be set.
-    configs: dict[int, Any] = {id(module.config): module.config for module in hf.modules() if hasattr(module, "config")}
-    return replaced([*configs.values()], "_attn_implementation", ["eager"] * len(configs))
-
-
-@contextmanager
-def _watched(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> Iterator[None]:
-    """Keep the first pattern that a module of the block returns after its output, shaped [batch, heads, seq, seq]."""
-
-    def keep(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        for value in output[1:] if isinstance(output, tuple | list) and not seen else ():
-            if (
-                isinstance(value, Tensor)
-                and value.ndim == 4
-                and (value.shape[0], *value.shape[2:]) == (*shape, shape[1])
-            ):
-                seen.append(value)
-                return
-
-    with hooked(after=[(module, keep) for module in block.modules()]):
-        yield

@@ -28,7 +28,7 @@ from depthscope.models.hooks import hooked, replaced
 from depthscope.models.model import Model
 from depthscope.models.stack import Arguments
 from depthscope.models.state import State, copied, merged
-from depthscope.routes import Parallel, Route, Step
+from depthscope.routes import RESAMPLE, Parallel, Route, Step
 
 
 class RoutedForward:
@@ -37,6 +37,11 @@ class RoutedForward:
     def __init__(self, model: Model, route: Route) -> None:
         """Raises RouteError, or UnsupportedError, where the model cannot run the route."""
         model.check_route(route)
+        if any(one.mode == RESAMPLE for step in route.steps() for one in step.inside):
+            raise UnsupportedError(
+                f"text cannot be generated on the route {route.name!r}: what a resampled head or neuron gives depends on the "
+                "position in a window, and a token generated has none. Expected zero or mean ablation"
+            )
         self.model, self.route = model, route
         self._arguments: list[Arguments] = []
         self._residual: Tensor | None = None

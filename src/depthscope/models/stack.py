@@ -24,7 +24,7 @@ from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.hooks import hooked, replaced
 from depthscope.models.offload.residency import Residency
 from depthscope.models.state import Links, State, Watch, copied, keys
-from depthscope.routes import Route, Step
+from depthscope.routes import Replaced, Route, Step
 from depthscope.shapes import Residual, TokenIds
 
 
@@ -162,6 +162,8 @@ class BlockStack:
         stored = keys(self.enter(self._probe_ids(0)).state)
         for visit in route.visits:
             for step in (visit,) if isinstance(visit, Step) else visit.members:
+                if isinstance(step, Replaced):
+                    continue
                 links = self.links[step.block]
                 reads = {link for link in links.reads if link[0] in self._shared}
                 if missing := reads - stored - links.writes:

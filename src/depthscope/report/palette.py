@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
 from depthscope.routes import COMPONENTS
-from depthscope.schema import dependency, lens, neurons, painters, probes, prune
+from depthscope.schema import (
+    dependency,
+    dimension,
+    guess_refine,
+    lens,
+    linearity,
+    massive,
+    neurons,
+    painters,
+    probes,
+    prune,
+)
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
 from depthscope.schema.token_classes import Classing
@@ -98,6 +109,11 @@ REACHES = {
     for (reach, metric), shade in zip(PREVIOUS.items(), _SHADES, strict=True)
 }
 """Attention to the previous k tokens, from light to dark."""
+SCALES = {
+    n: Look(f"gride-{n}", f"{n} and {2 * n} neighbours", "GRIDE on this scale", *shade)
+    for n, shade in zip(dimension.NEIGHBOURS, _SHADES, strict=True)
+}
+"""Intrinsic dimension from small to large scales."""
 ON_FIRST = Look(FIRST.name, FIRST.title, FIRST.definition, GREEN, GREEN, "square", "■")
 ON_ITSELF = Look("itself", ITSELF.title, ITSELF.definition, *INK, "circle", "●", "dash")
 
@@ -140,8 +156,57 @@ DEPENDENCY = {
     for name, title, *look in _DEPENDENCY
 }
 """Ways to skip a layer and to measure what others then write."""
+_MAGNITUDES = (
+    (massive.LARGEST, *INK, "circle", "●", "solid"),
+    (massive.SECOND, "#0072B2", "#56B4E9", "triangle-up", "▲", "dash"),
+    (massive.THIRD, PURPLE, PURPLE, "diamond", "◆", "dot"),
+    (massive.MEDIAN, *SOFT, "square", "■", "dashdot"),
+)
+MAGNITUDES = {
+    metric.name: Look(f"magnitude-{metric.name}", metric.title, metric.definition, *look)
+    for metric, *look in _MAGNITUDES
+}
+"""The largest magnitudes of the residual stream, and the median."""
+LINEARITY = {
+    linearity.ALL: Look("linearity-all", "All positions", "all positions of the measured text", *INK, "circle", "●"),
+    linearity.NOT_FIRST: Look(
+        "linearity-not-first",
+        "Without first positions",
+        linearity.POSITIONS[linearity.NOT_FIRST],
+        "#0072B2",
+        "#56B4E9",
+        "triangle-up",
+        "▲",
+        "dash",
+    ),
+    "in_sample": Look(
+        "linearity-in-sample",
+        "In sample",
+        "all positions of the text that the maps were fitted on",
+        *SOFT,
+        "square-open",
+        "□",
+        "dot",
+    ),
+    "linear": Look(
+        "linearity-linear", "Replaced", "the block replaced by its affine fit", GREEN, GREEN, "diamond", "◆"
+    ),
+}
+"""Positions that linearity is over, and the block replaced by its affine fit."""
 
 _BANDS = (
+    ("Rank 1 to 10", "of the ten most frequent tokens", "#D55E00", "#D55E00", "square", "■"),
+    ("11 to 100", "of the next 90", "#0072B2", "#56B4E9", "circle", "●"),
+    ("101 to 1,000", "of the next 900", GREEN, GREEN, "triangle-up", "▲"),
+    ("Rest", "of all others, those that do not occur in the text too", *SOFT, "diamond", "◆"),
+)
+BANDS = {
+    band: Look(f"band-{band}", title, definition, *look)
+    for band, (title, definition, *look) in zip(guess_refine.BANDS, _BANDS, strict=True)
+}
+"""Bands of tokens by frequency."""
+
+_CLASS_BANDS = (
     ("#9CCBEB", "#2F6E9E", "circle", "●", "solid"),
     ("#5FA9DA", "#3F86B8", "square", "■", "dash"),
     ("#2E8BC8", "#56A0D3", "triangle-up", "▲", "solid"),
@@ -149,7 +214,7 @@ _BANDS = (
     ("#00507D", "#A6D3F2", "triangle-down", "▼", "solid"),
     ("#00324F", "#D3EAFA", "star", "★", "longdash"),
 )
-_KINDS = (
+_CLASS_KINDS = (
     ("#0072B2", "#56B4E9", "circle", "●", "solid"),
     ("#D55E00", "#D55E00", "square", "■", "solid"),
     (GREEN, GREEN, "triangle-up", "▲", "solid"),
@@ -163,7 +228,7 @@ def _class_looks(name: str, shades: Sequence[tuple[str, ...]]) -> tuple[Look, ..
     return tuple(Look(f"{name}-{place}", "", "", *shade) for place, shade in enumerate(shades))
 
 
-BANDS, TOKEN_KINDS = _class_looks("band", _BANDS), _class_looks("token-kind", _KINDS)
+CLASS_BANDS, CLASS_KINDS = _class_looks("class-band", _CLASS_BANDS), _class_looks("class-kind", _CLASS_KINDS)
 """Classes of tokens: bands of a quantity from light to dark, others in different colours."""
 
 
@@ -171,9 +236,9 @@ def class_looks(classing: Classing) -> dict[str, Look]:
     """How the classes of a classing are drawn; bands as far apart as there are few."""
     last = max(len(classing.classes) - 1, 1)
     looks = (
-        [BANDS[round(place * (len(BANDS) - 1) / last)] for place in range(last + 1)]
+        [CLASS_BANDS[round(place * (len(CLASS_BANDS) - 1) / last)] for place in range(last + 1)]
         if classing.ordered
-        else TOKEN_KINDS
+        else CLASS_KINDS
     )
     return {
         one.name: replace(look, title=one.title, definition=one.definition)
@@ -194,13 +259,17 @@ LOOKS = {
         *NEURONS.values(),
         CHOSEN[probes.BOTH],
         *REACHES.values(),
+        *SCALES.values(),
         ON_FIRST,
         ON_ITSELF,
         *CRITERIA.values(),
         *PAINTERS.values(),
         *DEPENDENCY.values(),
-        *BANDS,
-        *TOKEN_KINDS,
+        *CLASS_BANDS,
+        *CLASS_KINDS,
+        *MAGNITUDES.values(),
+        *LINEARITY.values(),
+        *BANDS.values(),
     )
 }
 """All fixed looks by name: the page's colours."""

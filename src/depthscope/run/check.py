@@ -109,6 +109,8 @@ def _verifier(file: Path, path: Path, run: RunDirectory | None) -> Callable[[], 
     place = file.relative_to(path)
     if place.parent == layout.LENS:
         return lambda: _lens(file)
+    if place.parent == layout.LINEARITY:
+        return lambda: _tensors(file)
     if place == Path(layout.PAGE):
         return lambda: _require_seal(file, Seal(kind=PAGE))
     unit = layout.unit_of(file)
@@ -150,12 +152,7 @@ def _lens(file: Path) -> State:
     """The state of a file of a tuned lens: the configuration has a seal and the SHA-256 of the parameters."""
     params, config, training = (file.with_name(name) for name in layout.LENS_FILES)
     if file == training:
-        content = read_bounded(file, RunError, MOST_BYTES)
-        try:
-            require_hash(content, hash_in_safetensors(content))
-        except SealError as error:
-            raise DamagedError(str(error)) from error
-        return State.INTACT
+        return _tensors(file)
     content, seal = sealed_bytes(config, "")
     described = parse_json(content, layout.LENS_FILES[1], DamagedError)
     if not isinstance(described, dict):
@@ -166,6 +163,16 @@ def _lens(file: Path) -> State:
         return State.INTACT if seal == Seal(kind=LENS) else State.UNVERIFIED
     if hashlib.sha256(read_bounded(params, RunError, MOST_BYTES)).hexdigest() != described.get("params_sha256"):
         raise DamagedError(f"it is not the file that {config.name} describes")
+    return State.INTACT
+
+
+def _tensors(file: Path) -> State:
+    """The state of a file of tensors with its SHA-256 in its header."""
+    content = read_bounded(file, RunError, MOST_BYTES)
+    try:
+        require_hash(content, hash_in_safetensors(content))
+    except SealError as error:
+        raise DamagedError(str(error)) from error
     return State.INTACT
 
 

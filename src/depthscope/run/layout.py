@@ -5,6 +5,7 @@ RUN/shards/<experiment>/00017.parquet  one per work unit
 RUN/tables/<experiment>.parquet      made from the shards
 RUN/stages.json                      the stages found, and each signature's verdict
 RUN/lenses/tuned/                    a tuned lens that was trained for the run
+RUN/linearity/                       affine maps that were fitted for the run
 RUN/report.html                      the page
 RUN/model/                           the checkpoint without the blocks that a search has chosen
 """
@@ -23,6 +24,8 @@ SHARDS, TABLES, LENSES, EXPORT = "shards", "tables", "lenses", "model"
 TOP = (MANIFEST, STAGES, PAGE, LOCK)
 LENS = Path(LENSES) / "tuned"
 LENS_FILES = ("params.safetensors", "config.json", "training.safetensors")
+LINEARITY = Path("linearity")
+LINEARITY_FILES = ("maps.safetensors", "sums.safetensors")
 PRECISION = "precision"
 """The one table of a study that no experiment declares."""
 UNIT = re.compile(r"(\d{5,})\.parquet")
@@ -81,12 +84,13 @@ def is_own(file: Path, run: Path, manifest: Manifest | None) -> bool:
         case [folder, experiment] if folder == SHARDS:
             return experiment in experiments and unit_of(Path(name)) is not None
         case _:
-            return Path(*folders) == LENS and name in LENS_FILES
+            own = {LENS: LENS_FILES, LINEARITY: LINEARITY_FILES}
+            return name in own.get(Path(*folders), ())
 
 
 def folders(run: Path) -> Iterable[Path]:
     """The directories of a run that have this program's files."""
-    return [run, run / TABLES, *entries(run / SHARDS), run / LENS]
+    return [run, run / TABLES, *entries(run / SHARDS), run / LENS, run / LINEARITY]
 
 
 def leftovers(run: Path, manifest: Manifest | None) -> list[Path]:

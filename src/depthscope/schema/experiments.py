@@ -4,18 +4,27 @@ from collections.abc import Sequence
 
 from depthscope.errors import DepthscopeError
 from depthscope.schema import (
+    ablation,
     attention,
     class_tables,
     dependency,
+    depth_probes,
+    dimension,
+    effective_depth,
+    guess_refine,
     heads,
     layer_maps,
     lens,
+    linearity,
+    massive,
     neurons,
     norms,
     painters,
+    patching,
     probes,
     prune,
     similarity,
+    sinks,
     sweep,
 )
 from depthscope.schema.declaration import Experiment, Option, Registry
@@ -67,6 +76,17 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             class_tables.SWEEP_CLASSES,
             class_tables.LENS_CLASSES,
             class_tables.MAP_CLASSES,
+            dimension.DIMENSION,
+            dimension.TRAJECTORY,
+            ablation.HEAD_ABLATION,
+            ablation.NEURON_ABLATION,
+            sinks.EXPERIMENT,
+            massive.EXPERIMENT,
+            linearity.EXPERIMENT,
+            effective_depth.EXPERIMENT,
+            guess_refine.EXPERIMENT,
+            depth_probes.EXPERIMENT,
+            patching.EXPERIMENT,
         )
     ),
 )
@@ -126,8 +146,11 @@ def on_request() -> tuple[str, ...]:
 
 def command_members(command: str) -> tuple[str, ...]:
     """The names of the experiments that a command runs by default."""
+    together = EXPERIMENTS[command].deep
     return tuple(
-        name for name, one in EXPERIMENTS.items() if one.command == command and (one.in_study or name == command)
+        name
+        for name, one in EXPERIMENTS.items()
+        if one.command == command and (one.in_study or name == command or (one.deep and together))
     )
 
 

@@ -31,6 +31,8 @@ AGREEMENT = Metric(
 ENTROPY = Metric("entropy", "nats", "Lens entropy", "entropy of the lens's next-token distribution", 0.0)
 LOSS = Metric("loss", "nats", "Lens loss", "−log lens(next token)", 0.0)
 METRICS = (KL, AGREEMENT, ENTROPY, LOSS)
+TOP_TOKENS = 5
+"""How many of the most likely tokens are kept where readings need them."""
 
 TUNED = "tuned"
 TABLE_OF_TUNED = "tuned_lens"

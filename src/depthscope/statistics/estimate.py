@@ -21,10 +21,9 @@ from scipy import stats
 
 LEVEL = 0.95
 
-Count = int | Int64[np.ndarray, "*counted"] | Float64[np.ndarray, "*counted"]
+Count = int | Int64[np.ndarray, "*counted"]
 """How many tokens or documents: one number if all columns are over the same ones, or an array that broadcasts against the
-columns if some are over fewer (tokens of a class, queries whose token occurred before). Of a ratio of two sums, such as a mean
-layer weighted by effects, the sum below the line stands in the place of the tokens."""
+columns if some are over fewer (tokens of a class, queries whose token occurred before)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ owes to doing so, and the accuracy above that is its selectivity ("Designing and
 """
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 
 def ngram_labels(
@@ -45,3 +45,37 @@ def control_labels(
     yes = np.zeros(len(counts), dtype=bool)
     yes[order] = before + counts[order] / 2 <= share * len(tokens)
     return yes[kind.ravel()]
+
+
+def control_classes(
+    tokens: Int[np.ndarray, " examples"], shares: Float64[np.ndarray, " classes"], generator: np.random.Generator
+) -> Int64[np.ndarray, " examples"]:
+    """A random class for each distinct token, the same for all its examples; about `shares` of the examples get each class.
+
+    Tokens in random order fill the classes one after the other; a token on the border of two goes to the one that has its
+    middle. Hewitt and Liang draw each token's class independently from `shares`, which holds them only on average: with few
+    distinct tokens a control task could be much easier or harder than the task.
+    """
+    _, kind, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(counts))
+    middle = (np.cumsum(counts[order]) - counts[order] / 2) / len(tokens)
+    class_of = np.empty(len(counts), dtype=np.int64)
+    class_of[order] = np.minimum(np.searchsorted(np.cumsum(shares), middle), len(shares) - 1)
+    return class_of[kind.ravel()]
+
+
+def classes_by_token(
+    tokens: Int[np.ndarray, " examples"],
+    labels: Int64[np.ndarray, " examples"],
+    training: Bool[np.ndarray, " examples"],
+) -> Int64[np.ndarray, " examples"]:
+    """For each example the class that most training examples with the same token have.
+
+    Of equally frequent classes the lowest; for a token that is not among the training examples their most frequent class.
+    """
+    _, kind = np.unique(tokens, return_inverse=True)
+    kind, classes = kind.ravel(), int(labels.max()) + 1
+    votes = np.zeros((kind.max() + 1, classes), dtype=np.int64)
+    np.add.at(votes, (kind[training], labels[training]), 1)
+    known = votes.sum(1) > 0
+    return np.where(known, votes.argmax(1), votes.sum(0).argmax())[kind]

@@ -3,29 +3,34 @@
 A block's tensors keep their names but for its number. What lies around the blocks stays as it is; a table with a part for each
 layer (Gemma 4's per-layer inputs) gets the parts of the layers that are there. An ablated component is one whose output weights
 and biases are zero: which parameters those are is found by trying, and believed only where the block then gives, bit for bit,
-what it gives with the component's output replaced by zeros.
+what it gives with the component's output replaced by zeros. Of an ablated head or neuron the weights are zero that the output
+projection multiplies it with.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.configuration import model_errors
 from depthscope.models.export.target import Target
+from depthscope.models.maps import plain
 from depthscope.models.model import Model
 from depthscope.models.quiet import quiet
 from depthscope.models.stack import residual_of
 from depthscope.models.state import copied
-from depthscope.routes import Step
+from depthscope.routes import ZERO, Step
 
 State = dict[str, Tensor]
+Zeros = tuple[int, tuple[int, ...]] | None
+"""What of a parameter becomes zero: these places on an axis; None for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,8 @@ class Part:
 
     block: int | None
     names: Mapping[str, str]
-    zeroed: frozenset[str] = frozenset()
-    """Names in the export of parameters that become zero."""
+    zeroed: Mapping[str, Zeros] = field(default_factory=dict)
+    """Names in the export of parameters that become zero, entirely or in part."""
     size: int = 0
     """Bytes in the model's own dtypes."""
 
@@ -65,9 +70,10 @@ def parts_of(model: Model, target: Target, steps: Sequence[Step]) -> list[Part]:
     _check_read(model, own, {source for names in (around, *blocks) for source in names.values()}, steps)
     parts = [Part(None, around, size=_size(own, around))]
     for place, (step, names) in enumerate(zip(steps, blocks, strict=True)):
-        zeroed = frozenset(f"{model.stack.path}.{place}.{name}" for name in zeroed_parameters(model, step))
-        parts.append(Part(step.block, names, zeroed.intersection(names), _size(own, names)))
-        if zeroed - names.keys():
+        zeroed = {f"{model.stack.path}.{place}.{name}": zeros for name, zeros in zeroed_parameters(model, step).items()}
+        there = {name: zeros for name, zeros in zeroed.items() if name in names}
+        parts.append(Part(step.block, names, there, _size(own, names)))
+        if zeroed.keys() - names.keys():
             raise UnsupportedError(
                 f"{model.name} ({model.family}): {step.name} cannot be exported, because the weights that would become zero "
                 "are shared with other blocks"
@@ -95,7 +101,7 @@ def _read(
             f"{model.name} ({model.family}) cannot be exported on this route: {name} is {list(own.shape)} in the model, and "
             "has another shape in a model with these layers"
         )
-    tensor = torch.zeros_like(tensor) if name in part.zeroed else tensor
+    tensor = _with_zeros(tensor, part.zeroed[name]) if name in part.zeroed else tensor
     written = _in_dtype(tensor.cpu(), dtype)
     # Of a streamed block the memory is used for the next one.
     return written.clone() if model.stack.streamed and written.data_ptr() == own.data_ptr() else written
@@ -115,27 +121,62 @@ def _of_layers(model: Model, table: Tensor, axis: int, order: Sequence[int]) -> 
     return torch.cat([table.narrow(axis, layer * each, each) for layer in order], axis)
 
 
-def zeroed_parameters(model: Model, step: Step) -> frozenset[str]:
-    """Names, within a block, of parameters that are zero in the export because the visit ablates their component.
+def zeroed_parameters(model: Model, step: Step) -> dict[str, Zeros]:
+    """Names, within a block, of parameters that are zero in the export because the visit ablates something, and what of them.
 
-    The fewest are taken: the last module that gives the component's output, or else all of the component. Raises
-    UnsupportedError where the block then does not compute what the ablated block does, bit for bit.
+    The fewest are taken: of an ablated component the last module that gives its output, or else all of it; of heads and
+    neurons the columns of their output projection. Raises UnsupportedError where the block then does not compute what the
+    ablated block does, bit for bit, and for heads and neurons that are not replaced by zeros.
     """
     if step.whole:
-        return frozenset()
-    found: frozenset[str] = frozenset()
+        return {}
+    found: dict[str, Zeros] = {}
     with torch.inference_mode(), model.stack.resident(step.block):
         trial = _Trial(model, step.block)
         for kind in step.silent:
             wanted = trial.silenced(Step(step.block, (kind,)))
-            choices = _choices(model, step.block, kind)
-            found |= next((names for names in choices if torch.equal(trial.with_zeros(names), wanted)), frozenset())
+            choices = (dict.fromkeys(names) for names in _choices(model, step.block, kind))
+            found |= next((names for names in choices if torch.equal(trial.with_zeros(names), wanted)), {})
+        found |= _of_projections(model, step)
         if not torch.equal(trial.with_zeros(found), trial.silenced(step)):
             raise UnsupportedError(
                 f"{model.name} ({model.family}): {step.name} cannot be exported, because the block with these weights at zero "
-                "does not compute what it computes without the component. Drop the whole block, or keep the component"
+                "does not compute what it computes without them. Drop the whole block, or keep them"
             )
     return found
+
+
+def _of_projections(model: Model, step: Step) -> dict[str, Zeros]:
+    """The weights that the output projections multiply ablated heads and neurons with."""
+    if replaced := [one for one in step.inside if one.mode != ZERO]:
+        raise UnsupportedError(
+            f"{step.name} cannot be exported: {replaced[0].mode} ablation replaces numbers by others, which no weight of the "
+            "model holds. Expected heads and neurons dropped (zero ablation)"
+        )
+    found: dict[str, Zeros] = {}
+    for kind in dict.fromkeys(one.kind for one in step.inside):
+        projection = model.inside.projection(kind, step.block)
+        if not plain(projection.module):
+            raise UnsupportedError(
+                f"{model.name} ({model.family}): {step.name} cannot be exported, because the output projection of its {kind}s "
+                f"is {type(projection.module).__name__}, whose weights cannot be set to zero one by one"
+            )
+        name = next(n for n, one in model.stack.blocks[step.block].named_modules() if one is projection.module)
+        inputs = [
+            one.index * projection.width + number
+            for one in step.inside
+            if one.kind == kind
+            for number in range(projection.width)
+        ]
+        found[f"{name}.weight"] = (0 if isinstance(projection.module, Conv1D) else 1, tuple(inputs))
+    return found
+
+
+def _with_zeros(tensor: Tensor, zeros: Zeros) -> Tensor:
+    if zeros is None:
+        return torch.zeros_like(tensor)
+    axis, places = zeros
+    return tensor.index_fill(axis, torch.tensor(places, device=tensor.device), 0)
 
 
 def _choices(model: Model, block: int, kind: str) -> Iterator[frozenset[str]]:
@@ -167,10 +208,10 @@ class _Trial:
         """The block's output on a visit that ablates components."""
         return self.model.visit(step, self.entry.residual, self.entry.arguments, copied(self.state))
 
-    def with_zeros(self, names: frozenset[str]) -> Tensor:
+    def with_zeros(self, zeroed: Mapping[str, Zeros]) -> Tensor:
         """The block's output with parameters at zero; the model itself is not changed."""
         module = self.model.stack.blocks[self.block]
-        zeros = {name: torch.zeros_like(value) for name, value in module.named_parameters() if name in names}
+        zeros = {name: _with_zeros(value, zeroed[name]) for name, value in module.named_parameters() if name in zeroed}
         own = self.entry.arguments[self.block]
         keyword: dict[str, Any] = {**own.keyword, **copied(self.state)}
         if own.residual_keyword:
