@@ -148,8 +148,9 @@ def definitions(reference: str) -> str:
     module, _, name = reference.partition(".")
     rows = []
     for key, value in getattr(_schema(module), name).items():
+        named = ": ".join(key) if isinstance(key, tuple) else key
         rows.append(
-            (f"`{key}`", value if isinstance(value, str) else getattr(value, "definition", None) or value.sentence)
+            (f"`{named}`", value if isinstance(value, str) else getattr(value, "definition", None) or value.sentence)
         )
     return _table(("name", "definition"), rows)
 
@@ -284,6 +285,21 @@ _OF_TASKS = {
     "metric": "name of the task's metric",
     "edit": "the edit's or route's name; `none` is the unmodified model",
 }
+_OF_CLASSES = {
+    "classing": "how the predicted tokens are divided into classes (`frequency`, `kind`, …)",
+    "token_class": "class of the predicted token, in its classing",
+    "tokens": "number of tokens of the class that the mean is over",
+    "documents": "number of documents with tokens of the class",
+}
+_OF_CLASS_LAYERS = _OF_CLASSES | {
+    "extreme": "whether it is the `highest` or the `lowest`",
+    "ci_low": "lower end of the 95 % interval of all layers and classes at once; null for a class with fewer than 50 "
+    "tokens or 10 documents",
+    "ci_high": "upper end of the 95 % interval of all layers and classes at once; null for a class with fewer than 50 "
+    "tokens or 10 documents",
+    "cells": "number of ratios, layers × classes, that the intervals cover at once",
+}
+
 _OF_MODES = {"mode": "what is given instead: `zero`, `mean` or `resample`"}
 _OF_BEST = _OF_MODES | {
     "extreme": "whether it is the one with the `lowest` or the `highest` value",
@@ -471,6 +487,20 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ci_high": "upper end of the 95 % interval of all cells of the kind at once, in `unit`; null below 10 documents",
         "cells": "number of cells of the kind, which the intervals cover at once",
     },
+    "class_tables.SWEEP_CLASSES_TABLE": _OF_CLASSES
+    | {"edit": "kind of edit (`swap`, `drop`, …); `none` is the unmodified model"},
+    "class_tables.LENS_CLASSES_TABLE": _OF_CLASSES
+    | {"layer": "depth of the residual stream: l is before block l, L (the number of blocks) after the last one"},
+    "class_tables.MAP_CLASSES_TABLE": _OF_CLASSES
+    | {
+        "kind": "kind of map; `drop` are the single drops",
+        "layer": "first layer of the range, or the earlier of the pair, from 0",
+        "other": "last layer of the range (included), or the later of the pair",
+    },
+    "class_tables.SWEEP_CLASS_LAYERS_TABLE": _OF_CLASS_LAYERS
+    | {"layer": "layer of the edit at which the class's `kl_ratio` is extreme, from 0"},
+    "class_tables.LENS_CLASS_LAYERS_TABLE": _OF_CLASS_LAYERS
+    | {"layer": "depth at which the class's `kl_ratio` is extreme: l is before block l"},
     "painters.PAINTERS_TABLE": {
         "edit": "kind of edit (`skip`, `random`, …)",
         "layer": "first of the changed layers, from 0",

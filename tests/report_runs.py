@@ -9,6 +9,7 @@ from depthscope.run.store import COMPLETE, RunDirectory
 from depthscope.schema import (
     ablation,
     attention,
+    class_tables,
     dependency,
     depth_probes,
     dimension,
@@ -32,6 +33,7 @@ from depthscope.schema.manifest import ModelEntry, Settings, TextEntry
 from depthscope.schema.stages import RESIDUAL_CALIBRATION, STAGES, SUPPORTED
 from depthscope.schema.stored import sealed_json
 from depthscope.schema.sweep import AGREEMENT, KL, METRICS, SWEEP_TABLE
+from depthscope.schema.token_classes import CLASSINGS
 
 EDITS = ("swap", "drop", "drop_attn", "drop_mlp")
 FIRST_LAYER = {"kl": 5.0, "agreement": 0.01}
@@ -181,6 +183,26 @@ def dependency_tables(depth, documents):
         "dependency": changes.with_columns(largest=pl.col("mean") * 2),
         "dependency_effects": effects.with_columns(largest=pl.col("mean") * 2),
         "dependency_depth": estimates(dependency.DEPENDENCY_DEPTH_TABLE, variants, dependency.SCORES, documents),
+    }
+
+
+def class_tables_of(depth, documents):
+    """The tables by class of the predicted token, with all classes, and their extreme layers."""
+    classes = [(classing.name, one.name) for classing in CLASSINGS.values() for one in classing.classes]
+    ratio, agreement = class_tables.KL_RATIO, lens.AGREEMENT
+    drops = [("drop", layer, *one) for layer in range(depth) for one in classes]
+    depths = [(layer, *one) for layer in range(depth + 1) for one in classes]
+    cells = [("drop_range", i, j, *one) for i in range(depth) for j in range(i, depth) for one in classes]
+    extremes = [(*one, extreme, 0) for one in classes for extreme in ("highest", "lowest")]
+    picked = {name: kind for name, kind in class_tables.LENS_CLASS_LAYERS_TABLE.items() if name != "cells"}
+    layers = estimates(picked, extremes, [ratio], documents).with_columns(cells=pl.lit(99, pl.Int64))
+    columns = [*class_tables.SWEEP_CLASS_LAYERS_TABLE]
+    return {
+        "sweep_classes": estimates(class_tables.SWEEP_CLASSES_TABLE, drops, [ratio], documents),
+        "sweep_class_layers": layers.with_columns(edit=pl.lit("drop")).select(columns),
+        "lens_classes": estimates(class_tables.LENS_CLASSES_TABLE, depths, [agreement], documents),
+        "lens_class_layers": layers,
+        "map_classes": estimates(class_tables.MAP_CLASSES_TABLE, cells[: 28 * 300], [ratio], documents),
     }
 
 
@@ -352,6 +374,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **map_tables(depth, documents),
         **painters_tables(depth, documents),
         **dependency_tables(depth, documents),
+        **class_tables_of(depth, documents),
         "dimension": estimates(dimension.DIMENSION_TABLE, depths, dimension.POINT_METRICS, documents),
         "dimension_scales": estimates(dimension.DIMENSION_SCALES_TABLE, scales, [dimension.GRIDE], documents),
         "trajectory": estimates(dimension.TRAJECTORY_TABLE, depths, dimension.TRAJECTORY_METRICS, documents),

@@ -90,17 +90,17 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
-            f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
-            f"--queries --suffix --kind --band --suffixes --patch-distance {TEXT}",
+            "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens "
+            "--lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation --top-neurons "
+            f"--fit-tokens --fit-data --suffixes --patch-distance {TEXT}",
         ),
-        ("sweep", f"--edits --per-token --precision {SHARED}"),
+        ("sweep", f"--edits --per-token --by-class --precision {SHARED}"),
         ("dimension", SHARED),
         ("dependency", f"--variant --splits --keep-first {SHARED}"),
-        ("map", f"--kind --band --precision {SHARED}"),
+        ("map", f"--kind --band --by-class --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
-        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data --by-class {SHARED}"),
         ("effective-depth", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("guess-refine", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
         ("similarity", SHARED),

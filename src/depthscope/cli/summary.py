@@ -21,6 +21,7 @@ from depthscope.report.sections import (
     painters,
     patching,
     sinks,
+    token_classes,
 )
 from depthscope.report.sections.heads import of_a_kind
 from depthscope.report.trust import precision_goal
@@ -223,6 +224,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     layer_maps.BEST_NAME: _print_rows(layer_maps.BEST_HEAD, layer_maps.best_rows),
     painters.ORDER_NAME: _print_rows(painters.ORDER_HEAD, painters.order_rows),
     dependency.DEPTH_NAME: _print_rows(dependency.DEPTH_HEAD, dependency.depth_rows),
+    **dict.fromkeys(token_classes.LAYERS_OF.values(), _print_rows(token_classes.HEAD, token_classes.class_rows)),
     **{
         name + ablation.BEST: _print_rows(ablation.BEST_HEAD, ablation.best_rows)
         for name in (ablation.HEADS, ablation.NEURONS)

@@ -6,7 +6,7 @@ Classes are patterns on that text. Suffixes are spellings, not grammar: "thing" 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,17 +94,23 @@ def vocabulary_of(model: Model) -> Vocabulary:
     if tokenizer is None:
         return Vocabulary((None,) * size, frozenset())
     known = min(size, len(tokenizer))
+    alone = token_texts(tokenizer, range(known))
+    special = frozenset(token for token in tokenizer.all_special_ids if token < size)
+    raw = token_bytes(tokenizer, [token for token, text in enumerate(alone) if "\ufffd" in text])
+    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special, raw)
+
+
+def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """What each of these tokens of a tokenizer adds to a text; empty for one that adds nothing."""
     # SentencePiece drops the leading space of a token decoded alone; after another token it is kept.
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     start = _decoded(tokenizer, [before])[0]
-    texts = _decoded(tokenizer, [[*before, token] for token in range(known)])
-    alone = [text[len(start) :] if text.startswith(start) else None for text in texts]
-    changed = [token for token, text in enumerate(alone) if text is None]
-    for token, text in zip(changed, _decoded(tokenizer, [[token] for token in changed]), strict=True):
-        alone[token] = text
-    special = frozenset(token for token in tokenizer.all_special_ids if token < size)
-    raw = token_bytes(tokenizer, [token for token, text in enumerate(alone) if text is not None and "\ufffd" in text])
-    return Vocabulary((*(text or None for text in alone), *(None,) * (size - known)), special, raw)
+    behind = _decoded(tokenizer, [[*before, token] for token in tokens])
+    texts = [text[len(start) :] for text in behind]
+    changed = [place for place, text in enumerate(behind) if not text.startswith(start)]
+    for place, text in zip(changed, _decoded(tokenizer, [[tokens[place]] for place in changed]), strict=True):
+        texts[place] = text
+    return texts
 
 
 def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:

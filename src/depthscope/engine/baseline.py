@@ -28,6 +28,8 @@ class Keep(Flag):
     SILENCED = auto()
     """Every block's output with its MLP ablated and, in a parallel block, with its attention ablated: both follow from the
     baseline run (Model.shares_components)."""
+    ROUTES = auto()
+    """The measures of routes, for readings that measure the same routes."""
     TOP_TOKENS = auto()
     """The most likely tokens at every depth, where a lens is read: they are collected in the lens's own pass."""
 

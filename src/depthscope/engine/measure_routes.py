@@ -107,8 +107,17 @@ class RouteMeter:
         """The same, given the baseline run, from whose residual streams the routes branch off.
 
         Call it under `model.measuring()`. A batch that does not fit into memory is measured in halves. Raises
-        MemoryShortError if a single window does not fit.
+        MemoryShortError if a single window does not fit. With Keep.ROUTES it is computed once for all meters of the same routes
+        and measures, so it must not be changed.
         """
+        if Keep.ROUTES not in baseline.keep:
+            return self._against(baseline)
+        key = self.routes, self.measures, self.pieces
+        if key not in baseline.shared:
+            baseline.shared[key] = self._against(baseline)
+        return baseline.shared[key]
+
+    def _against(self, baseline: Baseline) -> RouteMeasures:
         try:
             return self._checked(self.on_device(baseline), baseline)
         except (RuntimeError, MemoryError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from depthscope.data.windows import Windows
 from depthscope.edit_registry import registered
@@ -136,6 +136,11 @@ class LayerMaps:
     def halved(self) -> int:
         """How often a piece of work did not fit into memory and was done in two halves."""
         return self.meter.halved
+
+    def values(self, baseline: Baseline) -> Float32[np.ndarray, "metrics cells tokens"]:
+        """MEASURED of every cell and token, in the order of `rows`."""
+        measured = self.meter.against(baseline)
+        return np.stack([measured[measure.name].flatten(1).float().numpy() for measure in MEASURED])
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit: per document the sums of every cell."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 
 from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
@@ -52,6 +53,10 @@ class LensReading:
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
         """Have the tuned lens in the run directory."""
         self.lenses.prepare(directory, tell)
+
+    def values(self, baseline: Baseline) -> Float[np.ndarray, "metrics depths tokens"]:
+        """METRICS of the lens without training at every depth and token."""
+        return self.lenses.decoded(baseline)[self.lenses.name].values
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit."""

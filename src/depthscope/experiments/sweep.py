@@ -168,9 +168,13 @@ class Sweep:
         """How often a piece of work did not fit into memory and was done in two halves."""
         return self.meter.halved
 
+    def values(self, baseline: Baseline) -> Float32[np.ndarray, "metrics routes tokens"]:
+        """The measures of every token under every route, in the order of `rows`."""
+        return _values(self.meter.against(baseline), self.measures)
+
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
         """The shard of a unit: rows of TOKEN_SHARD or DOCUMENT_SHARD."""
-        values = _values(self.meter.against(baseline), self.measures)
+        values = self.values(baseline)
         if self.per_token:
             return self._token_rows(windows, values)
         return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)

@@ -38,6 +38,7 @@ from depthscope.report.sections import (
     stages,
     sweep,
     tasks,
+    token_classes,
 )
 from depthscope.report.sections.default import default_section
 from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
@@ -66,6 +67,7 @@ FIGURES: dict[str, Kind] = {
         layer_maps.KIND,
         painters.KIND,
         dependency.KIND,
+        *token_classes.KINDS,
         dimension.KIND,
         dimension.TRAJECTORY_KIND,
         ablation.HEAD_KIND,

@@ -5,7 +5,7 @@ the same, for greyscale print. Attention is green, the MLP purple. On a dark pag
 its blue has too little contrast there, and suppression its yellow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from depthscope.edit_registry import EDITS, is_edit_name, sweeps, title_of
@@ -24,6 +24,7 @@ from depthscope.schema import (
 )
 from depthscope.schema.attention import FIRST, ITSELF, PREVIOUS
 from depthscope.schema.lens import LENSES
+from depthscope.schema.token_classes import Classing
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,46 @@ BANDS = {
 }
 """Bands of tokens by frequency."""
 
+_CLASS_BANDS = (
+    ("#9CCBEB", "#2F6E9E", "circle", "●", "solid"),
+    ("#5FA9DA", "#3F86B8", "square", "■", "dash"),
+    ("#2E8BC8", "#56A0D3", "triangle-up", "▲", "solid"),
+    ("#0072B2", "#7CBCE8", "diamond", "◆", "dashdot"),
+    ("#00507D", "#A6D3F2", "triangle-down", "▼", "solid"),
+    ("#00324F", "#D3EAFA", "star", "★", "longdash"),
+)
+_CLASS_KINDS = (
+    ("#0072B2", "#56B4E9", "circle", "●", "solid"),
+    ("#D55E00", "#D55E00", "square", "■", "solid"),
+    (GREEN, GREEN, "triangle-up", "▲", "solid"),
+    (PURPLE, PURPLE, "diamond", "◆", "dash"),
+    (ORANGE, ORANGE, "triangle-down", "▼", "dash"),
+    (*SOFT, "star", "★", "dot"),
+)
+
+
+def _class_looks(name: str, shades: Sequence[tuple[str, ...]]) -> tuple[Look, ...]:
+    return tuple(Look(f"{name}-{place}", "", "", *shade) for place, shade in enumerate(shades))
+
+
+CLASS_BANDS, CLASS_KINDS = _class_looks("class-band", _CLASS_BANDS), _class_looks("class-kind", _CLASS_KINDS)
+"""Classes of tokens: bands of a quantity from light to dark, others in different colours."""
+
+
+def class_looks(classing: Classing) -> dict[str, Look]:
+    """How the classes of a classing are drawn; bands as far apart as there are few."""
+    last = max(len(classing.classes) - 1, 1)
+    looks = (
+        [CLASS_BANDS[round(place * (len(CLASS_BANDS) - 1) / last)] for place in range(last + 1)]
+        if classing.ordered
+        else CLASS_KINDS
+    )
+    return {
+        one.name: replace(look, title=one.title, definition=one.definition)
+        for one, look in zip(classing.classes, looks, strict=False)
+    }
+
+
 LOOKS = {
     look.name: look
     for look in (
@@ -224,6 +265,8 @@ LOOKS = {
         *CRITERIA.values(),
         *PAINTERS.values(),
         *DEPENDENCY.values(),
+        *CLASS_BANDS,
+        *CLASS_KINDS,
         *MAGNITUDES.values(),
         *LINEARITY.values(),
         *BANDS.values(),

@@ -276,6 +276,8 @@ class Panel:
     together: bool = True
     """Whether hovering shows all curves at that x; otherwise only the nearest mark."""
     height: int = 300
+    key: tuple[Look, ...] = ()
+    """The curves' looks, listed above the plot, where they are not those of the section's legend."""
     left: int = 46
     """Space to the left of the y axis in pixels; the axis takes more if its labels need it."""
 

@@ -8,6 +8,7 @@ from depthscope.report.panels import Panel
 from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.metric import Metric
+from depthscope.schema.token_classes import Classing, TokenClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Section:
     log_note: str | None = None
     """Shown while panels use a logarithmic axis."""
     tables: Sequence[TextTable] = ()
-    definitions: Sequence[Metric | Look] = field(default=())
+    definitions: Sequence[Metric | Look | Classing | TokenClass] = field(default=())
     across: int = 3
 
 

@@ -58,7 +58,7 @@ KEYS = {
     "label": 64,
 }
 """Key columns, and how many values each may have: several times more than any experiment writes."""
-SECOND_PLACES = ("other", "head", "neuron", "step", "dimension")
+SECOND_PLACES = ("other", "head", "neuron", "step", "dimension", "token_class")
 FILLED = (
     "edit",
     "metric",
@@ -73,11 +73,15 @@ FILLED = (
     "offset",
     "variant",
     "neighbours",
+    "classing",
+    "token_class",
 )
 """Columns of declared tables that are never null, besides `layer` outside the probes."""
 OF_STREAMS = (
     "lens",
     "tuned_lens",
+    "lens_classes",
+    "lens_class_layers",
     "geometry",
     "dimension",
     "dimension_scales",
@@ -107,6 +111,9 @@ OF_BLOCKS = (
     "map_best",
     "painters",
     "painters_order",
+    "sweep_classes",
+    "sweep_class_layers",
+    "map_classes",
     "dependency",
     "dependency_effects",
     "head_ablation",

@@ -6,6 +6,7 @@ from depthscope.errors import DepthscopeError
 from depthscope.schema import (
     ablation,
     attention,
+    class_tables,
     dependency,
     depth_probes,
     dimension,
@@ -72,6 +73,9 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             layer_maps.EXPERIMENT,
             painters.EXPERIMENT,
             dependency.EXPERIMENT,
+            class_tables.SWEEP_CLASSES,
+            class_tables.LENS_CLASSES,
+            class_tables.MAP_CLASSES,
             dimension.DIMENSION,
             dimension.TRAJECTORY,
             ablation.HEAD_ABLATION,

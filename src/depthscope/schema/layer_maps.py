@@ -12,6 +12,7 @@ from depthscope.schema.declaration import Experiment, Option, Table
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.measures import AGREEMENT, KL, LOSS, metrics_of
 from depthscope.schema.metric import Metric
+from depthscope.schema.token_classes import BY_CLASS
 
 MEASURED = (KL, AGREEMENT, LOSS)
 """What is measured per token."""
@@ -152,7 +153,7 @@ EXPERIMENT = Experiment(
         "map": Table(columns=MAP_TABLE, metrics=METRICS),
         "map_best": Table(columns=MAP_BEST_TABLE, metrics=METRICS),
     },
-    options=(KIND, BAND),
+    options=(KIND, BAND, BY_CLASS),
     source="Gromov et al. 2024 (ranges dropped), Lad et al. 2025 (ranges repeated)",
     in_study=False,
 )

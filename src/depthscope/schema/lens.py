@@ -11,6 +11,7 @@ from depthscope.schema.declaration import Experiment, Option, Registry, Table, l
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
 from depthscope.schema.protocol import PROTOCOL
+from depthscope.schema.token_classes import BY_CLASS
 
 KL = Metric(
     "kl",
@@ -147,7 +148,7 @@ EXPERIMENT = Experiment(
         "lens": Table(columns=LENS_TABLE, metrics=METRICS),
         TABLE_OF_TUNED: Table(columns=LENS_TABLE, metrics=METRICS),
     },
-    options=(PROTOCOL, LENS, TUNED_LENS, LENS_DATA),
+    options=(PROTOCOL, LENS, TUNED_LENS, LENS_DATA, BY_CLASS),
     source="Lad et al. 2024, figures 6 and 8; tuned lens: Belrose et al. 2023",
 )
 

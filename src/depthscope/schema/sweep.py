@@ -12,6 +12,7 @@ from depthscope.schema.measures import BUILT_IN, metrics_of
 from depthscope.schema.measures import ENTROPY as ENTROPY
 from depthscope.schema.measures import KL as KL
 from depthscope.schema.measures import LOSS as LOSS
+from depthscope.schema.token_classes import BY_CLASS
 
 MEASURED = tuple(BUILT_IN.values())
 """What a sweep measures per token if no other measure is registered."""
@@ -74,6 +75,6 @@ EXPERIMENT = Experiment(
         "sweep": Table(columns=SWEEP_TABLE, metrics=tuple(METRICS.values()), in_terminal=(KL, AGREEMENT)),
         "precision": Table(columns=precision.PRECISION_TABLE),
     },
-    options=(EDITS, PER_TOKEN),
+    options=(EDITS, PER_TOKEN, BY_CLASS),
     source="Lad et al. 2024, figures 2, 3 and 13 to 15",
 )

@@ -14,10 +14,12 @@ from depthscope.data.bos import AUTO, check_bos
 from depthscope.errors import DataError, DepthscopeError
 from depthscope.printable import shown
 from depthscope.schema import experiments as declared
+from depthscope.schema.class_tables import COMPANIONS, companions
 from depthscope.schema.declaration import Option, check_text
 from depthscope.schema.experiments import EXPERIMENTS, experiment_names
 from depthscope.schema.layer_maps import EXPERIMENT as MAP
 from depthscope.schema.sweep import EXPERIMENT as SWEEP
+from depthscope.schema.token_classes import BY_CLASS
 
 MOST_NAMES = 10_000
 """Names in a list: an iterable may have no end."""
@@ -121,6 +123,8 @@ def study_settings(*, unit_tokens: int | None = None, **given: Any) -> StudySett
     if unit_tokens is not None and not (type(unit_tokens) is int and unit_tokens > 0):
         raise DepthscopeError(f"setting unit_tokens: expected a positive whole number, got {shown(unit_tokens)}")
     names = experiment_names(given.get("experiments") or ())
+    if given.get(BY_CLASS.name):
+        names = _with_classes(names)
     checked = {PRECISION.name, WINDOW.name, BOS.name, *declared.options(names)}
     values = {name: given.get(name, option.default) for name, option in there.items()}
     for name in checked:
@@ -176,6 +180,15 @@ def _typed(option: Option, value: Any) -> Any:
     if isinstance(value, str):
         check_text(f"setting {option.name}", value)
     return value
+
+
+def _with_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """These experiments, and those that break them down by class of the predicted token."""
+    if not (more := companions(names)):
+        raise DepthscopeError(
+            f"--by-class breaks down {', '.join(COMPANIONS)}, but only {', '.join(names)} would run: add one of them"
+        )
+    return experiment_names([*names, *more])
 
 
 def _require_aimed(names: Sequence[str]) -> None:
