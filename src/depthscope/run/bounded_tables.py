@@ -80,8 +80,6 @@ FILLED = (
 OF_STREAMS = (
     "lens",
     "tuned_lens",
-    "lens_classes",
-    "lens_class_layers",
     "geometry",
     "dimension",
     "dimension_scales",
@@ -95,6 +93,8 @@ OF_STREAMS = (
     "depth_probes_best",
     "patching",
     "patching_depths",
+    "lens_classes",
+    "lens_class_layers",
 )
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
@@ -111,9 +111,6 @@ OF_BLOCKS = (
     "map_best",
     "painters",
     "painters_order",
-    "sweep_classes",
-    "sweep_class_layers",
-    "map_classes",
     "dependency",
     "dependency_effects",
     "head_ablation",
@@ -132,6 +129,9 @@ OF_BLOCKS = (
     "massive_blocks",
     "linearity",
     "linearity_extremes",
+    "sweep_classes",
+    "sweep_class_layers",
+    "map_classes",
 )
 """Tables by layer."""
 
