@@ -13,6 +13,8 @@ itself requires numpy below 2, which the rest of this package cannot use.
 Points must differ: copies are counted once. All in float64.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float64
 from scipy import optimize
@@ -66,7 +68,8 @@ def gride(nearest: Float64[np.ndarray, "points most"], n: int) -> float:
     low, high = 1e-6, 1.0
     while slope(high) > 0 and high < LARGEST:
         low, high = high, 2 * high
-    return float(optimize.brentq(slope, low, high, xtol=1e-9)) if high < LARGEST else np.nan
+    root: Any = optimize.brentq(slope, low, high, xtol=1e-9) if high < LARGEST else np.nan
+    return float(root)
 
 
 def spectrum(points: Points) -> Float64[np.ndarray, " values"]:
