@@ -125,6 +125,7 @@ OF_BLOCKS = (
     "massive_blocks",
     "linearity",
     "linearity_extremes",
+    "depth_regime",
 )
 """Tables by layer."""
 

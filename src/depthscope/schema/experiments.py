@@ -8,6 +8,7 @@ from depthscope.schema import (
     attention,
     dependency,
     depth_probes,
+    depth_regime,
     dimension,
     effective_depth,
     guess_refine,
@@ -83,6 +84,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             guess_refine.EXPERIMENT,
             depth_probes.EXPERIMENT,
             patching.EXPERIMENT,
+            depth_regime.EXPERIMENT,
         )
     ),
 )
