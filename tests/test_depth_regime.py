@@ -156,6 +156,13 @@ def test_a_regime_needs_every_interval_on_its_side(changes, verdict):
     found, reason = verdict_of(deciding, 10)
     assert found == verdict
     assert (reason is None) == (verdict != "not resolved")
+    if verdict != "procedural":  # it needs no loss
+        sides = sides_of({**EARLY, **changes}, readable=False)
+        found, reason = verdict_of([*deciding[:2], sides.get("loss_below_line")], 10, readable=False)
+        assert found == "not resolved"
+        assert reason is not None
+        if "even_updates" not in changes and "middle_write_angle" not in changes:
+            assert "some streams predict worse than a uniform guess" in reason
     assert verdict_of(deciding, 3) == ("not resolved", "the model has 3 middle layers: expected at least 4")
 
 
@@ -165,6 +172,18 @@ def test_untrained_models_have_no_regime_that_needs_a_falling_loss():
         model = load(tiny_model("gpt2", n_layer=8))
         verdicts = tables(DepthRegime(model), model)["depth_regime_verdict"]
         assert not set(verdicts["verdict"]) & {"ensemble", "composition"}
+
+
+def test_a_last_block_that_cannot_read_early_streams_decides_nothing():
+    model = load(tiny_model("gpt2", n_layer=8))
+    with torch.no_grad():
+        model.hf.lm_head.weight.mul_(200)  # logits so large that every wrong guess costs more than log(vocabulary)
+    found = tables(DepthRegime(model), model)
+    assert found["depth_regime"].filter(metric="straight_loss")["mean"].min() > np.log(
+        model.unembedding.weight.shape[0]
+    )
+    assert set(found["depth_regime_readings"].filter(metric="loss_below_line")["side"]) == {None}
+    assert set(found["depth_regime_verdict"]["verdict"]) == {"not resolved"}
 
 
 def test_parts_are_the_whole_and_the_model_is_left_as_it_was(tiny_of):

@@ -56,6 +56,7 @@ class DepthRegime:
                 "that two follow each other between the first and the last"
             )
         self.depth = model.depth
+        self.vocabulary = model.unembedding.weight.shape[0]
         self.settings = {}
         routes, self.not_done = _straight_routes(model)
         self.starts = list(routes)
@@ -94,7 +95,7 @@ class DepthRegime:
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
         """DEPTH_REGIME_TABLE, the readings and the verdict."""
-        found = DepthRegimeTables(self.rows.names, self.depth)
+        found = DepthRegimeTables(self.rows.names, self.depth, self.vocabulary)
         for document in self.rows.documents(shards):
             found.add(document)
         return found.tables()

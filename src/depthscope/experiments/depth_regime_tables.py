@@ -55,8 +55,8 @@ Interval = tuple[float | None, float | None]
 class DepthRegimeTables:
     """Sums over documents, of a size that does not depend on their number; then the tables."""
 
-    def __init__(self, names: Sequence[tuple], depth: int) -> None:
-        self.names, self.depth = names, depth
+    def __init__(self, names: Sequence[tuple], depth: int, vocabulary: int) -> None:
+        self.names, self.depth, self.uniform = names, depth, float(np.log(vocabulary))
         self.curves = ClusterMoments((len(CURVES), len(names)))
         self.readings = ClusterMoments((len(METRICS), len(POSITIONS)))
 
@@ -81,26 +81,27 @@ class DepthRegimeTables:
     def tables(self) -> dict[str, pl.DataFrame]:
         """DEPTH_REGIME_TABLE, DEPTH_REGIME_READINGS_TABLE and DEPTH_REGIME_VERDICT_TABLE."""
         keys = {"layer": pl.Int32, "positions": pl.String}
-        curves = Rows(keys, self.names, CURVES).filled(self.curves.estimate())
-        readings = self._readings()
-        verdicts = [self._verdict(positions, readings.filter(positions=positions)) for positions in POSITIONS]
+        curves = Rows(keys, self.names, CURVES).filled(self.curves.estimate()).cast(pl.Schema(DEPTH_REGIME_TABLE))
+        names = [(positions,) for positions in POSITIONS]
+        readings = Rows({"positions": pl.String}, names, METRICS).filled(self.readings.estimate())
+        found, verdicts = [], []
+        for positions in POSITIONS:
+            rows, readable = readings.filter(positions=positions), self._readable(curves.filter(positions=positions))
+            sides = sides_of(intervals(rows), readable)
+            side = [sides.get(metric) for metric in rows["metric"]]
+            found.append(rows.with_columns(side=pl.Series(side, dtype=pl.String)))
+            verdict = verdict_of([sides.get(metric.name) for metric in DECIDING], self.depth - 2, readable)
+            verdicts.append((positions, *verdict, rows["tokens"].max(), rows["documents"].max()))
         return {
-            NAME: curves.cast(pl.Schema(DEPTH_REGIME_TABLE)).filter(pl.col("mean").is_not_null()),
-            READINGS: readings,
+            NAME: curves.filter(pl.col("mean").is_not_null()),
+            READINGS: pl.concat(found).cast(pl.Schema(DEPTH_REGIME_READINGS_TABLE)),
             VERDICT: pl.DataFrame(verdicts, schema=DEPTH_REGIME_VERDICT_TABLE, orient="row"),
         }
 
-    def _readings(self) -> pl.DataFrame:
-        names = [(positions,) for positions in POSITIONS]
-        found = Rows({"positions": pl.String}, names, METRICS).filled(self.readings.estimate())
-        sides = {positions: sides_of(intervals(rows)) for (positions,), rows in found.group_by("positions")}
-        side = [sides[row["positions"]].get(row["metric"]) for row in found.iter_rows(named=True)]
-        return found.with_columns(side=pl.Series(side, dtype=pl.String)).cast(pl.Schema(DEPTH_REGIME_READINGS_TABLE))
-
-    def _verdict(self, positions: str, readings: pl.DataFrame) -> tuple[str, str, str | None, int, int]:
-        of = dict(zip(readings["metric"], readings["side"], strict=True))
-        verdict, reason = verdict_of([of[metric.name] for metric in DECIDING], self.depth - 2)
-        return positions, verdict, reason, int(readings["tokens"].max() or 0), int(readings["documents"].max() or 0)  # type: ignore[arg-type]
+    def _readable(self, curves: pl.DataFrame) -> bool:
+        """Whether the last block reads x_1 … x_{L−1} at all: each loss is below that of a uniform guess, by its interval."""
+        losses = curves.filter(pl.col("layer") > 0, metric=STRAIGHT_LOSS.name)["ci_high"]
+        return losses.null_count() == 0 and bool((losses < self.uniform).all())
 
 
 def above_line(curve: Float64[np.ndarray, "layers positions"]) -> Float64[np.ndarray, " positions"]:
@@ -115,8 +116,11 @@ def intervals(readings: pl.DataFrame) -> dict[str, Interval]:
     return {name: (low, high) for name, low, high in readings.select("metric", "ci_low", "ci_high").iter_rows()}
 
 
-def sides_of(known: Mapping[str, Interval]) -> dict[str, str]:
-    """The side on which the whole interval of each deciding reading is; without those that have none."""
+def sides_of(known: Mapping[str, Interval], readable: bool = True) -> dict[str, str]:
+    """The side on which the whole interval of each deciding reading is; without those that have none.
+
+    The loss has none unless it falls, from streams that the last block is able to read.
+    """
 
     def side(metric: Metric, places: Sequence[tuple[str, float, float]]) -> Iterator[tuple[str, str]]:
         low, high = known[metric.name]
@@ -137,24 +141,33 @@ def sides_of(known: Mapping[str, Interval]) -> dict[str, str]:
         ),
     ]
     falls, _ = known[LOSS_FALL.name]
-    if falls is not None and falls > 0:  # a loss that does not fall has neither an early nor a late fall
+    if readable and falls is not None and falls > 0:
         found += side(LOSS_BELOW_LINE, [(LATE, -infinite, 0.0), (EARLY, 0.0, infinite)])
     return dict(found)
 
 
-def verdict_of(sides: Sequence[str | None], middle: int) -> tuple[str, str | None]:
+def verdict_of(sides: Sequence[str | None], middle: int, readable: bool = True) -> tuple[str, str | None]:
     """The regime whose readings are all on its side, from the sides of DECIDING; UNRESOLVED with a reason if there is none."""
     if middle < FEWEST_MIDDLE:
         return UNRESOLVED, f"the model has {middle} middle layers: expected at least {FEWEST_MIDDLE}"
     for regime, needed in REGIMES.items():
         if all(want in (None, side) for want, side in zip(needed, sides, strict=True)):
             return regime, None
-    if open_ones := [metric.title.lower() for metric, side in zip(DECIDING, sides, strict=True) if side is None]:
-        return UNRESOLVED, f"the 95% interval is not on one side of the threshold for {' and '.join(open_ones)}"
-    if sides[1] == OPPOSED:
+    even, writes, loss = sides
+    if even is None or (even == SPREAD and writes is None):
+        unclear = EVEN_UPDATES if even is None else MIDDLE_WRITE_ANGLE
+        return UNRESOLVED, f"the 95% interval is not on one side of the threshold for “{unclear.title.lower()}”"
+    if even == SPREAD and writes == OPPOSED:
         return UNRESOLVED, "consecutive writes oppose each other, which none of the regimes predicts"
-    if sides[0] == SPREAD:
-        return UNRESOLVED, (
-            "updates are small, even and independent, as in an ensemble, but the loss falls late, as in a composition"
-        )
-    return UNRESOLVED, "few layers make the updates, as in a composition, but the loss falls early, as in an ensemble"
+    shape = (
+        "updates are even and independent, as in an ensemble"
+        if even == SPREAD
+        else "few layers make most of a token’s rotation, as in a composition"
+    )
+    if loss is not None:
+        falls = "late, as in a composition" if loss == LATE else "early, as in an ensemble"
+        return UNRESOLVED, f"{shape}, but the loss falls {falls}"
+    unknown = (
+        "is on neither side" if readable else "says nothing, because some streams predict worse than a uniform guess"
+    )
+    return UNRESOLVED, f"{shape}, but the loss through the last layer {unknown}"

@@ -130,7 +130,7 @@ def _said(readings: pl.DataFrame) -> Iterator[str]:
     rows = readings.filter(pl.col("mean").is_not_null(), positions=ALL)
     known = {row["metric"]: Value(row["mean"], row["ci_low"], row["ci_high"]) for row in rows.iter_rows(named=True)}
     if even := known.get(EVEN_UPDATES.name):
-        yield f"More than half of the middle layers rotate {spoken(even, EVEN_UPDATES)} of the tokens."
+        yield f"{spoken(even, EVEN_UPDATES)} of the tokens are rotated by more than half of the middle layers."
     if turn := known.get(MIDDLE_WRITE_ANGLE.name):
         yield (
             f"The writes of consecutive middle layers are at an angle of {spoken(turn, MIDDLE_WRITE_ANGLE)} degrees on "
