@@ -54,7 +54,7 @@ def naive_curves(exact, depth: int) -> dict[str, list[torch.Tensor]]:
 
 def naive_above(curve: list[torch.Tensor]) -> torch.Tensor:
     """The mean over depths 2 … L − 2 of the height above the line from depth 1 to L − 1, in a loop."""
-    last, total = len(curve) - 1, 0
+    last, total = len(curve) - 1, torch.zeros_like(curve[0])
     for depth in range(2, last):
         total = total + curve[depth] - curve[1] - (curve[last] - curve[1]) * (depth - 1) / (last - 1)
     return total / (last - 2)
@@ -91,7 +91,7 @@ def test_the_tables_are_the_naive_definition(family, changes):
             check(found["depth_regime_readings"], {"positions": positions}, metric, values.numpy()[:, part], atol=1e-3)
     assert found["depth_regime"].filter(metric="write_angle")["layer"].max() == depth - 2
     assert found["depth_regime"].filter(layer=0, metric="progress", positions=ALL)["mean"].item() == 0
-    own = naive.measures(*[logits_of(model.hf, IDS)] * 2, TARGETS)["loss"].mean().item()
+    own = naive.measures(logits_of(model.hf, IDS), logits_of(model.hf, IDS), TARGETS)["loss"].mean().item()
     last = found["depth_regime"].filter(layer=depth - 1, metric="straight_loss", positions=ALL)["mean"].item()
     assert last == pytest.approx(own, rel=1e-5)
 

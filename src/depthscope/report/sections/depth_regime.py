@@ -60,7 +60,7 @@ def build(run: RunDirectory) -> Section:
         legend=[LINEARITY[positions] for positions in POSITIONS],
         notes=[
             f"Middle layers are 1 to {depth - 2}: the first and the last differ from them in most models. Intervals are over "
-            f"{units}. The thresholds and the rule for the regime are depthscope’s; Liu et al. compare curves and give none. "
+            f"{units}. Thresholds and the rule for the regime are depthscope’s; Liu et al. compare curves, without any. "
             "Other mechanisms can give the same readings: take the regime as exploratory.",
         ],
         tables=[
