@@ -744,6 +744,22 @@ MEANINGS: dict[str, dict[str, str]] = {
         "suppressed_ids": "their token ids",
         "suppressed_cosines": "their cosines, from −1 to 1",
     },
+    "depth_regime.DEPTH_REGIME_TABLE": {
+        "layer": "l of x_l, the residual stream before block l; of angles of steps and writes the block",
+        "positions": "`all`, or `not_first`: all but the first of each window",
+    },
+    "depth_regime.DEPTH_REGIME_READINGS_TABLE": {
+        "positions": "`all`, or `not_first`: all but the first of each window",
+        "side": "side of the threshold on which the whole interval is (`spread`, `concentrated`; `independent`, `aligned`, "
+        "`opposed`; `early`, `late`); null if it is on none, and for readings that decide nothing",
+    },
+    "depth_regime.DEPTH_REGIME_VERDICT_TABLE": {
+        "positions": "`all`, or `not_first`: all but the first of each window",
+        "verdict": "`ensemble`, `procedural`, `composition`, or `not resolved`",
+        "reason": "why no regime is named; null if one is",
+        "tokens": "number of tokens that the readings are over",
+        "documents": "number of documents (packs, clusters) that the intervals rest on",
+    },
     "probes.PROBES_TABLE": {
         "group": "what classifies: a group of neurons, a layer, the unmodified model, the majority class, or n-grams",
         "layer": "layer, from 0, for the group `layer`; null for all others",

@@ -12,6 +12,7 @@ from depthscope.schema import (
     class_tables,
     dependency,
     depth_probes,
+    depth_regime,
     dimension,
     effective_depth,
     guess_refine,
@@ -339,6 +340,25 @@ def patching_tables(depth, documents):
     }
 
 
+def depth_regime_tables(depth, documents):
+    """depth_regime.parquet, an ensemble over all positions, and not resolved without the first ones."""
+    keys = [(layer, positions) for layer in range(depth) for positions in linearity.POSITIONS]
+    places = [(positions,) for positions in linearity.POSITIONS]
+    schema = {name: kind for name, kind in depth_regime.DEPTH_REGIME_READINGS_TABLE.items() if name != "side"}
+    verdicts = [("all", depth_regime.ENSEMBLE, None), ("not_first", depth_regime.UNRESOLVED, "it is made up")]
+    return {
+        "depth_regime": estimates(depth_regime.DEPTH_REGIME_TABLE, keys, depth_regime.CURVES, documents),
+        "depth_regime_readings": estimates(schema, places, depth_regime.METRICS, documents).with_columns(
+            side=pl.lit(None, pl.String)
+        ),
+        "depth_regime_verdict": pl.DataFrame(
+            [(*one, 1024, documents) for one in verdicts],
+            schema=depth_regime.DEPTH_REGIME_VERDICT_TABLE,
+            orient="row",
+        ),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -391,6 +411,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         ),
         **depth_probe_tables(depth, documents),
         **patching_tables(depth, documents),
+        **depth_regime_tables(depth, documents),
     }
 
 

@@ -14,6 +14,7 @@ from depthscope.report.sections import (
     ablation,
     dependency,
     depth_probes,
+    depth_regime,
     effective_depth,
     guess_refine,
     layer_maps,
@@ -193,6 +194,11 @@ def _print_linearity(table: pl.DataFrame) -> None:
     _by_metric(*metrics)(table.filter(pl.col("positions") == linearity.ALL))
 
 
+def _print_depth_regime(table: pl.DataFrame) -> None:
+    """Over all positions."""
+    _by_metric(*depth_regime.CURVES)(table.filter(pl.col("positions") == linearity.ALL))
+
+
 def _print_rows(
     head: Sequence[str], rows: Callable[[pl.DataFrame], list[tuple[str, ...]]]
 ) -> Callable[[pl.DataFrame], None]:
@@ -236,6 +242,9 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
     depth_probes.BEST: _print_rows(depth_probes.BEST_HEAD, depth_probes.best_rows),
     patching.DEPTHS: _print_rows(patching.DEPTHS_HEAD, patching.depth_rows),
+    depth_regime.NAME: _print_depth_regime,
+    depth_regime.READINGS: _print_rows(depth_regime.READINGS_HEAD, depth_regime.reading_rows),
+    depth_regime.VERDICT: _print_rows(depth_regime.VERDICT_HEAD, depth_regime.verdict_rows),
 }
 """Tables with their own printer."""
 

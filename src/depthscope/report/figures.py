@@ -16,6 +16,7 @@ from depthscope.report.sections import (
     attention,
     dependency,
     depth_probes,
+    depth_regime,
     dimension,
     effective_depth,
     geometry,
@@ -79,6 +80,7 @@ FIGURES: dict[str, Kind] = {
         linearity.KIND,
         depth_probes.KIND,
         patching.KIND,
+        depth_regime.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

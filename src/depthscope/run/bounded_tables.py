@@ -132,6 +132,7 @@ OF_BLOCKS = (
     "sweep_classes",
     "sweep_class_layers",
     "map_classes",
+    "depth_regime",
 )
 """Tables by layer."""
 

@@ -9,6 +9,7 @@ from depthscope.schema import (
     class_tables,
     dependency,
     depth_probes,
+    depth_regime,
     dimension,
     effective_depth,
     guess_refine,
@@ -87,6 +88,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             guess_refine.EXPERIMENT,
             depth_probes.EXPERIMENT,
             patching.EXPERIMENT,
+            depth_regime.EXPERIMENT,
         )
     ),
 )
