@@ -125,6 +125,8 @@ OF_BLOCKS = (
     "massive_blocks",
     "linearity",
     "linearity_extremes",
+    "entropy_neurons",
+    "entropy_neurons_best",
 )
 """Tables by layer."""
 

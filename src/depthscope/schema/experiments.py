@@ -10,6 +10,7 @@ from depthscope.schema import (
     depth_probes,
     dimension,
     effective_depth,
+    entropy_neurons,
     guess_refine,
     heads,
     layer_maps,
@@ -83,6 +84,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             guess_refine.EXPERIMENT,
             depth_probes.EXPERIMENT,
             patching.EXPERIMENT,
+            entropy_neurons.EXPERIMENT,
         )
     ),
 )
