@@ -15,6 +15,7 @@ from depthscope.report.sections import (
     dependency,
     depth_probes,
     effective_depth,
+    entropy_neurons,
     guess_refine,
     layer_maps,
     linearity,
@@ -234,6 +235,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     guess_refine.NAME: _print_rows(guess_refine.HEAD, guess_refine.table_rows),
     depth_probes.BEST: _print_rows(depth_probes.BEST_HEAD, depth_probes.best_rows),
     patching.DEPTHS: _print_rows(patching.DEPTHS_HEAD, patching.depth_rows),
+    entropy_neurons.GROUPS: _print_rows(entropy_neurons.HEAD, entropy_neurons.group_rows),
 }
 """Tables with their own printer."""
 

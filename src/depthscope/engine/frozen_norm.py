@@ -1,13 +1,13 @@
 """The final norm with its scale frozen: what the unembedding reads of an edited stream, divided by the unmodified one's scale.
 
-A LayerNorm or RMSNorm gives n(x) = γ ⊙ c(x) / s(x) + β, where c takes the mean out (LayerNorm) or nothing (RMSNorm), and s(x) is
-the root mean square of c(x), with the norm's epsilon. With s frozen at the unmodified stream x₀, an edited stream x gives
+A LayerNorm or RMSNorm gives n(x) = γ ⊙ c(x) / s(x) + β, where c takes the mean out (LayerNorm) or nothing (RMSNorm), and s(x)
+is the root mean square of c(x), with the norm's epsilon. With s frozen at the unmodified stream x₀, an edited stream x gives
 
     γ ⊙ c(x) / s(x₀) + β = n(x₀) + γ ⊙ c(x − x₀) / s(x₀),
 
-which is the norm's own output where x = x₀. As in Stolfo et al. 2024, only the scale is frozen: a LayerNorm still takes the mean
-of the edited stream out. 1 / s(x₀) is read off the module's own output by least squares over the features, so the epsilon
-needs not be known.
+which is the norm's own output where x = x₀. As in Stolfo et al. 2024, only the scale is frozen: a LayerNorm still takes the
+mean of the edited stream out. 1 / s(x₀) is read off the module's own output by least squares over the features, so the epsilon
+need not be known.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 Stolfo et al. 2024 call a neuron of the last layer an entropy neuron if its output weight is long and the variance of its effect
 on the logits small, and choose by eye. Here neurons are ranked by norm_z − effect_z, the robust z-scores that define the kind
-`entropy` of neuron_kinds.py: neurons of that kind come first where there are some, and where a model has none, the ranking still
-gives those that are most like it.
+`entropy` of neuron_kinds.py: a neuron of that kind has a score above 4, and where a model has none, the ranking still gives
+those that are most like it.
 """
 
 from collections.abc import Sequence

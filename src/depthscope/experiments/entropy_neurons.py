@@ -214,9 +214,9 @@ def _groups(
         )
         found = pl.concat([found, pl.DataFrame({"group": [DIFFERENCE] * len(SHARES)}).hstack(columns)])
         counts[DIFFERENCE] = len(members[0])
-    return found.with_columns(
-        neurons=pl.col("group").replace_strict(counts, return_dtype=pl.Int64)
-    ).select(*ENTROPY_NEURONS_GROUPS_TABLE)
+    return found.with_columns(neurons=pl.col("group").replace_strict(counts, return_dtype=pl.Int64)).select(
+        *ENTROPY_NEURONS_GROUPS_TABLE
+    )
 
 
 def make(subject: Subject) -> EntropyNeurons:

@@ -18,6 +18,7 @@ from depthscope.report.sections import (
     depth_probes,
     dimension,
     effective_depth,
+    entropy_neurons,
     geometry,
     guess_refine,
     heads,
@@ -77,6 +78,7 @@ FIGURES: dict[str, Kind] = {
         guess_refine.KIND,
         depth_probes.KIND,
         patching.KIND,
+        entropy_neurons.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -121,7 +121,7 @@ ENTROPY_NEURONS_TABLE = {
 }
 """tables/entropy_neurons.parquet: each neuron ablated alone. Each interval is that of its neuron alone."""
 ENTROPY_NEURONS_GROUPS_TABLE = {"group": pl.String, "neurons": pl.Int64, **ESTIMATE}
-"""tables/entropy_neurons_groups.parquet: means over a group's neurons, shares of their sums, and the difference of the shares."""
+"""tables/entropy_neurons_groups.parquet: means over a group's neurons, shares of their sums, and the shares' difference."""
 ENTROPY_NEURONS_BEST_TABLE = {
     "extreme": pl.String,
     "layer": pl.Int32,
