@@ -263,3 +263,16 @@ def test_the_section_compares_candidates_with_random_neurons(tmp_path):
     assert "of the effect on the loss in the candidates and" in said
     assert "Of the 2 candidates none is of the kind “entropy”" in said
     assert "L5N4 changes the loss the most" in said
+
+
+@pytest.mark.parametrize("family", PLACES)
+def test_frozen_at_its_own_stream_the_norm_is_the_live_one(tiny_of, family):
+    model = tiny_of(family)
+    norm = FrozenNorm(model)
+    stream = torch.randn(2, 5, model.unembedding.weight.shape[1], generator=torch.Generator().manual_seed(0)) * 3
+    with model.measuring():
+        frozen = norm.freeze(stream)
+        assert torch.equal(norm.hidden(frozen, stream), model.unembedding.hidden(stream))
+        # Only the scale is frozen: twice the stream gives twice the output, less the shift.
+        twice = (2 * frozen.normed - norm.affine.shift).flatten(0, 1)
+        assert torch.allclose(norm.hidden(frozen, 2 * stream), twice, rtol=1e-4, atol=1e-4)
