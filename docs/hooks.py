@@ -703,6 +703,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "group": "`candidate`, or `control` (a random neuron of the same layer)",
         "rank": "place in the group, from 1: candidates by `norm_z` − `effect_z`, controls by layer and number",
         "kind": "the neuron's kind by the experiment `neurons`",
+        "norm_z": "how long the output weight is: robust z-score of its log norm among the model's neurons",
+        "effect_z": "how much it distinguishes tokens: robust z-score of the log of the logit effect's variance over norm²",
         "mean": "mean of the metric over tokens, in `unit`; of shares 1 − the ratio of sums over documents",
     },
     "entropy_neurons.ENTROPY_NEURONS_GROUPS_TABLE": {

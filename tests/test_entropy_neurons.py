@@ -182,7 +182,7 @@ def test_candidates_are_ranked_by_the_scores_of_neurons_and_controls_are_others(
 def test_a_neuron_that_never_changes_has_no_effect():
     hf = tiny_model("gpt2")
     with torch.no_grad():
-        hf.transformer.h[2].mlp.c_fc.weight[:, 5] = 0
+        hf.get_submodule("transformer.h.2.mlp.c_fc").get_parameter("weight")[:, 5] = 0
     model, text = load(hf), windows()
     found = tables(model, EntropyNeurons(model, [neuron(2, 5), neuron(2, 6, CONTROL)]), text)[NAME]
     for name in SIGNED:
@@ -236,7 +236,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tiny_of):
         ([nn.LayerNorm(32), nn.Linear(32, 32)], "found LayerNorm, Linear"),
     ):
         model = load(tiny_model("llama"))
-        model.unembedding.modules = modules
+        model.unembedding.modules = list[nn.Module](modules)
         with pytest.raises(UnsupportedError, match=says):
             FrozenNorm(model)
     for given, says in (

@@ -160,8 +160,8 @@ class EntropyNeurons:
             means = estimate.mean[METRICS.index(one.metric), candidates]
             place = int(np.argmax(means) if one.extreme == HIGHEST else np.argmin(means))
             neuron = self.chosen[candidates[place]]
-            bounds = (bound[place : place + 1] for bound in (means, among.low, among.high))
-            values = Estimate(*bounds, estimate.tokens, estimate.documents)
+            mean, low, high = (bound[place : place + 1] for bound in (means, among.low, among.high))
+            values = Estimate(mean, low, high, estimate.tokens, estimate.documents)
             keys = pl.DataFrame({"extreme": one.extreme, "layer": neuron.layer, "neuron": neuron.neuron})
             found.append(keys.hstack(estimate_columns(values, [one.metric])).with_columns(measured=len(candidates)))
         return pl.concat(found).cast(pl.Schema(ENTROPY_NEURONS_BEST_TABLE))

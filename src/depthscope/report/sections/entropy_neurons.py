@@ -115,14 +115,13 @@ def _entropy(table: pl.DataFrame) -> Panel:
 
 
 def _shares(table: pl.DataFrame) -> Panel:
-    marks: list[Points] = []
-    for group, look in LOOKS.items():
-        values = list(_values(table, group, MEDIATED_SHARE).items())[:MOST_SHOWN]
-        panel = ranking(
-            f"{NAME}-shares", "Mediated share of the loss effect", MEDIATED_SHARE, look, values, height=HEIGHT
-        )
-        marks += panel.points
-    return replace(panel, marks=tuple(marks))
+    title = "Mediated share of the loss effect"
+    panels = [
+        ranking(f"{NAME}-shares", title, MEDIATED_SHARE, look, values[:MOST_SHOWN], height=HEIGHT)
+        for group, look in LOOKS.items()
+        for values in [list(_values(table, group, MEDIATED_SHARE).items())]
+    ]
+    return replace(panels[0], marks=tuple(mark for panel in panels for mark in panel.marks))
 
 
 def _group_value(groups: pl.DataFrame, group: str, metric: Metric) -> Value | None:
