@@ -194,7 +194,8 @@ def _best_sentences(best: pl.DataFrame) -> list[str]:
                 ends = interval(Value(abs(value.mean), low, high), ENTROPY_TOTAL)
                 changes.append(f"Ablating {where} {verb} the entropy the most, by {size} ({ends}).")
     known = best.filter(pl.col("metric") == ENTROPY_TOTAL.name)["ci_low"].is_not_null().any()
-    return [*said, *(changes or (["No candidate is shown to change the mean entropy."] if known else []))]
+    neither = "The candidates with the lowest and the highest mean change of the entropy are not shown to change it."
+    return [*said, *(changes or ([neither] if known else []))]
 
 
 KIND = Kind(
