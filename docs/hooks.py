@@ -729,6 +729,25 @@ MEANINGS: dict[str, dict[str, str]] = {
         "tokens": "number of pairs of the document in the work unit",
         "kl": "sum over these pairs of KL(clean‖patched) at the last position; nats",
     },
+    "entropy_neurons.ENTROPY_NEURONS_TABLE": {
+        "group": "`candidate`, or `control` (a random neuron of the same layer)",
+        "rank": "place in the group, from 1: candidates by `norm_z` − `effect_z`, controls by layer and number",
+        "kind": "the neuron's kind by the experiment `neurons`",
+        "norm_z": "how long the output weight is: robust z-score of its log norm among the model's neurons",
+        "effect_z": "how much it distinguishes tokens: robust z-score of the log of the logit effect's variance over norm²",
+        "mean": "mean of the metric over tokens, in `unit`; of shares 1 − the ratio of sums over documents",
+    },
+    "entropy_neurons.ENTROPY_NEURONS_GROUPS_TABLE": {
+        "group": "`candidate`, `control`, or `difference` (the shares of the candidates minus those of the control)",
+        "neurons": "number of neurons in the group",
+        "mean": "mean of the metric over tokens and neurons, in `unit`; of shares 1 − the ratio of sums over all of them",
+    },
+    "entropy_neurons.ENTROPY_NEURONS_BEST_TABLE": {
+        "extreme": "whether the candidate has the `lowest` or the `highest` mean",
+        "ci_low": "lower end of the 95 % interval that covers all candidates at once, in `unit`; null below 10 documents",
+        "ci_high": "upper end of the 95 % interval that covers all candidates at once, in `unit`; null below 10 documents",
+        "measured": "number of candidates among which this one was picked",
+    },
     "neurons.NEURON_COUNTS_TABLE": {
         "count": "number of neurons of the kind in the layer",
         "share": "`count` over `neurons`, as a fraction",

@@ -15,6 +15,7 @@ from depthscope.schema import (
     depth_regime,
     dimension,
     effective_depth,
+    entropy_neurons,
     guess_refine,
     heads,
     layer_maps,
@@ -359,6 +360,27 @@ def depth_regime_tables(depth, documents):
     }
 
 
+def entropy_tables(depth, documents):
+    """entropy_neurons.parquet with two candidates and two controls, the groups with their difference, and the extremes."""
+    last, of = depth - 1, entropy_neurons
+    chosen = [
+        (last, 4 * rank + row, group, rank + 1, "other", 2.0 - rank, -1.0)
+        for row, group in enumerate(of.NEURON_GROUPS)
+        for rank in range(2)
+    ]
+    schema = {name: kind for name, kind in of.ENTROPY_NEURONS_BEST_TABLE.items() if name != "measured"}
+    best = [estimates(schema, [(one.extreme, last, 4)], [one.metric], documents) for one in of.EXTREMES]
+    groups = [
+        estimates(of.ENTROPY_NEURONS_GROUPS_TABLE, [(group, 2) for group in of.NEURON_GROUPS], of.METRICS, documents),
+        estimates(of.ENTROPY_NEURONS_GROUPS_TABLE, [(of.DIFFERENCE, 4)], of.SHARES, documents),
+    ]
+    return {
+        of.NAME: estimates(of.ENTROPY_NEURONS_TABLE, chosen, of.METRICS, documents),
+        of.GROUPS: pl.concat(groups),
+        of.BEST: pl.concat(best).with_columns(measured=pl.lit(2, pl.Int64)),
+    }
+
+
 def all_tables(depth=6, heads_per_layer=3, documents=7):
     """Every table the page reads, by name."""
     layers = [(layer,) for layer in range(depth)]
@@ -412,6 +434,7 @@ def all_tables(depth=6, heads_per_layer=3, documents=7):
         **depth_probe_tables(depth, documents),
         **patching_tables(depth, documents),
         **depth_regime_tables(depth, documents),
+        **entropy_tables(depth, documents),
     }
 
 

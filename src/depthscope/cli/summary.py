@@ -16,6 +16,7 @@ from depthscope.report.sections import (
     depth_probes,
     depth_regime,
     effective_depth,
+    entropy_neurons,
     guess_refine,
     layer_maps,
     linearity,
@@ -245,6 +246,7 @@ SHOWN: dict[str, Callable[[pl.DataFrame], None]] = {
     depth_regime.NAME: _print_depth_regime,
     depth_regime.READINGS: _print_rows(depth_regime.READINGS_HEAD, depth_regime.reading_rows),
     depth_regime.VERDICT: _print_rows(depth_regime.VERDICT_HEAD, depth_regime.verdict_rows),
+    entropy_neurons.GROUPS: _print_rows(entropy_neurons.HEAD, entropy_neurons.group_rows),
 }
 """Tables with their own printer."""
 

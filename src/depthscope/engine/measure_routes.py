@@ -156,14 +156,18 @@ class RouteMeter:
         the unmodified model, i + 1 is `routes[i]` of the meter. The first item is the unmodified model alone, with the
         baseline's numbers. Call it under `model.measuring()`.
         """
-        together = max(1, self._together // baseline.ids.numel())
-        plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
-        known = (baseline.entry, baseline.residuals, baseline.states)
-        streams = execute(self.model, plan, baseline.ids, *known, partial(_known, baseline))
+        streams = self.streams(baseline)
         own, _ = next(streams)
         yield own, baseline.hidden if start == 0 else self.model.unembedding.hidden(baseline.residuals[-1][:, start:])
         for routes, residual in streams:
             yield routes, self.model.unembedding.hidden(residual if start == 0 else residual[:, start:])
+
+    def streams(self, baseline: Baseline) -> Iterator[tuple[EndingAlike, Residual]]:
+        """As `ends`, with the residual streams after the last block: the windows of each group of routes in sequence."""
+        together = max(1, self._together // baseline.ids.numel())
+        plan = self._plan(self.model.routes_under_way(baseline.ids.numel(), together), together)
+        known = (baseline.entry, baseline.residuals, baseline.states)
+        yield from execute(self.model, plan, baseline.ids, *known, partial(_known, baseline))
 
     def _of_own(self, baseline: Baseline) -> TokenMeasures:
         found = TokenMeasures(baseline.measured if len(self._functions) < len(self.measures) else {})

@@ -129,7 +129,7 @@ class Ablations:
         self.settings = {
             "ablation": list(self.modes),
             f"{self.kind}s": {str(block): indices for block, indices in parts.items()},
-            "reference": None if set(self.modes) == {ZERO} else _hash(model),
+            "reference": None if set(self.modes) == {ZERO} else reference_hash(model),
         }
         self.meter = RouteMeter(model, list(routes.values()), measures=MEASURED)
         self.keep, self.readouts = self.meter.keep, len(routes) + 1
@@ -232,7 +232,7 @@ def _stacked(first: Estimate, last: Estimate) -> Estimate:
     return Estimate(mean, low, high, first.tokens, first.documents)
 
 
-def _hash(model: Model) -> str:
+def reference_hash(model: Model) -> str:
     """SHA-256 of the tokens of the reference text."""
     return hashlib.sha256(np.ascontiguousarray(model.reference_ids().cpu().numpy()).tobytes()).hexdigest()
 

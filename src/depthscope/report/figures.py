@@ -19,6 +19,7 @@ from depthscope.report.sections import (
     depth_regime,
     dimension,
     effective_depth,
+    entropy_neurons,
     geometry,
     guess_refine,
     heads,
@@ -81,6 +82,7 @@ FIGURES: dict[str, Kind] = {
         depth_probes.KIND,
         patching.KIND,
         depth_regime.KIND,
+        entropy_neurons.KIND,
     )
 }
 """The built-in figures, in the order of the page."""

@@ -133,6 +133,8 @@ OF_BLOCKS = (
     "sweep_class_layers",
     "map_classes",
     "depth_regime",
+    "entropy_neurons",
+    "entropy_neurons_best",
 )
 """Tables by layer."""
 

@@ -12,6 +12,7 @@ from depthscope.schema import (
     depth_regime,
     dimension,
     effective_depth,
+    entropy_neurons,
     guess_refine,
     heads,
     layer_maps,
@@ -89,6 +90,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             depth_probes.EXPERIMENT,
             patching.EXPERIMENT,
             depth_regime.EXPERIMENT,
+            entropy_neurons.EXPERIMENT,
         )
     ),
 )

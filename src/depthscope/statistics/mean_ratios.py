@@ -41,8 +41,13 @@ class RatioTotals:
         """Which cells have a ratio: their denominators do not all vanish."""
         return self.totals[len(self.totals) // 2 :] > 0
 
-    def estimate(self, weights: Float64[np.ndarray, "functions cells"], level: float = LEVEL) -> Estimate:
-        """Weighted sums of the ratios; NaN where a cell with a weight has no ratio. One document gives no interval."""
+    def estimate(
+        self, weights: Float64[np.ndarray, "functions cells"], level: float = LEVEL, positive: bool = True
+    ) -> Estimate:
+        """Weighted sums of the ratios; NaN where a cell with a weight has no ratio. One document gives no interval.
+
+        `positive`: whether they cannot be negative, so that the interval is that of their logarithm; else it is symmetric.
+        """
         above, below = np.split(self.totals, 2)
         known = self.defined
         scale = np.divide(1.0, below, out=np.zeros_like(below), where=known)
@@ -55,6 +60,9 @@ class RatioTotals:
         half = np.full_like(value, np.nan)
         if self.documents > 1:
             error = np.sqrt(spread * self.documents / (self.documents - 1))
+            if not positive:
+                half = error * stats.t.ppf((1 + level) / 2, self.documents - 1)
+                return Estimate(value, value - half, value + half, self.documents, self.documents)
             relative = np.divide(
                 error, value, out=np.zeros_like(value), where=value > 0
             )  # a ratio of 0 is 0 everywhere
