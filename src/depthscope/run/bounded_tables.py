@@ -91,6 +91,7 @@ OF_STREAMS = (
     "depth_probes_best",
     "patching",
     "patching_depths",
+    "jacobian_lens",
 )
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (
