@@ -90,7 +90,7 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --lens-data "
+            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --jacobian-lens --lens-data "
             f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
             f"--queries --suffix --kind --band --suffixes --patch-distance {TEXT}",
         ),
@@ -100,9 +100,9 @@ SHARED = f"--window --bos {TEXT}"
         ("map", f"--kind --band --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
-        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data {SHARED}"),
-        ("effective-depth", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
-        ("guess-refine", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
+        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --jacobian-lens --lens-data {SHARED}"),
+        ("effective-depth", f"--protocol --lens --tuned-lens --jacobian-lens --lens-data {SHARED}"),
+        ("guess-refine", f"--protocol --lens --tuned-lens --jacobian-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
         ("sinks", SHARED),
         (

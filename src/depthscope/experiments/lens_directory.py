@@ -4,14 +4,12 @@ again.
 
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from depthscope.errors import DamagedError, DamageWarning, DepthscopeError
 from depthscope.experiments.lens_state import remove_state
-from depthscope.experiments.tuned_lens import AGAIN, CONFIG, PARAMS, FittedLens, read_config
+from depthscope.experiments.tuned_lens import AGAIN, CONFIG, PARAMS, Fitted, FittedLens, read_config
 from depthscope.models.model import Model
-
-Fitted = TypeVar("Fitted", bound=FittedLens)
 
 
 def found_lens(

@@ -11,7 +11,7 @@ The `tuned-lens` package stores its lenses with pickle (params.pt), which depths
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,9 @@ KIND = "lens"
 """The entry of config.json with a lens's name in LENSES; a tuned lens has none."""
 MOST_BYTES = 1 << 36
 AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
+
+
+Fitted = TypeVar("Fitted", bound="FittedLens")
 
 
 class FittedLens:
@@ -100,7 +103,7 @@ class FittedLens:
         return config["params_sha256"] == self.sha256
 
     @classmethod
-    def load(cls, directory: str | Path, model: Model) -> Self:
+    def load(cls: type[Fitted], directory: str | Path, model: Model) -> Fitted:
         """Read a lens for a model.
 
         Raises DepthscopeError if there is none, if it is of another kind or was fitted for another model (one with other
