@@ -90,7 +90,8 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --jacobian-lens --lens-data "
+            "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --jacobian-lens "
+            "--lens-data "
             f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
             f"--queries --suffix --kind --band --suffixes --patch-distance {TEXT}",
         ),
@@ -109,7 +110,7 @@ SHARED = f"--window --bos {TEXT}"
             "generate",
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
         ),
-        ("tune", f"--out --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        ("tune", f"--out --lens --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
         (
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "

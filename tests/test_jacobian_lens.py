@@ -159,7 +159,7 @@ def test_a_lens_of_another_model_kind_or_dtype_is_refused(tiny_of, tmp_path):
         JacobianLens.load(tmp_path, load(tiny_model("gpt2", seed=1)))
     with pytest.raises(DepthscopeError, match="its dtype is float32"):
         JacobianLens.load(tmp_path, load(tiny_model("gpt2", dtype=torch.bfloat16)))
-    with pytest.raises(DepthscopeError, match="its depth is 4, that of .* 2"):
+    with pytest.raises(DepthscopeError, match=r"its depth is 4, that of .* 2"):
         JacobianLens.load(tmp_path, load(tiny_model("gpt2", n_layer=2)))
     with pytest.raises(DepthscopeError, match="holds a lens of the kind 'jacobian': expected a tuned lens"):
         TunedLens.load(tmp_path, model)
