@@ -125,7 +125,8 @@ class FittedLens:
             there = " and ".join(f"a {name} of {list(tensor.shape)}" for name, tensor in tensors.items())
             wanted = " and ".join(str(list(shape)) for shape in expected.values())
             raise DepthscopeError(f"{directory / PARAMS} has {there}: expected {wanted}")
-        return cls(model, *tensors.values(), config=config)
+        create: Any = cls  # each kind takes its own tensors
+        return create(model, *tensors.values(), config=config)
 
     @classmethod
     def _require_model(cls, directory: Path, trained_for: dict[str, Any], model: Model) -> None:
@@ -163,7 +164,8 @@ class TunedLens(FittedLens):
     def identity(cls, model: Model) -> "TunedLens":
         """The lens whose maps are all the identity: the logit lens, bit for bit."""
         dtype = parameter_dtype(model)
-        return cls(model, *(torch.zeros(shape, dtype=dtype) for shape in cls.shapes(model).values()))
+        matrix, bias = (torch.zeros(shape, dtype=dtype) for shape in cls.shapes(model).values())
+        return cls(model, matrix, bias)
 
     def moved(self, stream: Residual, depth: int) -> Residual:
         """x + A x + b."""

@@ -216,6 +216,7 @@ LOOKS = {
         *_EDITS.values(),
         OWN,
         TUNED,
+        JACOBIAN,
         REFERENCE,
         CONTROL,
         ATTENTION,

@@ -39,7 +39,7 @@ TUNED, JACOBIAN = "tuned", "jacobian"
 FITTED = (TUNED, JACOBIAN)
 """The lenses that are fitted to a model, in the order in which they are measured and shown."""
 TABLE_OF_TUNED, TABLE_OF_JACOBIAN = TABLES = tuple(f"{name}_lens" for name in FITTED)
-TABLE_OF = dict(zip(FITTED, TABLES, strict=True))
+TABLE_OF: dict[str, str] = dict(zip(FITTED, TABLES, strict=True))
 """The table of a fitted lens, and the option with the directory of one that was fitted already."""
 SMOOTHING = 10
 """Relative changes of a Jacobian lens that are averaged to see whether its fit may end."""
