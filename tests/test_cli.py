@@ -91,9 +91,8 @@ SHARED = f"--window --bos {TEXT}"
         (
             "study",
             "--experiments --precision --window --bos --edits --per-token --protocol --lens --tuned-lens --jacobian-lens "
-            "--lens-data "
-            f"--queries --suffix --kind --band --variant --splits --keep-first {TEXT}",
-            f"--queries --suffix --kind --band --suffixes --patch-distance {TEXT}",
+            "--lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation --top-neurons "
+            f"--fit-tokens --fit-data --suffixes --patch-distance {TEXT}",
         ),
         ("sweep", f"--edits --per-token --precision {SHARED}"),
         ("dimension", SHARED),

@@ -20,8 +20,7 @@ WIDE = 2.5
 """Number of decades beyond which ticks at 2 and 5 would crowd an axis."""
 MEANING = {
     TUNED: "the difference is what the stream contains in another basis than the unembedding’s.",
-    JACOBIAN: "the difference is how much nearer to the prediction the stream is once it is carried to the end by the later "
-    "layers’ mean first-order effect.",
+    JACOBIAN: "its map carries the stream to the end by the later layers’ mean first-order effect.",
 }
 LAD2024 = (
     "Protocol lad2024: every residual stream is divided by the last one’s scale, as in the paper’s first script, which its "
@@ -91,7 +90,7 @@ def _fitted_sentences(name: str, kl: Series, values: Mapping[Metric, Series]) ->
         f"At x_{middle} KL is {spoken(fitted[middle], KL)} under the {lens}, {spoken(kl[middle], KL)} without its map"
     )
     if middle in gain:
-        said += f", a gain of {spoken(gain[middle], GAIN)}"
+        said += f", a gain of {spoken(gain[middle], GAIN)} bits"
     return [f"{said}: {MEANING[name]}"]
 
 
