@@ -91,7 +91,7 @@ SHARED = f"--window --bos {TEXT}"
         (
             "study",
             "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens "
-            "--lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation --top-neurons "
+            "--jacobian-lens --lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation --top-neurons "
             f"--fit-tokens --fit-data --suffixes --patch-distance {TEXT}",
         ),
         ("sweep", f"--edits --per-token --by-class --precision {SHARED}"),
@@ -100,16 +100,19 @@ SHARED = f"--window --bos {TEXT}"
         ("map", f"--kind --band --by-class --precision {SHARED}"),
         ("norms", SHARED),
         ("attention", f"--protocol --queries {SHARED}"),
-        ("lens", f"--prompt --top --position --protocol --lens --tuned-lens --lens-data --by-class {SHARED}"),
-        ("effective-depth", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
-        ("guess-refine", f"--protocol --lens --tuned-lens --lens-data {SHARED}"),
+        (
+            "lens",
+            f"--prompt --top --position --protocol --lens --tuned-lens --jacobian-lens --lens-data --by-class {SHARED}",
+        ),
+        ("effective-depth", f"--protocol --lens --tuned-lens --jacobian-lens --lens-data {SHARED}"),
+        ("guess-refine", f"--protocol --lens --tuned-lens --jacobian-lens --lens-data {SHARED}"),
         ("similarity", SHARED),
         ("sinks", SHARED),
         (
             "generate",
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
         ),
-        ("tune", f"--out --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        ("tune", f"--out --lens --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
         (
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "

@@ -80,16 +80,8 @@ def test_what_a_model_cannot_do_is_said_and_the_rest_is_done(tmp_path):
     assert set(not_done) == {"drop_attn", "drop_mlp", "attention", "sinks", *blocks}
     assert all("\n" not in reason and len(reason) > 20 for reason in not_done.values())
     massive = [name for name in TABLES if name.startswith("massive")]
-    assert study.run.tables() == ["geometry", "influence", "lens", *massive, "sweep"]
-    assert study.run.tables() == [
-        "effective_depth",
-        "effective_depth_curves",
-        "geometry",
-        "guess_refine",
-        "influence",
-        "lens",
-        "sweep",
-    ]
+    depths = ["effective_depth", "effective_depth_curves"]
+    assert study.run.tables() == [*depths, "geometry", "guess_refine", "influence", "lens", *massive, "sweep"]
     assert study.run.complete
     for name in ("norms", "attention", "similarity", "neurons", "heads", "probes"):
         with pytest.raises(UnsupportedError, match="has no"):
@@ -216,7 +208,7 @@ def test_every_command_has_the_declared_settings_of_its_experiments():
     commands = get_command(app).commands
     for command, settings in {
         "study": study_options(),
-        **{name: command_options(name) for name, one in EXPERIMENTS.items() if one.command == name},
+        **{name.replace("_", "-"): command_options(name) for name, one in EXPERIMENTS.items() if one.command == name},
     }.items():
         for name, option in settings.items():
             (shown,) = [parameter for parameter in commands[command].params if parameter.name == name]

@@ -254,7 +254,7 @@ def test_a_study_trains_the_lens_and_measures_it_next_to_the_logit_lens(gpt2, tm
     assert not prompt["kl"].equals(ds.lens(gpt2, "It was the", top=1)["kl"])
     with pytest.raises(DepthscopeError, match="the tuned lens is trained for a model: expected the directory"):
         ds.lens(gpt2, "It was the", lens="tuned")
-    with pytest.raises(DepthscopeError, match="expected one of logit, frozen_scale, tuned, or one of them and tuned"):
+    with pytest.raises(DepthscopeError, match="expected one of logit, frozen_scale, tuned, jacobian, or one"):
         ds.study(gpt2, text, out=tmp_path / "no", lens="logit,frozen_scale", **asked)
 
 

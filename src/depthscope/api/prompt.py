@@ -19,6 +19,7 @@ from depthscope.models.finite import REMEDY, all_finite
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
 from depthscope.routes import Route
+from depthscope.schema.lens import JACOBIAN
 
 
 @memory_errors("compute logits", "Use a shorter text, or load the model with stream='yes' or in another dtype")
@@ -55,13 +56,15 @@ def lens(
     lens: str | Lens = "logit",
     *,
     tuned_lens: str | Path | None = None,
+    jacobian_lens: str | Path | None = None,
 ) -> pl.DataFrame:
     """A lens on one text: the `top` most likely next tokens at every position and depth, one row each.
 
     Columns: position, token (of the text), layer (l is before block l, L after the last), kl to the final distribution
     and entropy in nats, rank, predicted, predicted_id, probability. `text` is as for `logits`; `lens` is the name of a lens
-    (logit, frozen_scale, tuned, or a registered one) or a Lens. `tuned_lens` is the directory of a trained lens, which `tuned`
-    needs.
+    (logit, frozen_scale, tuned, jacobian, or a registered one) or a Lens. `tuned_lens` and `jacobian_lens` are the directories
+    of fitted lenses, which `tuned` and `jacobian` need.
     """
     model = model_of(model)
-    return prompt_lens(model, ids_of(model, text), top, make_lens(lens, model, tuned_lens))
+    directory = jacobian_lens if lens == JACOBIAN else tuned_lens
+    return prompt_lens(model, ids_of(model, text), top, make_lens(lens, model, directory))

@@ -54,7 +54,7 @@ def build_app() -> typer.Typer:
     add("study", "Run the whole study of a model: all experiments, stages, page.", study_command())
     for name in (name for name, one in EXPERIMENTS.items() if one.command == name):
         add(name.replace("_", "-"), EXPERIMENTS[name].title, experiment_command(name))
-    add("tune", "Train a tuned lens for a model.", tune.command)
+    add("tune", "Fit a tuned lens or a Jacobian lens to a model.", tune.command)
     add("prune", "Choose blocks to remove by measured KL, and write the model without them.", prune.prune_command())
     add("export", "Write an edited model as a plain transformers checkpoint.", export.command)
     add("heal", "Train an exported checkpoint to predict what its original predicts.", heal.command)

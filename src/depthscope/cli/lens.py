@@ -31,8 +31,9 @@ def one_prompt(request: Request, *, prompt: Prompt = None, top: Top = 5, positio
     from depthscope.schema import lens
 
     model = request.load()
-    *_, name = lens.lens_names(request.settings["lens"])  # of several the tuned lens, as the other is the default
-    found = prompts.lens(model, prompt, top=top, lens=name, tuned_lens=request.settings["tuned_lens"])
+    *_, name = lens.lens_names(request.settings["lens"])  # of several the last fitted one
+    directories = {table: request.settings[table] for table in lens.TABLES}
+    found = prompts.lens(model, prompt, top=top, lens=name, **directories)
     length = int(found["position"].max()) + 1  # type: ignore[arg-type]
     if not -length <= position < length:
         raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")

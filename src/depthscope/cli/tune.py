@@ -12,6 +12,7 @@ from depthscope.cli.groups import Loading, Reading, grouped
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO, check_bos
 from depthscope.printable import printable
+from depthscope.schema.lens import JACOBIAN, SMOOTHING, TUNED, check_fitted
 
 Out = Annotated[Path, typer.Option(help="The directory of the lens. The same command resumes interrupted training.")]
 Tokens = Annotated[
@@ -21,6 +22,7 @@ Tokens = Annotated[
 Window = Annotated[
     int | None, typer.Option(help="Tokens in a window.", show_default="the model's context, at most 512")
 ]
+Lens = Annotated[str, typer.Option(help="Which lens: tuned or jacobian.")]
 Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none or window.")]
 
 
@@ -29,6 +31,7 @@ def command(
     model: options.ModelName = options.DEFAULT_MODEL,
     *,
     out: Out,
+    lens: Lens = TUNED,
     data: options.Data = options.DEFAULT_DATA,
     tokens: Tokens = None,
     window: Window = None,
@@ -36,15 +39,18 @@ def command(
     reading: Reading,
     loading: Loading,
 ) -> None:
-    """Train a tuned lens: an affine map per depth before the model's final norm and unembedding (Belrose et al. 2023).
+    """Fit a tuned lens: an affine map per depth before the model's final norm and unembedding (Belrose et al. 2023).
 
-    Training minimises KL(p‖lens) and ends when it no longer falls on held-out documents. Give the lens to a study with
-    --lens tuned --tuned-lens OUT; a study without --tuned-lens trains one on the documents it does not measure.
+    Training minimises KL(p‖lens) and ends when it no longer falls on held-out documents. With --lens jacobian the map is the
+    mean Jacobian of the last residual stream (Gurnee et al. 2026), and the fit ends when it no longer changes. Give the lens to
+    a study with --lens tuned --tuned-lens OUT or --lens jacobian --jacobian-lens OUT; a study without the directory fits one on
+    the documents it does not measure.
     """
     from depthscope.data.corpus import Corpus
     from depthscope.studies.settings import check_window
 
     text = Corpus(source=data, tokens=tokens, **asdict(reading))
+    check_fitted(lens)
     text.check()
     check_bos(bos)
     if window is not None:
@@ -54,13 +60,17 @@ def command(
 
     loaded = loading.load(model)
     try:
-        lens = tune_lens(loaded, text, out=out, window=window, bos=bos)
+        fitted = tune_lens(loaded, text, out=out, window=window, bos=bos, lens=lens)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
-    training = lens.config["training"]
-    first, kept = training["curve"][0]["held_out_kl"], training["held_out_kl"]
-    console.print(f"mean held-out KL over depths: logit lens {_mean(first)}, tuned lens {_mean(kept)} nats")
+    training = fitted.config["training"]
+    kept = training["held_out_kl"]
+    first = training["logit_held_out_kl"] if lens == JACOBIAN else training["curve"][0]["held_out_kl"]
+    if lens == JACOBIAN:
+        last = sum(changes := training["change"][-SMOOTHING:]) / max(1, len(changes))
+        console.print(f"{training['windows']} windows, smoothed change {last:.2g}: {training['ended']}")
+    console.print(f"mean held-out KL over depths: logit lens {_mean(first)}, {fitted.called} {_mean(kept)} nats")
     console.print(f"lens {printable(out)}", soft_wrap=True)
 
 

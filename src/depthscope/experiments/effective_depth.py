@@ -81,7 +81,7 @@ class EffectiveDepth:
         self.rows = Rows({"layer": pl.Int32}, depths, [*self.cosines, *of_lenses], undefined)
 
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
-        """Have the tuned lens in the run directory."""
+        """Have the fitted lenses in the run directory."""
         self.lenses.prepare(directory, tell)
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:

@@ -47,7 +47,7 @@ class GuessRefine:
         self.rows = Rows(KEYS, [(*place, band) for place in self.places for band in BANDS], COUNTS)
 
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
-        """Have the tuned lens in the run directory."""
+        """Have the fitted lenses in the run directory."""
         self.lenses.prepare(directory, tell)
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:

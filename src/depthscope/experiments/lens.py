@@ -1,7 +1,7 @@
-"""The logit lens (E7), or another lens, and the tuned lens: the residual stream at every depth decoded with the unembedding.
+"""The logit lens (E7), or another lens, and fitted lenses: the residual stream at every depth decoded with the unembedding.
 
-`lenses` and `tuned_lens` compute what a lens decodes from a residual stream, `read_lenses` compares it with the final
-distribution; here that becomes tables.
+`lenses`, `tuned_lens` and `jacobian_lens` compute what a lens decodes from a residual stream, `read_lenses` compares it with
+the final distribution; here that becomes tables.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,19 +18,20 @@ from depthscope.experiments.experiment import Subject
 from depthscope.experiments.lens_text import LensText
 from depthscope.experiments.lenses import LOGIT
 from depthscope.experiments.read_lenses import ReadLenses
-from depthscope.experiments.tuned_lens import TunedLens
+from depthscope.experiments.tuned_lens import FittedLens
 from depthscope.models.model import Model
-from depthscope.schema.lens import METRICS, TABLE_OF_TUNED, TUNED, TUNED_METRICS
+from depthscope.schema.lens import BIT, FITTED_METRICS, KL, METRICS, TABLE_OF, columns_of
 from depthscope.schema.protocol import TEXT
 
 NAME = "lens"
+KEYS = {"layer": pl.Int32}
 
 
 class LensReading:
     """A lens on x_0 … x_L: KL to the final distribution, agreement, entropy, loss. A reading of the shared pass.
 
-    `tuned` is a tuned lens that is measured too, or the text to train one on, which `prepare` does. Raises UnsupportedError
-    if the model does not support the lens.
+    `tuned` and `jacobian` are fitted lenses that are measured too, or the text to fit one on, which `prepare` does. Raises
+    UnsupportedError if the model does not support the lens.
     """
 
     name = NAME
@@ -41,17 +42,19 @@ class LensReading:
         model: Model,
         protocol: str = TEXT,
         lens: str = LOGIT,
-        tuned: TunedLens | LensText | None = None,
+        tuned: FittedLens | LensText | None = None,
         *,
+        jacobian: FittedLens | LensText | None = None,
         lenses: ReadLenses | None = None,
     ) -> None:
-        self.lenses = lenses or ReadLenses(model, protocol, lens, tuned)
+        self.lenses = lenses or ReadLenses(model, protocol, lens, tuned, jacobian)
         self.settings, self.readouts = self.lenses.settings, self.lenses.readouts
-        self.metrics = METRICS if TUNED not in self.lenses.names else (*METRICS, *TUNED_METRICS)
-        self.rows = Rows({"layer": pl.Int32}, [(depth,) for depth in range(model.depth + 1)], self.metrics)
+        self.fitted = self.lenses.names[1:]
+        self.depths = [(depth,) for depth in range(model.depth + 1)]
+        self.rows = Rows(KEYS, self.depths, [*METRICS, *(one for name in self.fitted for one in columns_of(name))])
 
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
-        """Have the tuned lens in the run directory."""
+        """Have the fitted lenses in the run directory."""
         self.lenses.prepare(directory, tell)
 
     def values(self, baseline: Baseline) -> Float[np.ndarray, "metrics depths tokens"]:
@@ -68,15 +71,20 @@ class LensReading:
         return self.rows.joined(shards)
 
     def tables(self, shards: Iterable[pl.DataFrame]) -> dict[str, pl.DataFrame]:
-        """LENS_TABLE, of the tuned lens too if it was measured."""
-        table = self.rows.table(shards)
-        if self.metrics is METRICS:
-            return {NAME: table}
-        tuned = pl.col("metric").is_in([metric.name for metric in TUNED_METRICS])
-        renamed = pl.col("metric").str.strip_prefix(f"{TUNED}_")
-        return {NAME: table.filter(~tuned), TABLE_OF_TUNED: table.filter(tuned).with_columns(renamed)}
+        """LENS_TABLE, of each fitted lens too. Its gain is of the same tokens, so its interval is that of the difference."""
+        count = len(METRICS)
+        tables = {NAME: Rows(KEYS, self.depths, METRICS)}
+        tables |= {TABLE_OF[name]: Rows(KEYS, self.depths, FITTED_METRICS) for name in self.fitted}
+        moments = {name: rows.moments() for name, rows in tables.items()}
+        for one in self.rows.documents(shards):
+            plain, *others = (one.sums[start : start + count] for start in range(0, len(one.sums), count))
+            moments[NAME].add(one.tokens, plain)
+            for name, sums in zip(self.fitted, others, strict=True):
+                gain = (plain[METRICS.index(KL)] - sums[METRICS.index(KL)]) / BIT
+                moments[TABLE_OF[name]].add(one.tokens, np.concatenate([sums, gain[None]]))
+        return {name: rows.filled(moments[name].estimate()) for name, rows in tables.items()}
 
 
 def make(subject: Subject) -> LensReading:
-    """The requested lenses. Raises DataError if there is too little text to train the tuned lens on."""
+    """The requested lenses. Raises DataError if there is too little text to fit a lens on."""
     return LensReading(subject.model, lenses=ReadLenses.of(subject))

@@ -7,6 +7,8 @@ One file, `training.safetensors`: tensors (sums, maps, those kept, Adam's moment
 import json
 import time
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,33 +97,24 @@ class LensState:
             for name, parameter in (("matrix", self.matrix), ("bias", self.bias)):
                 tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[parameter].items()}
         header = {name: getattr(self, name) for name in PLAIN} | {"tokens": self.sums.tokens}
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(plain, {"state": json.dumps(header), "sha256": BLANK})
-        write_file(directory / FILE, with_hash(content, hash_in_safetensors(content)))
+        write_state(directory, tensors, header)
         self._stored = time.monotonic()
 
     @classmethod
     def resume(cls, directory: Path, model: Model) -> "LensState | None":
         """The state stored in a directory; None if there is none, or, with a DamageWarning, if it is damaged."""
-        path = directory / FILE
-        if not path.exists():
-            return None
-        try:
-            content = read_bounded(path, DamagedError, MOST_BYTES)
-            require_hash(content, hash_in_safetensors(content))
-            header = json.loads(json.loads(safetensors_header(content))["__metadata__"]["state"])
-            tensors = {name: tensor.to(model.device) for name, tensor in load(content).items()}
+        with damaged_state(directory):
+            if (there := read_state(directory, model)) is None:
+                return None
+            tensors, header = there
             sums = LensSums(tensors["shift"], tensors["moments"], tensors["final"], header.pop("tokens"))
             state = cls(sums=sums, **header)
             if "matrix" in tensors:
                 state.begin(tensors["matrix"], tensors["bias"])
                 state.kept_matrix, state.kept_bias = tensors["kept_matrix"], tensors["kept_bias"]
                 state._resume_adam(tensors)
-        except (DamagedError, SealError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            message = f"{path} is damaged ({error}). The lens is trained from the beginning"
-            warnings.warn(message, DamageWarning, stacklevel=2)
-            return None
-        return state
+            return state
+        return None
 
     def _resume_adam(self, tensors: dict[str, Tensor]) -> None:
         assert self.adam is not None
@@ -137,7 +130,39 @@ class LensState:
     @staticmethod
     def remove(directory: Path) -> None:
         """Remove the stored state."""
-        (directory / FILE).unlink(missing_ok=True)
+        remove_state(directory)
+
+
+def write_state(directory: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+    """Write the state of fitting a lens: tensors, and JSON values in the file's header."""
+    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(plain, {"state": json.dumps(header), "sha256": BLANK})
+    write_file(directory / FILE, with_hash(content, hash_in_safetensors(content)))
+
+
+def read_state(directory: Path, model: Model) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write_state` wrote, on the model's device; None if there is none. Use it within `damaged_state`."""
+    if not (directory / FILE).exists():
+        return None
+    content = read_bounded(directory / FILE, DamagedError, MOST_BYTES)
+    require_hash(content, hash_in_safetensors(content))
+    header = json.loads(json.loads(safetensors_header(content))["__metadata__"]["state"])
+    return {name: tensor.to(model.device) for name, tensor in load(content).items()}, header
+
+
+@contextmanager
+def damaged_state(directory: Path) -> Iterator[None]:
+    """While open, what a damaged state raises becomes a DamageWarning, and ends the block."""
+    try:
+        yield
+    except (DamagedError, SealError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        message = f"{directory / FILE} is damaged ({error}). The lens is trained from the beginning"
+        warnings.warn(message, DamageWarning, stacklevel=3)
+
+
+def remove_state(directory: Path) -> None:
+    """Remove the stored state."""
+    (directory / FILE).unlink(missing_ok=True)
 
 
 MAPS = ("matrix", "bias", "kept_matrix", "kept_bias")

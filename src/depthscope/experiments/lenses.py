@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from depthscope.errors import DepthscopeError, UnsupportedError
+from depthscope.experiments.jacobian_lens import JacobianLens
 from depthscope.experiments.tuned_lens import TunedLens
 from depthscope.models.model import Model
 from depthscope.models.weights import norm_affine
@@ -48,6 +49,16 @@ def stored_lens(model: Model, directory: str | Path | None) -> TunedLens:
             "tuned_lens=…). `depthscope tune`, ds.tune_lens, or a study with --lens tuned trains it"
         )
     return TunedLens.load(directory, model)
+
+
+def stored_jacobian_lens(model: Model, directory: str | Path | None) -> JacobianLens:
+    """The Jacobian lens in a directory. Raises DepthscopeError if none is named, and what JacobianLens.load raises."""
+    if directory is None:
+        raise DepthscopeError(
+            f"the Jacobian lens is fitted to a model: expected the directory of one for {model.name} (--jacobian-lens, or "
+            "jacobian_lens=…). `depthscope tune --lens jacobian`, ds.tune_lens, or a study with --lens jacobian fits it"
+        )
+    return JacobianLens.load(directory, model)
 
 
 class LogitLens:

@@ -18,19 +18,23 @@ from torch import Tensor
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.engine.divergence import compare
 from depthscope.engine.sizes import sizes_for
+from depthscope.engine.stream_jacobians import require_gradients
 from depthscope.engine.top_tokens import TopTokens, top_tokens
 from depthscope.errors import DamageWarning, NumericError
 from depthscope.experiments.experiment import Subject
+from depthscope.experiments.fit_jacobian import fit_jacobian_lens
 from depthscope.experiments.lens_text import LensText, lens_text
-from depthscope.experiments.lenses import FROZEN_SCALE, LOGIT, Lens, make_lens, stored_lens
+from depthscope.experiments.lenses import FROZEN_SCALE, LOGIT, Lens, make_lens
 from depthscope.experiments.tune_lens import tune_lens
-from depthscope.experiments.tuned_lens import CONFIG, TunedLens
+from depthscope.experiments.tuned_lens import CONFIG, FittedLens
 from depthscope.models.model import Model
-from depthscope.schema.lens import METRICS, TOP_TOKENS, TUNED, lens_names
+from depthscope.schema.lens import FITTED, JACOBIAN, METRICS, TABLE_OF, TOP_TOKENS, TUNED, lens_names
 from depthscope.schema.protocol import LAD2024, TEXT
 
-WHERE = Path("lenses") / TUNED
-"""The tuned lens in a run directory."""
+PLACES = {name: Path("lenses") / name for name in FITTED}
+"""Fitted lenses in a run directory."""
+WHERE = PLACES[TUNED]
+FIT: dict[str, Callable[..., FittedLens]] = {TUNED: tune_lens, JACOBIAN: fit_jacobian_lens}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +48,41 @@ class Decoded:
 
 
 class ReadLenses:
-    """The lens without training and, if asked for, the tuned lens, which `prepare` trains or copies into the run.
+    """The lens without training and, if asked for, fitted lenses, which `prepare` fits or copies into the run.
 
-    `tuned` is a tuned lens, or the text to train one on. `settings` determine what the lenses give. Raises UnsupportedError
-    if the model does not support the lens.
+    `tuned` and `jacobian` are a lens of that kind, or the text to fit one on. `settings` determine what the lenses give. Raises
+    UnsupportedError if the model does not support a lens.
     """
 
     def __init__(
-        self, model: Model, protocol: str = TEXT, lens: str = LOGIT, tuned: TunedLens | LensText | None = None
+        self,
+        model: Model,
+        protocol: str = TEXT,
+        lens: str = LOGIT,
+        tuned: FittedLens | LensText | None = None,
+        jacobian: FittedLens | LensText | None = None,
     ) -> None:
         self.settings: dict[str, Any] = {"protocol": protocol} | ({} if lens == LOGIT else {"lens": lens})
-        if tuned is not None:
-            given = {"params_sha256": tuned.sha256} if isinstance(tuned, TunedLens) else tuned.record()
-            self.settings |= {"lens": f"{lens},{TUNED}", "tuned_lens": given}
-        self.model, self.tuned = model, tuned
+        asked = {TUNED: tuned, JACOBIAN: jacobian}
+        self.fitted = {name: one for name, one in asked.items() if one is not None}
+        for name, one in self.fitted.items():
+            given = {"params_sha256": one.sha256} if isinstance(one, FittedLens) else one.record()
+            self.settings |= {"lens": f"{self.settings.get('lens', lens)},{name}", TABLE_OF[name]: given}
+        if isinstance(jacobian, LensText):
+            require_gradients(model)
+        self.model = model
         # The protocol lad2024 determines which logit lens is used.
         self.name = FROZEN_SCALE if (protocol, lens) == (LAD2024, LOGIT) else lens
         self.lens = make_lens(self.name, model)
-        self.names = (self.name, *([] if tuned is None else [TUNED]))
+        self.names = (self.name, *self.fitted)
         self.readouts = (model.depth + 1) * len(self.names)
         """Next-token distributions per token; computed once, however many readings use them."""
 
     @classmethod
     def of(cls, subject: Subject) -> "ReadLenses":
-        """The requested lenses, the same object for all experiments of a study: a tuned lens is large, and trained once.
+        """The requested lenses, the same object for all experiments of a study: a fitted lens is large, and fitted once.
 
-        Raises DataError if there is too little text to train the tuned lens on.
+        Raises DataError if there is too little text to fit a lens on.
         """
         if "lenses" not in subject.shared:
             subject.shared["lenses"] = cls._asked(subject)
@@ -79,30 +92,34 @@ class ReadLenses:
     def _asked(cls, subject: Subject) -> "ReadLenses":
         asked = subject.options
         lens, *trained = lens_names(asked["lens"])
-        if not trained:
-            return cls(subject.model, asked["protocol"], lens)
-        if asked["tuned_lens"] is not None:
-            tuned: TunedLens | LensText = stored_lens(subject.model, asked["tuned_lens"])
-        else:
+        fitted: dict[str, Any] = {}
+        text: LensText | None = None
+        for name in trained:
+            if asked[TABLE_OF[name]] is not None:
+                fitted[name] = make_lens(name, subject.model, asked[TABLE_OF[name]])
+                continue
             windows = subject.windows
-            text = {"length": windows.length, "bos": subject.bos, "lens_data": asked["lens_data"]}
-            tuned = lens_text(subject.corpus, subject.model, measured=windows, **text)
-        return cls(subject.model, asked["protocol"], lens, tuned)
+            how = {"length": windows.length, "bos": subject.bos, "lens_data": asked["lens_data"]}
+            fitted[name] = text = text or lens_text(subject.corpus, subject.model, measured=windows, **how)
+        return cls(subject.model, asked["protocol"], lens, **fitted)
 
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
-        """Have the tuned lens in the run directory: trained there, or a copy of the given one."""
-        if isinstance(self.tuned, LensText):
-            self.tuned = tune_lens(self.model, self.tuned, directory / WHERE, tell=tell)
-        elif self.tuned is not None and not self.tuned.is_stored(directory / WHERE):
-            if (directory / WHERE / CONFIG).exists():
-                message = f"the lens in {directory / WHERE} is damaged. It is copied again"
-                warnings.warn(message, DamageWarning, stacklevel=2)
-            self.tuned.save(directory / WHERE)
+        """Have the fitted lenses in the run directory: fitted there, or copies of the given ones."""
+        for name, one in self.fitted.items():
+            place = directory / PLACES[name]
+            if isinstance(one, LensText):
+                self.fitted[name] = FIT[name](self.model, one, place, tell=tell)
+            elif not one.is_stored(place):
+                if (place / CONFIG).exists():
+                    warnings.warn(f"the lens in {place} is damaged. It is copied again", DamageWarning, stacklevel=2)
+                one.save(place)
 
     def decoded(self, baseline: Baseline) -> dict[str, Decoded]:
         """By the lens's name. Raises NumericError where a lens gives NaN or infinity."""
-        assert not isinstance(self.tuned, LensText), "prepare trains the lens"
-        lenses: dict[str, Lens] = {self.name: self.lens} | ({} if self.tuned is None else {TUNED: self.tuned})
+        lenses: dict[str, Lens] = {self.name: self.lens}
+        for name, one in self.fitted.items():
+            assert not isinstance(one, LensText), "prepare fits the lens"
+            lenses[name] = one
         for name, lens in lenses.items():
             if ("lens", name) not in baseline.shared:
                 baseline.shared["lens", name] = _decoded(lens, baseline)

@@ -16,7 +16,6 @@
 The state is stored as it goes on; a run that was killed resumes from there and gives the same bytes on a CPU.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +30,12 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare, reference
 from depthscope.engine.lens_gradient import kl_gradient, log_probabilities, positions_at_once
-from depthscope.errors import DamagedError, DamageWarning, DepthscopeError, NumericError
+from depthscope.errors import NumericError
+from depthscope.experiments.lens_directory import found_lens, require_same, write_lens
 from depthscope.experiments.lens_state import LensState
-from depthscope.experiments.lens_sums import Coordinates, LensSums, Matrices, Vectors
+from depthscope.experiments.lens_sums import Coordinates, LensSums, Matrices, Positions, Vectors
 from depthscope.experiments.lens_text import LensText
-from depthscope.experiments.tuned_lens import (
-    AGAIN,
-    CONFIG,
-    FORMAT,
-    PARAMS,
-    TunedLens,
-    describe,
-    parameter_dtype,
-    read_config,
-)
+from depthscope.experiments.tuned_lens import FORMAT, TunedLens, describe, parameter_dtype
 from depthscope.models.finite import first_row
 from depthscope.models.model import Model
 
@@ -89,46 +80,18 @@ def tune_lens(
     directory, recipe = Path(directory), recipe or Recipe()
     record = {"model": describe(model), "text": text.record(), "recipe": recipe.record()}
     asked: dict[str, Any] = {"format": FORMAT, **record}
-    known: str | None = None
-    """SHA-256 of the parameters of a lens that was complete, if its file is damaged."""
-    if (directory / CONFIG).exists():
-        try:
-            config = read_config(directory)
-            _require_same(directory, config, asked)
-            known = config.get("params_sha256")
-            return TunedLens.load(directory, model)
-        except DamagedError as error:
-            reason = str(error).removesuffix(f". {AGAIN}")
-            warnings.warn(f"{reason}. The lens is trained again", DamageWarning, stacklevel=2)
+    complete, known = found_lens(TunedLens, directory, model, asked)
+    if complete is not None:
+        return complete
     state = LensState.resume(directory, model) or LensState(asked, LensSums.empty(model))
-    _require_same(directory, state.settings, asked)
+    require_same(TunedLens, directory, state.settings, asked)
     model.kernels.forget()
     training = _Training(model, text, directory, recipe, tell or (lambda what, done, units: None), state)
     training.add_sums()
     matrix, bias = training.steps()
     lens = TunedLens(model, matrix, bias, {**asked, "training": training.record()})
-    if known not in (None, lens.sha256):
-        raise DepthscopeError(
-            f"{directory / PARAMS} is damaged, and training it again on this machine gives other numbers. Restore it "
-            f"from a copy, or delete {directory} and whatever was measured with the lens"
-        )
-    lens.save(directory)
-    state.remove(directory)
+    write_lens(lens, directory, known)
     return lens
-
-
-def _require_same(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    differing = [
-        f"{part}.{key}: {there.get(part, {}).get(key)!r} stored, {value!r} requested"
-        for part in ("model", "text", "recipe")
-        for key, value in asked[part].items()
-        if there.get(part, {}).get(key) != value
-    ]
-    if differing:
-        lines = "".join(f"\n  {line}" for line in differing)
-        raise DepthscopeError(
-            f"{directory} holds a tuned lens made with other settings:{lines}\nUse the same settings, or another directory."
-        )
 
 
 @dataclass(slots=True)
@@ -160,7 +123,7 @@ class _Training:
         """The maps A and b that are kept when training ends."""
         state, recipe = self.state, self.recipe
         coordinates, *solved = state.sums.solved(parameter_dtype(self.model))
-        held_out = _HeldOut(self.model, self.text.held_out, recipe.seed)
+        held_out = HeldOut(self.model, self.text.held_out, recipe.seed)
         if not state.begun:
             identity = [torch.zeros_like(part) for part in solved]
             state.begin(*identity)
@@ -218,7 +181,7 @@ class _Training:
         state.adam.step()
         state.step += 1
 
-    def _evaluate(self, coordinates: Coordinates, held_out: "_HeldOut") -> None:
+    def _evaluate(self, coordinates: Coordinates, held_out: "HeldOut") -> None:
         state = self.state
         assert state.matrix is not None
         assert state.bias is not None
@@ -231,7 +194,7 @@ class _Training:
             state.back_to_kept()
 
 
-class _HeldOut:
+class HeldOut:
     """Streams at fixed positions of the held-out windows, and the KL of maps there. Computed in pieces, kept in memory."""
 
     def __init__(self, model: Model, windows: Windows, seed: int) -> None:
@@ -255,16 +218,19 @@ class _HeldOut:
 
     def kl(self, coordinates: Coordinates, matrix: Matrices, bias: Vectors) -> Float64[Tensor, " depth"]:
         """Mean KL(p‖lens) of each depth in nats."""
+        return self.kl_of(lambda depth, stream: coordinates.moved(depth, stream, matrix, bias)[1])
+
+    def kl_of(self, moved: Callable[[int, Positions], Positions]) -> Float64[Tensor, " depth"]:
+        """Mean KL(p‖lens) of each depth in nats, given the map that moves a depth's streams before they are decoded."""
         head, means = self.model.unembedding, []
         with self.model.measuring():
             for depth, stream in enumerate(self.streams[:-1]):
-                moved = coordinates.moved(depth, stream, matrix, bias)[1].to(stream.dtype)
-                measured = compare(head, self.reference, head.hidden(moved[None]), self.targets)
-                means.append(measured.kl.double().mean())
+                hidden = head.hidden(moved(depth, stream).to(stream.dtype)[None])
+                means.append(compare(head, self.reference, hidden, self.targets).kl.double().mean())
         found = torch.stack(means).cpu()
         if (broken := first_row(found[:, None])) is not None:
             raise NumericError(
-                f"training the tuned lens of {self.model.name} gives NaN or infinity at depth {broken}: expected a lower rate, "
+                f"training the lens of {self.model.name} gives NaN or infinity at depth {broken}: expected a lower rate, "
                 "another --dtype, or other text"
             )
         return found

@@ -11,7 +11,7 @@ The `tuned-lens` package stores its lenses with pickle (params.pt), which depths
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from depthscope.errors import DamagedError, DepthscopeError
 from depthscope.models.model import Model
+from depthscope.printable import shown
 from depthscope.run.files import write_file
+from depthscope.schema.lens import TUNED
 from depthscope.schema.seal import LENS, Seal, SealError, read_seal
 from depthscope.schema.stored import SEAL, sealed_json
 from depthscope.shapes import Hidden, Residual
@@ -30,43 +32,54 @@ from depthscope.untrusted import parse_json, read_bounded
 PARAMS, CONFIG = "params.safetensors", "config.json"
 FORMAT = 2
 """From this format on, the configuration has a seal."""
+KIND = "lens"
+"""The entry of config.json with a lens's name in LENSES; a tuned lens has none."""
 MOST_BYTES = 1 << 36
 AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
 
 
-class TunedLens:
-    """Affine maps for depths 0 … L−1 of a model. A Lens.
+Fitted = TypeVar("Fitted", bound="FittedLens")
 
-    `matrix` and `bias` are float32, or float64 for a float64 model. `config` is the content of config.json.
+
+class FittedLens:
+    """A lens with parameters that were fitted for a model, and the directory it is stored in. A Lens.
+
+    `config` is the content of config.json.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        matrix: Float[Tensor, "depth d_model d_model"],
-        bias: Float[Tensor, "depth d_model"],
-        config: dict[str, Any] | None = None,
-    ) -> None:
-        self.unembedding, self.depth = model.unembedding, model.depth
-        self.matrix, self.bias = (part.to(model.device) for part in (matrix, bias))
-        self.config = config or {}
+    kind: ClassVar[str]
+    """Its name in LENSES."""
+    called: ClassVar[str]
+    """As messages name it."""
 
-    @classmethod
-    def identity(cls, model: Model) -> "TunedLens":
-        """The lens whose maps are all the identity: the logit lens, bit for bit."""
-        width = model.unembedding.weight.shape[1]
-        dtype = parameter_dtype(model)
-        return cls(
-            model, torch.zeros(model.depth, width, width, dtype=dtype), torch.zeros(model.depth, width, dtype=dtype)
-        )
+    def __init__(self, model: Model, config: dict[str, Any] | None = None) -> None:
+        self.unembedding, self.depth = model.unembedding, model.depth
+        self.config = config or {}
 
     def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
         """The final norm applied to the stream after the depth's map, which is computed in the lens's dtype."""
         if depth == self.depth:
             return self.unembedding.hidden(residual)
-        stream = residual.to(self.matrix.dtype)
-        moved = stream + (stream @ self.matrix[depth].T + self.bias[depth])
-        return self.unembedding.hidden(moved.to(residual.dtype))
+        return self.unembedding.hidden(self.moved(residual.to(self.dtype), depth).to(residual.dtype))
+
+    def moved(self, stream: Residual, depth: int) -> Residual:
+        """The stream after the depth's map, in the dtype of the parameters."""
+        raise NotImplementedError
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by their names in the file."""
+        raise NotImplementedError
+
+    @classmethod
+    def shapes(cls, model: Model) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters for a model."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters."""
+        return next(iter(self.tensors.values())).dtype
 
     @property
     def sha256(self) -> str:
@@ -90,31 +103,84 @@ class TunedLens:
         return config["params_sha256"] == self.sha256
 
     @classmethod
-    def load(cls, directory: str | Path, model: Model) -> "TunedLens":
+    def load(cls: type[Fitted], directory: str | Path, model: Model) -> Fitted:
         """Read a lens for a model.
 
-        Raises DepthscopeError if there is none, if it was trained for another model (one with other weights, or with the same
-        weights in another dtype), or, as DamagedError, if it is not what was written.
+        Raises DepthscopeError if there is none, if it is of another kind or was fitted for another model (one with other
+        weights, or with the same weights in another dtype), or, as DamagedError, if it is not what was written.
         """
         directory = Path(directory)
         config = read_config(directory)
-        _require_model(directory, config.get("model", {}), model)
+        if (kind := config.get(KIND, TUNED)) != cls.kind:
+            raise DepthscopeError(f"{directory} holds a lens of the kind {shown(kind)}: expected a {cls.called}")
+        cls._require_model(directory, config.get("model", {}), model)
         content = require_params(directory, config)
         try:
-            tensors = load(content)
-            matrix, bias = tensors["matrix"], tensors["bias"]
+            found = load(content)
+            tensors = {name: found[name] for name in cls.shapes(model)}
         except (SafetensorError, KeyError) as error:
             raise DepthscopeError(f"{directory / PARAMS} cannot be read ({error}): train the lens again") from error
-        width = model.unembedding.weight.shape[1]
-        if (matrix.shape, bias.shape) != ((model.depth, width, width), (model.depth, width)):
-            raise DepthscopeError(
-                f"{directory / PARAMS} has a matrix of {list(matrix.shape)} and a bias of {list(bias.shape)}: expected "
-                f"{[model.depth, width, width]} and {[model.depth, width]}"
-            )
-        return cls(model, matrix, bias, config)
+        expected = cls.shapes(model)
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
+            there = " and ".join(f"a {name} of {list(tensor.shape)}" for name, tensor in tensors.items())
+            wanted = " and ".join(str(list(shape)) for shape in expected.values())
+            raise DepthscopeError(f"{directory / PARAMS} has {there}: expected {wanted}")
+        create: Any = cls  # each kind takes its own tensors
+        return create(model, *tensors.values(), config=config)
+
+    @classmethod
+    def _require_model(cls, directory: Path, trained_for: dict[str, Any], model: Model) -> None:
+        for key, own in describe(model).items():
+            if key != "name" and trained_for.get(key) != own:
+                raise DepthscopeError(
+                    f"the {cls.called} in {directory} is for another model, {trained_for.get('name')}: its {key} is "
+                    f"{trained_for.get(key)}, that of {model.name} {own}. Train one for this model and dtype with "
+                    "`depthscope tune`"
+                )
 
     def _bytes(self) -> bytes:
-        return save({"matrix": self.matrix.cpu().contiguous(), "bias": self.bias.cpu().contiguous()})
+        return save({name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()})
+
+
+class TunedLens(FittedLens):
+    """Affine maps for depths 0 … L−1 of a model. A Lens.
+
+    `matrix` and `bias` are float32, or float64 for a float64 model. `config` is the content of config.json.
+    """
+
+    kind, called = TUNED, "tuned lens"
+
+    def __init__(
+        self,
+        model: Model,
+        matrix: Float[Tensor, "depth d_model d_model"],
+        bias: Float[Tensor, "depth d_model"],
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, config)
+        self.matrix, self.bias = (part.to(model.device) for part in (matrix, bias))
+
+    @classmethod
+    def identity(cls, model: Model) -> "TunedLens":
+        """The lens whose maps are all the identity: the logit lens, bit for bit."""
+        dtype = parameter_dtype(model)
+        matrix, bias = (torch.zeros(shape, dtype=dtype) for shape in cls.shapes(model).values())
+        return cls(model, matrix, bias)
+
+    def moved(self, stream: Residual, depth: int) -> Residual:
+        """x + A x + b."""
+        return stream + (stream @ self.matrix[depth].T + self.bias[depth])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """A and b of all depths."""
+        return {"matrix": self.matrix, "bias": self.bias}
+
+    @classmethod
+    def shapes(cls, model: Model) -> dict[str, tuple[int, ...]]:
+        """[depth, d_model, d_model] and [depth, d_model]."""
+        width = model.unembedding.weight.shape[1]
+        return {"matrix": (model.depth, width, width), "bias": (model.depth, width)}
 
 
 def parameter_dtype(model: Model) -> torch.dtype:
@@ -144,7 +210,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if not known or (found == FORMAT and seal is None):
         kind = "no checksum" if known else f"format {found}"
         raise DepthscopeError(
-            f"{path} has {kind}: expected format {FORMAT}, of a tuned lens trained with depthscope. {AGAIN}"
+            f"{path} has {kind}: expected format {FORMAT}, of a lens trained with depthscope. {AGAIN}"
         )
     config.pop(SEAL, None)
     return config
@@ -171,15 +237,6 @@ def describe(model: Model) -> dict[str, Any]:
         "dtype": model.facts.dtype,
         "weights": model.weight_hash(),
     }
-
-
-def _require_model(directory: Path, trained_for: dict[str, Any], model: Model) -> None:
-    for key, own in describe(model).items():
-        if key != "name" and trained_for.get(key) != own:
-            raise DepthscopeError(
-                f"the tuned lens in {directory} is for another model, {trained_for.get('name')}: its {key} is "
-                f"{trained_for.get(key)}, that of {model.name} {own}. Train one for this model and dtype with `depthscope tune`"
-            )
 
 
 def _digest(content: bytes) -> str:

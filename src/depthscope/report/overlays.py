@@ -179,11 +179,11 @@ def _lens(metric: Metric, log: bool = False) -> Quantity:
     return replace(_by_layer("lens", lens.LENS_TABLE, metric, log), call="x_{}", after_last=True, ends_at_zero=log)
 
 
-def _tuned_lens(metric: Metric, log: bool = False) -> Quantity:
-    """A quantity of the lens as the tuned lens has it."""
-    read = partial(_estimated, lens.TABLE_OF_TUNED, lens.LENS_TABLE, metric)
-    title = f"Tuned lens: {metric.title if metric is lens.KL else 'entropy'}"
-    return replace(_lens(metric, log), name=f"{lens.TUNED}-{metric.name}", title=title, read=read, optional=True)
+def _fitted_lens(name: str, metric: Metric, log: bool = False) -> Quantity:
+    """A quantity of the lens as a fitted lens has it."""
+    read = partial(_estimated, lens.TABLE_OF[name], lens.LENS_TABLE, metric)
+    title = f"{lens.LENSES[name].title}: {metric.title if metric is lens.KL else 'entropy'}"
+    return replace(_lens(metric, log), name=f"{name}-{metric.name}", title=title, read=read, optional=True)
 
 
 def _density(kind: str) -> Quantity:
@@ -234,8 +234,11 @@ OVERLAYS = (
         quantities=[
             _lens(lens.KL, log=True),
             _lens(lens.ENTROPY),
-            _tuned_lens(lens.KL, log=True),
-            _tuned_lens(lens.ENTROPY),
+            *(
+                _fitted_lens(name, metric, metric is lens.KL)
+                for name in lens.FITTED
+                for metric in (lens.KL, lens.ENTROPY)
+            ),
             _density("prediction"),
             _density("suppression"),
         ],

@@ -66,6 +66,11 @@ _EDITS = {
 
 OWN = Look("own", "The model", "the unmodified model", *INK, "circle", "●")
 TUNED = Look("tuned", "Tuned lens", LENSES[lens.TUNED].definition, "#0072B2", "#56B4E9", "diamond-open", "◇", "dash")
+JACOBIAN = Look(
+    "jacobian", "Jacobian lens", LENSES[lens.JACOBIAN].definition, ORANGE, ORANGE, "square-open", "□", "dot"
+)
+FITTED = {lens.TUNED: TUNED, lens.JACOBIAN: JACOBIAN}
+"""Looks of the lenses that are fitted."""
 REFERENCE = Look("reference", "Reference", "what the others are compared with", *SOFT, "square-open", "□", "dash")
 CONTROL = Look("control", "Control", "what would be expected anyway", *SOFT, "diamond-open", "◇", "dot")
 ATTENTION = Look(
@@ -252,6 +257,7 @@ LOOKS = {
         *_EDITS.values(),
         OWN,
         TUNED,
+        JACOBIAN,
         REFERENCE,
         CONTROL,
         ATTENTION,

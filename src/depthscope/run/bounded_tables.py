@@ -95,6 +95,7 @@ OF_STREAMS = (
     "patching_depths",
     "lens_classes",
     "lens_class_layers",
+    "jacobian_lens",
 )
 """Tables by depth: residual streams before every layer and after the last."""
 OF_BLOCKS = (

@@ -107,7 +107,7 @@ def _checked(place: Path, verify: Callable[[], State]) -> Checked:
 def _verifier(file: Path, path: Path, run: RunDirectory | None) -> Callable[[], State]:
     """What verifies one of this program's files: returns its state, or raises RunError with the reason."""
     place = file.relative_to(path)
-    if place.parent == layout.LENS:
+    if place.parent in layout.LENS_FOLDERS:
         return lambda: _lens(file)
     if place.parent == layout.LINEARITY:
         return lambda: _tensors(file)
@@ -149,7 +149,7 @@ def _require_seal(file: Path, expected: Seal) -> State:
 
 
 def _lens(file: Path) -> State:
-    """The state of a file of a tuned lens: the configuration has a seal and the SHA-256 of the parameters."""
+    """The state of a file of a fitted lens: the configuration has a seal and the SHA-256 of the parameters."""
     params, config, training = (file.with_name(name) for name in layout.LENS_FILES)
     if file == training:
         return _tensors(file)

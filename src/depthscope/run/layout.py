@@ -5,6 +5,7 @@ RUN/shards/<experiment>/00017.parquet  one per work unit
 RUN/tables/<experiment>.parquet      made from the shards
 RUN/stages.json                      the stages found, and each signature's verdict
 RUN/lenses/tuned/                    a tuned lens that was trained for the run
+RUN/lenses/jacobian/                 a Jacobian lens that was fitted for the run
 RUN/linearity/                       affine maps that were fitted for the run
 RUN/report.html                      the page
 RUN/model/                           the checkpoint without the blocks that a search has chosen
@@ -16,13 +17,14 @@ from pathlib import Path
 
 from depthscope.run.files import UNFINISHED
 from depthscope.schema.experiments import declared_experiments
+from depthscope.schema.lens import FITTED
 from depthscope.schema.manifest import Manifest
 from depthscope.schema.tasks import TABLES as TASK_TABLES
 
 MANIFEST, STAGES, PAGE, LOCK = "run.json", "stages.json", "report.html", ".lock"
 SHARDS, TABLES, LENSES, EXPORT = "shards", "tables", "lenses", "model"
 TOP = (MANIFEST, STAGES, PAGE, LOCK)
-LENS = Path(LENSES) / "tuned"
+LENS_FOLDERS = tuple(Path(LENSES) / name for name in FITTED)
 LENS_FILES = ("params.safetensors", "config.json", "training.safetensors")
 LINEARITY = Path("linearity")
 LINEARITY_FILES = ("maps.safetensors", "sums.safetensors")
@@ -84,13 +86,13 @@ def is_own(file: Path, run: Path, manifest: Manifest | None) -> bool:
         case [folder, experiment] if folder == SHARDS:
             return experiment in experiments and unit_of(Path(name)) is not None
         case _:
-            own = {LENS: LENS_FILES, LINEARITY: LINEARITY_FILES}
+            own = {**dict.fromkeys(LENS_FOLDERS, LENS_FILES), LINEARITY: LINEARITY_FILES}
             return name in own.get(Path(*folders), ())
 
 
 def folders(run: Path) -> Iterable[Path]:
     """The directories of a run that have this program's files."""
-    return [run, run / TABLES, *entries(run / SHARDS), run / LENS, run / LINEARITY]
+    return [run, run / TABLES, *entries(run / SHARDS), *(run / lens for lens in LENS_FOLDERS), run / LINEARITY]
 
 
 def leftovers(run: Path, manifest: Manifest | None) -> list[Path]:

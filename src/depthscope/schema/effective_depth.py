@@ -10,7 +10,7 @@ import polars as pl
 
 from depthscope.schema.declaration import Experiment, Table
 from depthscope.schema.estimates import ESTIMATE
-from depthscope.schema.lens import KL, LENS, LENS_DATA, TOP_TOKENS, TUNED_LENS
+from depthscope.schema.lens import KL, LENS_OPTIONS, TOP_TOKENS
 from depthscope.schema.metric import Metric
 from depthscope.schema.protocol import PROTOCOL
 
@@ -168,6 +168,6 @@ EXPERIMENT = Experiment(
         NAME: Table(columns=EFFECTIVE_DEPTH_TABLE),
         CURVES: Table(columns=EFFECTIVE_DEPTH_CURVES_TABLE, metrics=METRICS),
     },
-    options=(PROTOCOL, LENS, TUNED_LENS, LENS_DATA),
+    options=(PROTOCOL, *LENS_OPTIONS),
     source="Hu et al. 2025 (arXiv 2512.14064); Csordás et al. 2025",
 )

@@ -7,7 +7,7 @@ import polars as pl
 
 from depthscope.schema.declaration import Experiment, Table
 from depthscope.schema.estimates import ESTIMATE
-from depthscope.schema.lens import LENS, LENS_DATA, TUNED_LENS
+from depthscope.schema.lens import LENS_OPTIONS
 from depthscope.schema.metric import Metric
 from depthscope.schema.protocol import PROTOCOL
 
@@ -49,6 +49,6 @@ EXPERIMENT = Experiment(
     "lens’s most likely tokens by frequency band and depth, and how often the model’s own prediction is another one.",
     make="depthscope.experiments.guess_refine:make",
     tables={NAME: Table(columns=GUESS_REFINE_TABLE, metrics=METRICS)},
-    options=(PROTOCOL, LENS, TUNED_LENS, LENS_DATA),
+    options=(PROTOCOL, *LENS_OPTIONS),
     source="Gupta et al. 2025 (arXiv 2510.18871)",
 )

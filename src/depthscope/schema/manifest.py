@@ -47,7 +47,15 @@ class GgufEntry(Entry):
         return not set(self.tensor_types) <= set(PLAIN)
 
 
-INFORMATION = ("model", "revision", "data", "adapter.source", "gguf.file", "experiments.lens.tuned_lens.data")
+INFORMATION = (
+    "model",
+    "revision",
+    "data",
+    "adapter.source",
+    "gguf.file",
+    "experiments.lens.tuned_lens.data",
+    "experiments.lens.jacobian_lens.data",
+)
 """Settings that name a place: a run whose model or text was moved is the same run."""
 IDENTITY = ("configuration", "buffers", "tokenizer", "bos_token")
 """Settings that identify a model together with its weights, adapter and dtype; runs of earlier versions lack them."""

@@ -84,12 +84,12 @@ def _sweep(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
 
 
 def _lens(measured: ResampledLayers, shards: Iterable[pl.DataFrame]) -> None:
-    """`lens.kl` and so on and, where the tuned lens was measured, `tuned.kl` and so on."""
+    """`lens.kl` and so on and, where fitted lenses were measured, `tuned.kl`, `jacobian.kl` and so on."""
     found = iter(shards)
     first = next(found)
     names = [lens.KL.name, lens.ENTROPY.name, lens.LOSS.name]
     columns = {name: f"lens.{name}" for name in names}
-    columns |= {f"{lens.TUNED}_{name}": f"{lens.TUNED}.{name}" for name in names}
+    columns |= {f"{fitted}_{name}": f"{fitted}.{name}" for fitted in lens.FITTED for name in names}
     columns = {column: value for column, value in columns.items() if column in first.columns}
     _, sampled = _resampled(_with_first(first, found), ["layer"], list(columns))
     for column, values in sampled.items():

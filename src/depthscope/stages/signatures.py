@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from depthscope.schema import lens
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.signatures import SIGNATURES, THRESHOLDS_DATE, Signature
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED
@@ -20,6 +21,8 @@ from depthscope.statistics.jackknife import Scale, effective_number, jackknife_i
 FEWEST_LAYERS = 4
 """With fewer there is no middle to compare the first and last layer with."""
 FEWEST_DOCUMENTS = 8
+FITTED = {lens.TUNED: "tuned", lens.JACOBIAN: "Jacobian"}
+"""The lenses that are read where the logit lens cannot be, as messages name them."""
 
 
 def verdicts(measured: ResampledLayers) -> list[SignatureVerdict]:
@@ -64,12 +67,12 @@ def _verdict(signature: Signature, measured: ResampledLayers) -> SignatureVerdic
     low, high = _interval(signature, effects, needs, measured)
     if not np.isfinite([low, high]).all():
         return concluded(CANNOT_TELL, "the interval is not bounded: documents differ too much", value)
-    lens = ", read by the tuned lens" if any(need.startswith("tuned.") for need in needs) else ""
+    read_by = next((f", read by the {kind} lens" for need in needs if (kind := FITTED.get(need.split(".")[0]))), "")
     if low >= signature.threshold:
-        return concluded(SUPPORTED, f"the whole interval reaches the threshold{lens}", value, low, high)
+        return concluded(SUPPORTED, f"the whole interval reaches the threshold{read_by}", value, low, high)
     if high < signature.threshold:
-        return concluded(NOT_SUPPORTED, f"the whole interval stays below the threshold{lens}", value, low, high)
-    return concluded(CANNOT_TELL, f"the interval contains the threshold{lens}", value, low, high)
+        return concluded(NOT_SUPPORTED, f"the whole interval stays below the threshold{read_by}", value, low, high)
+    return concluded(CANNOT_TELL, f"the interval contains the threshold{read_by}", value, low, high)
 
 
 def _needs(names: tuple[str, ...], measured: ResampledLayers) -> tuple[list[str], str | None]:
@@ -78,11 +81,12 @@ def _needs(names: tuple[str, ...], measured: ResampledLayers) -> tuple[list[str]
         return [], f"{measured.depth} layers leave no middle: expected at least {FEWEST_LAYERS}"
     needs = list(names)
     if any(name.startswith("lens.") for name in names) and "lens.kl" in measured.values:
-        lens = lens_to_read(measured.values)
-        if lens is None:
-            tuned = "that of the tuned lens does not fall either" if "tuned.kl" in measured.values else "no tuned lens"
-            return [], f"the KL of the lens does not fall with depth, so it cannot be read ({tuned})"
-        needs = [name.replace("lens.", f"{lens}.") for name in names]
+        readable = lens_to_read(measured.values)
+        if readable is None:
+            others = [kind for name, kind in FITTED.items() if f"{name}.kl" in measured.values]
+            fitted = f"that of the {' and the '.join(others)} lens does not fall either" if others else "no tuned lens"
+            return [], f"the KL of the lens does not fall with depth, so it cannot be read ({fitted})"
+        needs = [name.replace("lens.", f"{readable}.") for name in names]
     missing = [need for need in needs if need not in measured.values]
     return needs, f"not measured: {', '.join(missing)}" if missing else None
 

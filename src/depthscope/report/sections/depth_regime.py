@@ -100,14 +100,14 @@ def reading_rows(readings: pl.DataFrame) -> list[tuple[str, ...]]:
         unit = "%" if metric.unit == EVEN_UPDATES.unit else "" if metric.unit == PROGRESS.unit else f" {metric.unit}"
         within = f" ({interval(value, metric)})" if value.has_interval else ""
         positions = SHORT.get(one["positions"], one["positions"])
-        rows.append((metric.title, positions, number(value.mean, metric) + unit + within, one["side"] or "–"))
+        rows.append((metric.title, positions, number(value.mean, metric) + unit + within, str(one["side"] or "–")))
     return rows
 
 
 def verdict_rows(verdicts: pl.DataFrame) -> list[tuple[str, ...]]:
     """The rows of VERDICT_HEAD, for the terminal."""
     return [
-        (f"{verdict}: {reason}" if reason else verdict, SHORT.get(positions, positions))
+        (f"{verdict}: {reason}" if reason else str(verdict), str(SHORT.get(positions, positions)))
         for positions, verdict, reason in verdicts.select("positions", "verdict", "reason").iter_rows()
     ]
 

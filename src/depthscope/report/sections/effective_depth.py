@@ -8,11 +8,10 @@ import polars as pl
 
 from depthscope.report.charts import Curve, XAxis, lines, with_y
 from depthscope.report.measured import Series, read_table, series
-from depthscope.report.palette import ATTENTION, CONTROL, MLP, OWN, TUNED, Look
+from depthscope.report.palette import ATTENTION, CONTROL, FITTED, MLP, OWN, Look
 from depthscope.report.panels import LAYER, Panel
 from depthscope.report.section import Kind, Section, TextTable
 from depthscope.run.store import RunDirectory
-from depthscope.schema import lens
 from depthscope.schema.effective_depth import (
     ATTENTION_COSINE,
     COMPONENT_COSINE,
@@ -104,8 +103,8 @@ def _lenses(table: pl.DataFrame) -> list[str]:
 
 def _look(name: str, number: int) -> Look:
     kind = LENSES.get(name)  # a lens that a reader of the run need not have registered
-    if name == lens.TUNED:
-        return TUNED
+    if name in FITTED:
+        return FITTED[name]
     return replace(
         OWN if number == 0 else CONTROL,
         title=kind.title if kind else name,

@@ -1,22 +1,27 @@
-"""The logit lens by depth (the paper's figures 6 and 8), the tuned lens if measured, and counts of prediction neurons."""
+"""The logit lens by depth (the paper's figures 6 and 8), fitted lenses if measured, and counts of prediction neurons."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from depthscope.report.charts import Curve, XAxis, lines, with_y
 from depthscope.report.measured import Series, protocol_note, read_table, series, spoken
-from depthscope.report.palette import NEURONS, OWN, TUNED, Look
+from depthscope.report.palette import FITTED, NEURONS, OWN, Look
 from depthscope.report.panels import Panel
 from depthscope.report.section import Kind, Section
 from depthscope.report.sections import neurons
 from depthscope.report.wording import ends
 from depthscope.run.store import RunDirectory
-from depthscope.schema.lens import AGREEMENT, ENTROPY, KL, LENS_TABLE, LENSES, TABLE_OF_TUNED
+from depthscope.schema.lens import AGREEMENT, ENTROPY, GAIN, JACOBIAN, KL, LENS_TABLE, LENSES, TABLE_OF, TABLES, TUNED
 from depthscope.schema.metric import Metric
 
 NAME = "lens"
 WIDE = 2.5
 """Number of decades beyond which ticks at 2 and 5 would crowd an axis."""
+MEANING = {
+    TUNED: "the difference is what the stream contains in another basis than the unembedding’s.",
+    JACOBIAN: "its map carries the stream to the end by the later layers’ mean first-order effect.",
+}
 LAD2024 = (
     "Protocol lad2024: every residual stream is divided by the last one’s scale, as in the paper’s first script, which its "
     "authors later retracted as an error."
@@ -27,19 +32,19 @@ def build(run: RunDirectory) -> Section:
     """KL to the final distribution and entropy of the lens at x_0 … x_L, with counts of neurons if available."""
     table = read_table(run, NAME, LENS_TABLE)
     by_metric = {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
-    tuned = _tuned(run)
+    fitted = _fitted(run)
     x = XAxis(title="depth l of x_l", last=max(by_metric[KL], default=1))
-    own = OWN if not tuned else _named(run)
+    own = OWN if not fitted else _named(run)
 
     def panel(metric: Metric) -> Panel:
         curves = [Curve(look=own, values=by_metric[metric], call="x_{}")]
-        if tuned:
-            curves.append(Curve(look=TUNED, values=tuned[metric], call="tuned, x_{}"))
+        for name, values in fitted.items():
+            curves.append(Curve(look=FITTED[name], values=values[metric], call=f"{name}, x_{{}}"))
         return lines(f"{NAME}-{metric.name}", metric.title, metric, curves, x, log=metric is KL)
 
     panels = [panel(KL), panel(ENTROPY)]
-    panels[0] = _without_the_end(panels[0], *(values[KL] for values in (by_metric, tuned) if values))
-    legend = [own, TUNED] if tuned else []
+    panels[0] = _without_the_end(panels[0], *(values[KL] for values in (by_metric, *fitted.values())))
+    legend = [own, *(FITTED[name] for name in fitted)] if fitted else []
     if counted := _neurons_beside(run, x):
         panels.append(counted)
         legend += [NEURONS["prediction"], NEURONS["suppression"]]
@@ -49,42 +54,44 @@ def build(run: RunDirectory) -> Section:
         panels=panels,
         sentences=[
             *_sentences(by_metric[KL], by_metric[AGREEMENT], by_metric[ENTROPY]),
-            *_tuned_sentences(by_metric[KL], tuned.get(KL, {})),
+            *(said for name, values in fitted.items() for said in _fitted_sentences(name, by_metric[KL], values)),
         ],
         notes=[
             "x_l is the residual stream before layer l, and after the last layer for l = L.",
             *protocol_note(run, NAME, LAD2024),
         ],
-        definitions=(KL, ENTROPY, AGREEMENT),
+        definitions=(KL, ENTROPY, AGREEMENT, *([GAIN] if fitted else [])),
         legend=legend,
         log_note="At x_L the lens is the model’s own head: KL is 0 there up to rounding, so not shown on the logarithmic axis.",
     )
 
 
-def _tuned(run: RunDirectory) -> dict[Metric, Series]:
-    """The tuned lens's values; empty if it was not measured."""
-    if TABLE_OF_TUNED not in run.tables():
-        return {}
-    table = read_table(run, TABLE_OF_TUNED, LENS_TABLE)
-    return {metric: series(table, metric) for metric in (KL, ENTROPY, AGREEMENT)}
+def _fitted(run: RunDirectory) -> dict[str, dict[Metric, Series]]:
+    """The values of the fitted lenses that were measured, by the lens's name."""
+    tables = {name: read_table(run, table, LENS_TABLE) for name, table in TABLE_OF.items() if table in run.tables()}
+    metrics = (KL, ENTROPY, AGREEMENT, GAIN)  # runs of earlier versions have no gain
+    return {name: {metric: series(table, metric) for metric in metrics} for name, table in tables.items()}
 
 
 def _named(run: RunDirectory) -> Look:
-    """The look of the lens without training, next to the tuned one: under the name of its kind."""
+    """The look of the lens without training, next to a fitted one: under the name of its kind."""
     name = str(run.settings.of(NAME).get("lens", "logit")).split(",")[0]
     kind = LENSES.get(name)  # a lens that a reader of the run need not have registered
     return replace(OWN, title=kind.title if kind else name, definition=kind.definition if kind else OWN.definition)
 
 
-def _tuned_sentences(kl: Series, tuned: Series) -> list[str]:
-    both = [depth for depth in tuned if depth in kl and depth < max(kl)]
+def _fitted_sentences(name: str, kl: Series, values: Mapping[Metric, Series]) -> list[str]:
+    fitted, gain = values[KL], values[GAIN]
+    both = [depth for depth in fitted if depth in kl and depth < max(kl)]
     if not both or max(both) < 1:
         return []
-    middle = max(both) // 2 + 1
-    return [
-        f"At x_{middle} KL is {spoken(tuned[middle], KL)} under the tuned lens, {spoken(kl[middle], KL)} without its map: the "
-        "difference is what the stream contains in another basis than the unembedding’s."
-    ]
+    middle, lens = max(both) // 2 + 1, FITTED[name].title.replace("Tuned", "tuned")
+    said = (
+        f"At x_{middle} KL is {spoken(fitted[middle], KL)} under the {lens}, {spoken(kl[middle], KL)} without its map"
+    )
+    if middle in gain:
+        said += f", a gain of {spoken(gain[middle], GAIN)} bits"
+    return [f"{said}: {MEANING[name]}"]
 
 
 def _without_the_end(panel: Panel, *curves: Series) -> Panel:
@@ -137,5 +144,5 @@ KIND = Kind(
     build=build,
     look_for="when KL begins to fall steadily, and whether entropy falls with it: a long plateau and a late fall mean "
     "that predictions form late; entropy that rises at the very end means that the last layers flatten them.",
-    more_tables=(TABLE_OF_TUNED,),
+    more_tables=TABLES,
 )
