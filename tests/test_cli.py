@@ -91,8 +91,8 @@ SHARED = f"--window --bos {TEXT}"
         (
             "study",
             "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens "
-            "--jacobian-lens --lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation --top-neurons "
-            f"--fit-tokens --fit-data --suffixes --patch-distance {TEXT}",
+            "--jacobian-lens --lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation "
+            "--top-neurons --fit-tokens --fit-data --suffixes --patch-distance --entropy-top --entropy-layers " + TEXT,
         ),
         ("sweep", f"--edits --per-token --by-class --precision {SHARED}"),
         ("dimension", SHARED),
