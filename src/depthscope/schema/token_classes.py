@@ -18,7 +18,7 @@ CONTEXT_EDGES = (8, 32, 128, 512, 2048)
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 4.0)
 """Upper ends, in nats, not included."""
 LONGEST_REPEATED = 3
-"""Tokens of the longest repeated phrase that is told from shorter ones."""
+"""Tokens of the longest repeated phrase that is distinguished from shorter ones."""
 
 
 @dataclass(frozen=True, slots=True)
