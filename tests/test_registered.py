@@ -169,7 +169,7 @@ def test_a_registered_lens_reads_in_studies_and_prompts(gpt2, tmp_path):
         by_name, by_object = (ds.lens(gpt2, "Call me Ishmael", lens=lens) for lens in ("half", HalfLens(gpt2)))
         assert by_name.equals(by_object)
         with pytest.raises(
-            DepthscopeError, match="unknown lens melted: expected some of logit, frozen_scale, tuned, half"
+            DepthscopeError, match="unknown lens melted: expected some of logit, frozen_scale, tuned, jacobian, half"
         ):
             ds.lens(gpt2, "Call me Ishmael", lens="melted")
     finally:

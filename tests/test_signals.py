@@ -84,6 +84,19 @@ def test_stopped_while_starting(tmp_path, tries):
         assert "Traceback" not in said + complained
 
 
+def test_a_signal_in_a_finaliser_arrives_after_it(capfd):
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            signal.getsignal(signal.SIGTERM)  # the handler runs between two instructions of this function
+
+    with ending_on_signals():
+        Finalised()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            time.sleep(10)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_second_signal_ends_at_once():
     with ending_on_signals():
         with pytest.raises(Stopped) as stopped:

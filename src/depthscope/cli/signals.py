@@ -1,17 +1,23 @@
 """Signals that end a command: what is in progress is dropped, the exit status is 128 + the signal's number.
 
 SIGINT (Ctrl+C), SIGTERM (kill, a scheduler) and SIGHUP (a terminal that is closed) raise Stopped in the main thread, wherever
-it is. A second signal ends the process at once, by the system's own means.
+it is. A second signal ends the process at once, by the system's own means. A finaliser cannot be left by an exception: where
+the signal arrives in one, it is sent again a moment later.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 INTERRUPTED = 128 + signal.SIGINT
+AGAIN_AFTER = 0.05
+"""Seconds until a signal that arrived in a finaliser is sent again."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number
 
 
 def status_of(stop: KeyboardInterrupt) -> int:
@@ -54,11 +60,25 @@ def ending_on_signals() -> Iterator[None]:
         _received.append(number)
         raise Stopped(number)
 
-    for number in handled:
-        signal.signal(number, stop)
+    def listen() -> None:
+        for one in handled:
+            signal.signal(one, stop)
+
+    def unraisable(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            shown(lost)
+            return
+        listen()
+        again = threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), lost.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    shown, sys.unraisablehook = sys.unraisablehook, unraisable
+    listen()
     try:
         yield
     finally:
+        sys.unraisablehook = shown
         _received.clear()
         for number in handled:
             signal.signal(number, before[number])
