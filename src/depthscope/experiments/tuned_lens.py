@@ -10,6 +10,7 @@ The `tuned-lens` package stores its lenses with pickle (params.pt), which depths
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -41,7 +42,7 @@ AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
 Fitted = TypeVar("Fitted", bound="FittedLens")
 
 
-class FittedLens:
+class FittedLens(ABC):
     """A lens with parameters that were fitted for a model, and the directory it is stored in. A Lens.
 
     `config` is the content of config.json.
@@ -62,19 +63,19 @@ class FittedLens:
             return self.unembedding.hidden(residual)
         return self.unembedding.hidden(self.moved(residual.to(self.dtype), depth).to(residual.dtype))
 
+    @abstractmethod
     def moved(self, stream: Residual, depth: int) -> Residual:
         """The stream after the depth's map, in the dtype of the parameters."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by their names in the file."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def shapes(cls, model: Model) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters for a model."""
-        raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:

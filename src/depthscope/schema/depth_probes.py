@@ -11,6 +11,7 @@ from depthscope.printable import shown
 from depthscope.schema.declaration import Experiment, Option, Table
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.metric import Metric
+from depthscope.schema.probes import SELECTIVITY
 
 ACCURACY = Metric(
     "accuracy", "share", "Accuracy", "share of the test examples whose class the probe predicts correctly", 0.0, 1.0
@@ -21,14 +22,6 @@ CONTROL_ACCURACY = Metric(
     "Control accuracy",
     "accuracy of probes on control tasks, where each token has a random class in the same proportions: mean over tasks",
     0.0,
-    1.0,
-)
-SELECTIVITY = Metric(
-    "selectivity",
-    "share",
-    "Selectivity",
-    "accuracy − control accuracy, on the same examples (Hewitt and Liang 2019)",
-    -1.0,
     1.0,
 )
 OVER_MAJORITY = Metric(
