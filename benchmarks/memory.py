@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from depthscope.studies.run_study import versions
+from depthscope.studies.provenance import versions
 
 COMMAND = "from depthscope.cli import main; main()"
 POLL = 0.05

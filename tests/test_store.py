@@ -9,7 +9,7 @@ import pytest
 
 from depthscope.errors import RunError, RunMismatchError
 from depthscope.run.files import atomic_file
-from depthscope.run.local import run_units, work_units
+from depthscope.run.units import run_units, work_units
 from depthscope.run.store import RunDirectory
 from depthscope.schema.manifest import Settings
 

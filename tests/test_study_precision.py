@@ -18,7 +18,7 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import DepthscopeError, RunError, RunMismatchError
 from depthscope.models.load import load
 from depthscope.report.trust import precision_goal
-from depthscope.run.local import document_units
+from depthscope.run.units import document_units
 from depthscope.schema.manifest import PrecisionOutcome
 from depthscope.schema.precision import PRECISION_TABLE
 from depthscope.statistics.confidence_sequence import FEWEST, ConfidenceSequence

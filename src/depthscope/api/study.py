@@ -14,6 +14,7 @@ from depthscope.edit_registry import Edit, sweeps
 from depthscope.errors import DepthscopeError, RouteError
 from depthscope.models.model import Model
 from depthscope.printable import shown
+from depthscope.run.cluster import LOCAL, cluster_of
 from depthscope.run.store import RunDirectory
 from depthscope.schema.found_stages import Stages
 from depthscope.studies.run_study import Progress, run_study
@@ -83,6 +84,11 @@ def study(
     out: str | Path | None = None,
     tokens: int | None = None,
     progress: bool | Progress = True,
+    engine: str = LOCAL,
+    address: str | None = None,
+    replicas: int | None = None,
+    cpus_per_replica: int | None = None,
+    gpus_per_replica: float | None = None,
     **settings: Any,
 ) -> Study:
     """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
@@ -90,8 +96,15 @@ def study(
     `model` may be a name or folder as for `load`, `text` anything that `corpus` accepts; `tokens` is how much of it to use.
     The same call on the same directory resumes; other experiments are added to those already there; what is damaged there is
     computed again, with a DamageWarning. `settings` are those of the study (`experiments`, `precision`, `window`, `bos`) and
-    of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`. Raises a
-    DepthscopeError that states what was expected and what was found; invalid values are rejected before the model is loaded.
+    of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`.
+
+    With `engine` "ray", `replicas` of the model on a Ray cluster compute the work units, each on `cpus_per_replica` threads and
+    `gpus_per_replica` GPUs: on the cluster at `address`, on that which this process is connected to, or on one that is started
+    on this machine. Tables are the same bytes if a replica has as many threads as this process would use. The model must come
+    from a name or folder.
+
+    Raises a DepthscopeError that states what was expected and what was found; invalid values are rejected before the model is
+    loaded.
     """
     if others := [edit.name if isinstance(edit, Edit) else shown(edit) for edit in _others(settings.get("edits"))]:
         raise RouteError(
@@ -99,6 +112,8 @@ def study(
             f"{', '.join(others)}. For one edit at one place use ds.logits"
         )
     asked = study_settings(**settings)
+    share = {"cpus_per_replica": cpus_per_replica, "gpus_per_replica": gpus_per_replica}
+    cluster = cluster_of(engine, address=address, replicas=replicas, **share)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
     if out is not None and not isinstance(out, str | Path):
@@ -107,14 +122,14 @@ def study(
     RunDirectory.check_place(out)
     model = model_of(model)
     if callable(progress):
-        run_study(model, text, out, asked, progress)
+        run_study(model, text, out, asked, progress, cluster)
     elif progress:
         from depthscope.progress import progress_bar
 
         with progress_bar() as tell:
-            run_study(model, text, out, asked, tell)
+            run_study(model, text, out, asked, tell, cluster)
     else:
-        run_study(model, text, out, asked)
+        run_study(model, text, out, asked, cluster=cluster)
     return Study(out)
 
 

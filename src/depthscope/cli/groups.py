@@ -57,6 +57,23 @@ class Sampling(Reading):
     cluster: options.Cluster = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where work units are computed."""
+
+    engine: options.Engine = "local"
+    address: options.Address = None
+    replicas: options.Replicas = None
+    cpus_per_replica: options.CpusPerReplica = None
+    gpus_per_replica: options.GpusPerReplica = None
+
+    def check(self) -> None:
+        """Raise DepthscopeError for invalid values, and where the engine is not installed. Imports no torch."""
+        from depthscope.run.cluster import cluster_of
+
+        cluster_of(**asdict(self))
+
+
 def changed(group: Any) -> dict[str, Any]:
     """The options of a group that differ from their defaults, by name."""
     usual = asdict(type(group)())

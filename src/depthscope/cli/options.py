@@ -109,6 +109,42 @@ Cluster = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Where work units are computed: local (this process), or ray (replicas of the model on a Ray cluster; extra "
+        "cluster). Tables are the same."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="With --engine ray: a running cluster, or auto on one of its machines.",
+        show_default="Ray is started on this machine",
+    ),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="With --engine ray: how many processes load the model.", show_default="as many as there is room for"
+    ),
+]
+CpusPerReplica = Annotated[
+    int | None,
+    typer.Option(
+        help="With --engine ray: cores that each replica reserves, and threads that it computes with.",
+        show_default="the threads of this process, or fewer if --replicas would not fit on this machine",
+    ),
+]
+GpusPerReplica = Annotated[
+    float | None,
+    typer.Option(
+        help="With --engine ray: GPUs that each replica reserves, or a share of one, such as 0.5.",
+        show_default="1 with --device cuda, else 0",
+    ),
+]
+
 DEFAULT_MODEL = "bookshelf-gpt2"
 DEFAULT_DATA = "bookshelf"
 DEFAULT_DTYPE = "auto"

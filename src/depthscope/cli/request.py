@@ -13,7 +13,7 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console, styled
-from depthscope.cli.groups import Loading, Sampling, gathered, group_parameters, with_parameters
+from depthscope.cli.groups import Loading, Placement, Sampling, gathered, group_parameters, with_parameters
 from depthscope.cli.signals import status_of
 from depthscope.cli.summary import print_summary
 from depthscope.printable import printable
@@ -40,12 +40,14 @@ class Request(Subject):
 
     sampling: Sampling = field(default_factory=Sampling)
     loading: Loading = field(default_factory=Loading)
+    placement: Placement = field(default_factory=Placement)
     settings: dict[str, Any] = field(default_factory=dict)
     """The settings of the study, by name."""
 
     def check(self) -> None:
-        """Raise DepthscopeError for what no model could be loaded with, and for no usable --out. Imports no torch."""
+        """Raise DepthscopeError for what no model could be loaded with, no usable --engine or --out. Imports no torch."""
         self.loading.check(self.model)
+        self.placement.check()
         if self.out is not None:
             options.check_path("--out", self.out)
 
@@ -62,7 +64,7 @@ class Request(Subject):
 
 LONGEST_SLUG = 200
 MODEL, *SUBJECT = group_parameters(Subject)
-SHARED = (*SUBJECT, *group_parameters(Sampling), *group_parameters(Loading))
+SHARED = (*SUBJECT, *group_parameters(Sampling), *group_parameters(Loading), *group_parameters(Placement))
 """The options of all measuring commands."""
 
 
@@ -74,7 +76,8 @@ def measuring(settings: Sequence[Option], command: Callable[..., None]) -> Calla
     @wraps(command)
     def with_request(**given: Any) -> None:
         subject = {one.name: given.pop(one.name) for one in (MODEL, *SUBJECT)}
-        groups = {"sampling": gathered(Sampling, given), "loading": gathered(Loading, given)}
+        kinds = {"sampling": Sampling, "loading": Loading, "placement": Placement}
+        groups = {name: gathered(kind, given) for name, kind in kinds.items()}
         asked = {one.name: given.pop(one.name) for one in declared}
         command(Request(**subject, **groups, settings=asked), **given)
 
@@ -109,7 +112,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     where = printable(directory)
     console.print(styled(loaded.name, "bold") + f": {printable(blocks)}, {printable(request.data)}, into {where}")
     try:
-        study = run_study(loaded, text, out=directory, **asked)
+        study = run_study(loaded, text, out=directory, **asdict(request.placement), **asked)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None

@@ -103,7 +103,27 @@ def load(
     loaded.tokenizer = tokenizer or loaded.tokenizer
     model = _taken_apart(loaded, verify)
     model.adapter = put
+    if isinstance(source, str | Path):
+        model.source = {
+            "source": _anywhere(str(source)),
+            "tokenizer": tokenizer,
+            "revision": loaded.commit or revision,
+            "dtype": dtype,
+            "device": model.device.type,
+            "stream": "yes" if model.stack.streamed else "no",
+            "adapter": None if adapter is None else _anywhere(str(adapter)),
+            "unused_tensors": unused_tensors,
+            "verify": False,  # whoever loads it again compares it with this one
+        }
     return model
+
+
+def _anywhere(source: str) -> str:
+    """The name of a model or adapter as it is known in other directories too."""
+    path, sign, file = source.partition("#")
+    if source in embedded() or source in NAMED or not Path(path).expanduser().exists():
+        return source
+    return f"{Path(path).expanduser().resolve()}{sign}{file}"
 
 
 @dataclass(slots=True, kw_only=True)

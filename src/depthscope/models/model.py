@@ -1,7 +1,7 @@
 """A loaded model as the rest of depthscope sees it: blocks, unembedding, components, tokenizer and facts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -61,6 +61,8 @@ class Model:
         """The GGUF file that the model came from."""
         self.folder: Path | None = None
         """The folder its files are in; None for a model that was handed in."""
+        self.source: Mapping[str, Any] | None = None
+        """Arguments of `load` that give the same model in another process; None for a model that was handed in."""
         with torch.inference_mode():
             self.stack = BlockStack(hf, residency)
             self.require_finite(hf(input_ids=torch.arange(3, device=hf.device)[None], use_cache=False).logits)

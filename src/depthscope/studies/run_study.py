@@ -1,10 +1,7 @@
 """A study: experiments on one model and one text, in one run directory."""
 
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +9,12 @@ import polars as pl
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
-from depthscope.engine.reductions import Reductions, reductions_for
+from depthscope.engine.reductions import PLAIN
 from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError, MemoryShortError, NumericError
 from depthscope.experiments import sweep
 from depthscope.experiments.experiment import (
     Explained,
-    Halving,
     OwnUnits,
     Partial,
     Prepared,
@@ -31,8 +27,9 @@ from depthscope.models.memory import MEASURING, memory_errors, require_headroom
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.printable import printable
-from depthscope.run.local import Unit, document_units, run_units, work_units
+from depthscope.run.cluster import RAY, Cluster
 from depthscope.run.store import RunDirectory
+from depthscope.run.units import LocalRunner, Runner, Unit, document_units, run_units, work_units
 from depthscope.schema.experiments import STAGES, declared_experiments
 from depthscope.schema.manifest import (
     AdapterEntry,
@@ -46,21 +43,12 @@ from depthscope.schema.manifest import (
 from depthscope.stages import find as stages
 from depthscope.stages.signals import ResampledLayers, read_measured
 from depthscope.studies import precision
-from depthscope.studies.read_windows import read_windows, require_memory_for
+from depthscope.studies.placement import placed
+from depthscope.studies.provenance import chosen_form, kernels, versions
+from depthscope.studies.read_windows import require_memory_for
 from depthscope.studies.settings import StudySettings
 from depthscope.studies.threads import same_sums
-
-VERSIONED = (
-    "depthscope",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "polars",
-    "scipy",
-    "scikit-learn",
-    "ruptures",
-)
+from depthscope.studies.unit_work import OwnTask, SharedTask, Work
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, units done, total units). While documents are read, the total is a lower bound."""
@@ -79,9 +67,15 @@ REDUCE = "Use a shorter --window, --stream yes, --dtype bfloat16, or fewer --exp
 
 @memory_errors("measure", f"{REDUCE}; the same command goes on where this one ended")
 def run_study(
-    model: Model, corpus: Corpus, out: str | Path, settings: StudySettings, progress: Progress | None = None
+    model: Model,
+    corpus: Corpus,
+    out: str | Path,
+    settings: StudySettings,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> RunDirectory:
-    """Do the remaining work of a study in directory `out`, then write its tables.
+    """Do the remaining work of a study in directory `out`, then write its tables. With a `cluster`, replicas on it compute the
+    units.
 
     Experiments requested later are added to those already there. Raises RunMismatchError if `out` was made with other
     settings, whatever reading text or measuring raises, and, if only one experiment was requested, the reason why it cannot
@@ -92,7 +86,7 @@ def run_study(
     names = settings.experiments
     tell = progress or (lambda what, done, units: None)
     subject = studied(model, corpus, settings, tell)
-    return run_experiments(subject, *_make_experiments(names, subject), out, tell)
+    return run_experiments(subject, *_make_experiments(names, subject), out, tell, cluster=cluster)
 
 
 def run_experiments(
@@ -103,12 +97,13 @@ def run_experiments(
     out: str | Path,
     tell: Progress,
     more_versions: Mapping[str, str] | None = None,
+    cluster: Cluster | None = None,
 ) -> RunDirectory:
     """The same for experiments that have been made; `not_done` are the reasons why others could not be.
 
     `more_versions` are those of further packages that affect numbers. `subject.windows` is the text of the readings.
     """
-    model, settings, names = subject.model, subject.settings, subject.settings.experiments
+    settings, names = subject.settings, subject.settings.experiments
     made: list[Running] = [*readings, *others]
     require_memory_for(subject.model, subject.windows.length, REDUCE)
     asked = _settings(subject, made)
@@ -123,9 +118,7 @@ def run_experiments(
         earlier = {what: why for what, why in run.manifest.not_done.items() if not _asked(what, made)}
         run.update(not_done={**earlier, **not_done})
         _prepare(made, run.path, tell)
-        units_done = _shared_pass(run, subject, readings, tell)
-        for experiment in others:
-            _own_units(run, model, experiment, tell)
+        units_done = _all_units(run, subject, readings, others, tell, cluster)
         units_of = {one.name: one.units if isinstance(one, OwnUnits) else units_done for one in made}
         require_headroom("writing the tables")
         for experiment in made:
@@ -135,8 +128,6 @@ def run_experiments(
                 run.write_table(name, table, experiment.name)
             if isinstance(experiment, Explained):
                 run.update(**experiment.facts(tables))
-        if halved := sum(reading.halved for reading in readings if isinstance(reading, Halving)):
-            run.update(kernels={**run.manifest.kernels, "halved": f"{halved} pieces, not enough memory"})
         run.finish(list(units_of), units_of)
         if STAGES in names:
             with same_sums():
@@ -199,26 +190,52 @@ def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayer
     return read_measured(run, shards, subject.model.depth)
 
 
-def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading], tell: Progress) -> int:
+def _all_units(
+    run: RunDirectory,
+    subject: Studied,
+    readings: Sequence[Reading],
+    others: Sequence[OwnUnits],
+    tell: Progress,
+    cluster: Cluster | None,
+) -> int:
+    """Do the units that lack a shard, here or on a cluster. Returns how many units of the shared pass make up the text."""
+    model, units, logits = subject.model, _units(subject), _logits(subject, readings)
+    chosen = chosen_form(model, logits)
+    _note_kernels(run, kernels(model, *chosen) | ({} if cluster is None else {"engine": RAY}))
+    most = len(units) + sum(experiment.units for experiment in others)
+    with placed(cluster, model, [*readings, *others], chosen, logits, most) as runner:
+        done = _shared_pass(run, subject, units, readings, tell, runner)
+        for experiment in others:
+            _own_units(run, model, experiment, tell, runner)
+        if cluster is not None:
+            run.update(kernels={**run.manifest.kernels, "engine": str(runner)})
+        if runner.halved:
+            run.update(kernels={**run.manifest.kernels, "halved": f"{runner.halved} pieces, not enough memory"})
+    return done
+
+
+def _shared_pass(
+    run: RunDirectory,
+    subject: Studied,
+    units: Sequence[Unit],
+    readings: Sequence[Reading],
+    tell: Progress,
+    runner: Runner,
+) -> int:
     """Run the model once per unit; every reading whose shard is missing takes what it needs from that run.
 
     Returns how many units make up the text: all of them, or those read until the goal of the run was reached.
     """
-    units = _units(subject)
-    by_name = {reading.name: reading for reading in readings}
-    what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
-    sizes = _sizes(subject.model)
-    form, because = reductions_for(subject.model.device, _logits(subject, readings), sizes.reductions)
-    _note_kernels(run, _kernels(subject.model, form, because))
+    names = [reading.name for reading in readings]
+    what = names[0] if len(names) == 1 else "reading the text"
 
-    def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
-        windows = subject.windows.part(units[index].start, units[index].stop)
-        return read_windows(subject.model, [by_name[name] for name in missing], windows, form)
+    def task(index: int, missing: Sequence[str]) -> SharedTask:
+        return SharedTask(tuple(missing), subject.windows.part(units[index].start, units[index].stop))
 
     goal = _goal(run, subject, readings)
     shards = iter(()) if goal is None else run.shards(goal.aimed.name, len(units))
     done = len(units)
-    for index in run_units(run, list(by_name), len(units) if readings else 0, work):
+    for index in run_units(run, names, len(units) if readings else 0, task, runner, in_order=goal is not None):
         tell(what, index + 1, len(units))
         if goal is not None and goal.met_with(next(shards)):
             done = index + 1
@@ -246,19 +263,6 @@ def _note_kernels(run: RunDirectory, now: dict[str, str]) -> None:
     run.update(kernels=now)
 
 
-def _kernels(model: Model, form: Reductions, because: str) -> dict[str, str]:
-    """How matrix products and the sums over the vocabulary are computed: results are the same up to rounding."""
-    products = "packed" if not model.kernels.note else f"plain: {model.kernels.note}"
-    if model.device.type != "cpu":
-        products = "torch's own"
-    elif model.facts.streamed:
-        products = "packed outside the blocks, which are streamed"
-    return {
-        "products": products,
-        "sums": f"{form.name}{because and ': '}{because}",
-    }
-
-
 def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
     """The precision that the shared pass should reach; None if there is no such goal."""
     wanted = subject.settings.precision
@@ -271,14 +275,15 @@ def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> p
     return precision.PrecisionGoal(wanted, aimed, subject.windows, floor if isinstance(floor, float) else None)
 
 
-def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
-    with model.measuring():
-        return {experiment.name: experiment.work(unit)}
+def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Progress, runner: Runner) -> None:
+    """Do the units of an experiment with separate work that lack their shard; those that depend on each other here."""
 
+    def task(unit: int, _missing: Sequence[str]) -> OwnTask:
+        return OwnTask(experiment.name, unit)
 
-def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Progress) -> None:
-    """Do the units of an experiment with separate work that lack their shard."""
-    for unit in run_units(run, [experiment.name], experiment.units, partial(_own_unit, model, experiment)):
+    if isinstance(experiment, Sequential):
+        runner = LocalRunner(Work(model, [experiment], PLAIN).perform)
+    for unit in run_units(run, [experiment.name], experiment.units, task, runner):
         if isinstance(experiment, Sequential):
             experiment.take_up(run.shard(experiment.name, unit))
         tell(experiment.name, unit + 1, experiment.units)
@@ -362,8 +367,3 @@ def _text(windows: Windows) -> TextEntry:
         packed=None if packed is None else PackedEntry(**packed),
         clustered=None if clustered is None else ClusteredEntry(**clustered),
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that affect numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
