@@ -9,8 +9,8 @@ import pytest
 
 from depthscope.errors import RunError, RunMismatchError
 from depthscope.run.files import atomic_file
-from depthscope.run.units import run_units, work_units
 from depthscope.run.store import RunDirectory
+from depthscope.run.units import Done, LocalRunner, run_units, work_units
 from depthscope.schema.manifest import Settings
 
 FRAME = pl.DataFrame({"a": [1, 2]})
@@ -133,17 +133,57 @@ def test_units_cover_every_window_once():
 def test_units_with_a_shard_are_not_done_again(tmp_path):
     asked = []
 
-    def work(unit, missing):
+    def work(task):
+        unit, missing = task
         asked.append((unit, list(missing)))
-        return dict.fromkeys(missing, FRAME)
+        return Done(dict.fromkeys(missing, FRAME))
 
     with RunDirectory.writing(tmp_path, NONE, {}) as run:
         run.write_shard("sweep", 1, FRAME)
         run.write_shard("lens", 1, FRAME)
         run.write_shard("lens", 2, FRAME)
-        assert list(run_units(run, ["sweep", "lens"], 3, work)) == [0, 1, 2]
+        units = run_units(run, ["sweep", "lens"], 3, lambda *task: task, LocalRunner(work))
+        assert list(units) == [0, 1, 2]
         assert all(len(list(run.shards(name, 3))) == 3 for name in ("sweep", "lens"))
     assert asked == [(0, ["sweep", "lens"]), (2, ["sweep"])]
+
+
+class Backwards:
+    """A runner that takes three tasks at a time and does the last one first."""
+
+    halved = 0
+
+    def __init__(self):
+        self.taken = []
+
+    @property
+    def room(self):
+        return 3 - len(self.taken)
+
+    def ahead(self, in_order):
+        return 3 if in_order else None
+
+    def submit(self, unit, task):
+        self.taken.append((unit, {"sweep": FRAME}))
+
+    def next(self):
+        return self.taken.pop()
+
+
+def test_units_that_are_done_in_any_order_are_yielded_in_order(tmp_path):
+    with RunDirectory.writing(tmp_path, NONE, {}) as run:
+        run.write_shard("sweep", 2, FRAME)
+        for unit in run_units(run, ["sweep"], 8, lambda *task: task, Backwards()):
+            assert all(run.has_shard("sweep", earlier) for earlier in range(unit + 1))
+        assert unit == 7
+
+
+def test_nothing_is_stored_of_units_after_the_one_that_a_goal_stops_at(tmp_path):
+    with RunDirectory.writing(tmp_path, NONE, {}) as run:
+        for unit in run_units(run, ["sweep"], 8, lambda *task: task, Backwards(), in_order=True):
+            if unit == 4:
+                break
+        assert [run.has_shard("sweep", one) for one in range(8)] == [True] * 5 + [False] * 3
 
 
 def test_experiments_join_a_run_but_must_agree_where_both_are(tmp_path):

@@ -1,0 +1,177 @@
+"""Studies on a Ray cluster: the same bytes as in one process, whatever dies; errors that end a study, and say why."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+import depthscope as ds
+from depthscope.errors import DepthscopeError, ModelError, NumericError, RunError
+from depthscope.models.load import load
+from depthscope.run.cluster import Cluster, cluster_of
+from depthscope.run.units import Done
+
+pytest.importorskip("cloudpickle", reason="the extra cluster is not installed")
+ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.xdist_group("ray"),
+]
+
+from ray.cluster_utils import Cluster as Machines  # noqa: E402
+
+from depthscope.run.ray_runner import MOST_TRIES, RayRunner  # noqa: E402
+
+HOW = {"window": 32, "unit_tokens": 32, "experiments": ["sweep", "norms", "neurons"], "progress": False}
+"""A study with units of the shared pass, and of an experiment with own units."""
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """Two machines with a core each, simulated on this one; the second may be lost and come back."""
+    here = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    here.add_node(num_cpus=1)
+    yield here
+    ray.shutdown()
+    here.shutdown()
+
+
+def replicas(machines: Machines) -> list[int]:
+    """Processes of replicas, all of them children of these machines' raylets."""
+    raylets = {one.process.pid for node in machines.list_all_nodes() for one in node.all_processes.get("raylet", [])}
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            status, line = (entry / "status").read_text(), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parent = next((int(row.split()[1]) for row in status.splitlines() if row.startswith("PPid:")), 0)
+        if parent in raylets and line.startswith(b"ray::_Replica"):
+            found.append(int(entry.name))
+    return found
+
+
+def written(run: Path) -> dict[str, bytes]:
+    """The content of all shards, tables and stages."""
+    return {file.relative_to(run).as_posix(): file.read_bytes() for file in run.rglob("*.parquet")}
+
+
+class Chaos:
+    """A study's progress, which ends a replica or a machine after random units."""
+
+    def __init__(self, machines: Machines, kills: int, units: int, nodes: int) -> None:
+        self.machines, moments = machines, random.Random(0)
+        after = sorted(moments.sample(range(1, units), kills))
+        self.lost = set(moments.sample(after, nodes))
+        self.after, self.done, self.killed = after, 0, 0
+
+    def __call__(self, what: str, done: int, units: int) -> None:
+        if what == "finding documents":
+            return
+        self.done += 1
+        if self.after and self.done >= self.after[0]:
+            self._kill(self.after.pop(0) in self.lost)
+
+    def _kill(self, machine: bool) -> None:
+        if machine:
+            self.machines.remove_node(self.machines.worker_nodes.copy().pop(), allow_graceful=False)
+            self.machines.add_node(num_cpus=1)
+        else:
+            while not (there := replicas(self.machines)):
+                time.sleep(0.05)
+            os.kill(random.choice(there), signal.SIGKILL)
+        self.killed += 1
+
+
+@pytest.mark.fault(
+    "replicas of a study on a Ray cluster are ended by SIGKILL at random moments, and a machine of it is lost",
+    "units are computed elsewhere; shards and tables are the same bytes as of a study in one process",
+)
+def test_what_dies_loses_nothing(machines, tmp_path, tries):
+    kills = tries(2, of=20)
+    text = ds.corpus("bookshelf", tokens=32 * (4 + 2 * kills))
+    model = load("bookshelf-gpt2")
+    with threadpool_limits(1):
+        whole = ds.study(model, text, out=tmp_path / "local", **HOW)
+
+        def stop(what: str, done: int, units: int) -> None:
+            if what == "reading the text" and done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ds.study(model, text, out=tmp_path / "ray", **HOW | {"progress": stop})
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "ray" / "shards").rglob("*.parquet")}
+    units = whole.run.manifest.units["sweep"] + whole.run.manifest.units["neurons"]
+    chaos = Chaos(machines, kills, units - 2, 1)
+    share = {"engine": "ray", "address": machines.address, "replicas": 2, "cpus_per_replica": 1}
+    resumed = ds.study(model, text, out=tmp_path / "ray", **HOW | {"progress": chaos} | share)
+    assert chaos.killed == kills
+    assert before
+    assert all(file.stat().st_mtime_ns == at for file, at in before.items()), "finished units were computed again"
+    assert written(tmp_path / "ray") == written(tmp_path / "local")
+    assert resumed.run.complete
+    assert resumed.run.manifest.kernels["engine"].startswith("ray: replicas 2, each with 1 threads")
+
+
+class Exits:
+    """Ends its process for one unit, raises for another, and gives an empty shard for the others."""
+
+    processor = "none"
+
+    def perform(self, task: str) -> Done:
+        if task == "exit":
+            os._exit(1)
+        if task == "raise":
+            raise NumericError("NaN at block 3")
+        return Done({}, halved=1)
+
+
+@pytest.fixture
+def runner(machines):
+    with RayRunner(
+        Cluster(address=machines.address, replicas=1), lambda cpus: Exits, cuda=False, threads=1, units=3
+    ) as made:
+        yield made
+
+
+@pytest.mark.fault("a unit ends its process each time", "one error after a bounded number of tries")
+def test_a_unit_that_ends_its_process_each_time(runner):
+    runner.submit(0, "nothing")
+    runner.submit(1, "exit")
+    assert runner.next() == (0, {})
+    assert runner.halved == 1
+    with pytest.raises(RunError, match=rf"work unit 1 was given to {MOST_TRIES} replicas, and each of their processes"):
+        runner.next()
+
+
+def test_what_a_replica_raises_is_raised_here(runner):
+    runner.submit(0, "raise")
+    with pytest.raises(NumericError, match=r"^NaN at block 3$"):
+        runner.next()
+
+
+def test_a_replica_of_another_model_is_refused(machines, tmp_path):
+    model = load("bookshelf-gpt2")
+    model.hf.get_input_embeddings().weight.data[0] += 1
+    text = ds.corpus("bookshelf", tokens=64)
+    share = {"engine": "ray", "address": machines.address, "replicas": 1}
+    with pytest.raises(RunError, match=r"would give other numbers:\n  weights: [0-9a-f]{64} in the study"):
+        ds.study(model, text, out=tmp_path, **HOW | {"experiments": ["norms"]} | share)
+
+
+def test_what_cannot_be_placed_is_refused(tiny_of, tmp_path):
+    with pytest.raises(ModelError, match="was handed in as an object"):
+        ds.study(tiny_of("gpt2"), ["a"], out=tmp_path / "a", engine="ray", window=2, bos="none", experiments="norms")
+    for given, says in (
+        ({"engine": "slurm"}, "unknown engine 'slurm': expected one of local, ray"),
+        ({"engine": "local", "replicas": 2}, "--replicas: expected only with --engine ray"),
+        ({"engine": "ray", "replicas": 0}, "replicas is 0: expected a whole number from 1"),
+        ({"engine": "ray", "gpus_per_replica": 1.5}, "expected a whole number, or a share below 1"),
+        ({"engine": "ray", "address": " "}, "expected auto or HOST:PORT"),
+    ):
+        with pytest.raises(DepthscopeError, match=says):
+            cluster_of(**given)
