@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -117,23 +118,26 @@ def test_what_dies_loses_nothing(machines, tmp_path, tries):
     assert resumed.run.manifest.kernels["engine"].startswith("ray: replicas 2, each with 1 threads")
 
 
-class Exits:
-    """Ends its process for one unit, raises for another, and gives an empty shard for the others."""
+def build() -> Any:
+    """What ends its process for one unit, raises for another, and gives no shard for the others."""
 
-    processor = "none"
+    class Exits:
+        processor = "none"
 
-    def perform(self, task: str) -> Done:
-        if task == "exit":
-            os._exit(1)
-        if task == "raise":
-            raise NumericError("NaN at block 3")
-        return Done({}, halved=1)
+        def perform(self, task: str) -> Done:
+            if task == "exit":
+                os._exit(1)
+            if task == "raise":
+                raise NumericError("NaN at block 3")
+            return Done({}, halved=1)
+
+    return Exits  # a class within a function is sent as it is: replicas cannot import tests
 
 
 @pytest.fixture
 def runner(machines):
     with RayRunner(
-        Cluster(address=machines.address, replicas=1), lambda cpus: Exits, cuda=False, threads=1, units=3
+        Cluster(address=machines.address, replicas=1), lambda cpus: build(), cuda=False, threads=1, units=3
     ) as made:
         yield made
 
@@ -163,9 +167,11 @@ def test_a_replica_of_another_model_is_refused(machines, tmp_path):
         ds.study(model, text, out=tmp_path, **HOW | {"experiments": ["norms"]} | share)
 
 
-def test_what_cannot_be_placed_is_refused(tiny_of, tmp_path):
+def test_what_cannot_be_placed_is_refused(tmp_path):
+    named = load("bookshelf-gpt2")
+    model = load(named.hf, tokenizer=named.tokenizer)
     with pytest.raises(ModelError, match="was handed in as an object"):
-        ds.study(tiny_of("gpt2"), ["a"], out=tmp_path / "a", engine="ray", window=2, bos="none", experiments="norms")
+        ds.study(model, ds.corpus(tokens=64), out=tmp_path, engine="ray", **HOW | {"experiments": ["norms"]})
     for given, says in (
         ({"engine": "slurm"}, "unknown engine 'slurm': expected one of local, ray"),
         ({"engine": "local", "replicas": 2}, "--replicas: expected only with --engine ray"),

@@ -53,23 +53,27 @@ Build = Callable[[], Performs]
 
 
 class _Replica:
-    """An actor: builds what performs tasks once per process, and performs them."""
+    """An actor: builds what performs tasks once per process, and performs them.
 
-    def __init__(self, build: Build) -> None:
-        self._build = build
+    `held` contains a reference to what builds it. Not an argument of __init__: what is raised there ends the actor for good.
+    """
+
+    def __init__(self) -> None:
         self._built: Performs | None = None
 
-    def start(self) -> str:
-        """Build it unless that is done, and report the processor. An error in __init__ would be lost."""
-        if self._built is None:
-            self._built = self._build()
-        return self._built.processor
+    def start(self, held: list[Any]) -> str:
+        """Build it and report the processor."""
+        return self._performing(held).processor
 
-    def perform(self, task: Any) -> Done:
+    def perform(self, held: list[Any], task: Any) -> Done:
         """Perform a task."""
-        self.start()
+        return self._performing(held).perform(task)
+
+    def _performing(self, held: list[Any]) -> Performs:
+        if self._built is None:
+            self._built = ray.get(held[0])()
         assert self._built is not None
-        return self._built.perform(task)
+        return self._built
 
 
 @dataclass(slots=True)
@@ -97,6 +101,8 @@ class RayRunner:
         self._cpus, self._gpus = _share(cluster, threads, cuda)
         self._ray = ExitStack()
         self._actors: list[Any] = []
+        self._held: list[Any] = []
+        """The reference to what replicas are built from: without it Ray deletes the object."""
         self._processors: set[str] = set()
         self._waiting: deque[_Job] = deque()
         self._idle: list[Any] = []
@@ -167,10 +173,10 @@ class RayRunner:
         actor = ray.remote(_Replica).options(
             max_restarts=-1, max_task_retries=0, num_cpus=self._cpus, num_gpus=self._gpus
         )
-        shared = ray.put(self._build(self._cpus))
+        self._held = [ray.put(self._build(self._cpus))]
         self._ray.callback(self._end)
         for _ in range(replicas):
-            replica = actor.remote(shared)
+            replica = actor.remote()
             self._actors.append(replica)
             self._start(replica)
 
@@ -180,13 +186,13 @@ class RayRunner:
                 ray.kill(replica, no_restart=True)
 
     def _start(self, replica: Any) -> None:
-        self._under_way[replica.start.options(max_task_retries=STARTS).remote()] = (replica, None)
+        self._under_way[replica.start.options(max_task_retries=STARTS).remote(self._held)] = (replica, None)
 
     def _assign(self) -> None:
         while self._waiting and self._idle:
             job, replica = self._waiting.popleft(), self._idle.pop()
             job.tries += 1
-            self._under_way[replica.perform.remote(job.task)] = (replica, job)
+            self._under_way[replica.perform.remote(self._held, job.task)] = (replica, job)
 
     def _wait(self) -> list[Any]:
         """At least one result; says so while no replica is there to work for one."""
