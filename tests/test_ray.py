@@ -19,6 +19,7 @@ from depthscope.run.units import Done
 pytest.importorskip("cloudpickle", reason="the extra cluster is not installed")
 ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:no replica has started"),  # on a machine that is busy
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.xdist_group("ray"),
 ]

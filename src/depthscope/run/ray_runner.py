@@ -42,7 +42,10 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 class Performs(Protocol):
     """What replicas are built into."""
 
-    processor: str
+    @property
+    def processor(self) -> str:
+        """Features of the processor that decide how sums are rounded."""
+        ...
 
     def perform(self, task: Any) -> Done:
         """The shards of a task."""
@@ -152,7 +155,7 @@ class RayRunner:
             for reference in self._wait():
                 replica, job = self._under_way.pop(reference)
                 try:
-                    result = ray.get(reference)
+                    result: Any = ray.get(reference)
                 except exceptions.RayTaskError as error:
                     raise _raised(error) from None
                 except exceptions.RayError as error:
@@ -170,9 +173,8 @@ class RayRunner:
     def _begin(self) -> None:
         self._ray.enter_context(_connected(self._cluster.address))
         replicas = min(self._units, _replicas(self._cluster, self._cpus, self._gpus))
-        actor = ray.remote(_Replica).options(
-            max_restarts=-1, max_task_retries=0, num_cpus=self._cpus, num_gpus=self._gpus
-        )
+        remote: Any = ray.remote(_Replica)  # its attributes are made at run time
+        actor = remote.options(max_restarts=-1, max_task_retries=0, num_cpus=self._cpus, num_gpus=self._gpus)
         self._held = [ray.put(self._build(self._cpus))]
         self._ray.callback(self._end)
         for _ in range(replicas):
