@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from depthscope.data.corpus import Corpus
@@ -17,6 +18,7 @@ from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError, MemoryShortError, NumericError
 from depthscope.experiments import sweep
 from depthscope.experiments.experiment import (
+    Aimed,
     Explained,
     Halving,
     OwnUnits,
@@ -31,7 +33,8 @@ from depthscope.models.memory import MEASURING, memory_errors, require_headroom
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.printable import printable
-from depthscope.run.local import Unit, document_units, run_units, work_units
+from depthscope.run.by_document import by_document
+from depthscope.run.local import Unit, run_units, units_between, work_units
 from depthscope.run.store import RunDirectory
 from depthscope.schema.experiments import STAGES, declared_experiments
 from depthscope.schema.manifest import (
@@ -62,6 +65,8 @@ VERSIONED = (
     "ruptures",
 )
 
+Work = Callable[[int, Sequence[str]], Mapping[str, pl.DataFrame]]
+"""Computes the shards of a unit for the experiments named."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, units done, total units). While documents are read, the total is a lower bound."""
 
@@ -130,7 +135,7 @@ def run_experiments(
         require_headroom("writing the tables")
         for experiment in made:
             with same_sums():
-                tables = experiment.tables(run.shards(experiment.name, units_of[experiment.name]))
+                tables = experiment.tables(_shards(run, subject, experiment, units_of[experiment.name]))
             for name, table in tables.items():
                 run.write_table(name, table, experiment.name)
             if isinstance(experiment, Explained):
@@ -182,11 +187,36 @@ def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Read
 
 
 def _windows(model: Model, corpus: Corpus, settings: StudySettings, tell: Progress) -> Windows:
-    """The text in reading order; with a precision goal, the largest amount that may be read."""
+    """The text; with a precision goal, the largest amount that may be read."""
     if settings.precision is not None:
         corpus = precision.longest_text(corpus)
-    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
-    return windows if settings.precision is None else windows.in_random_order(precision.ORDER_SEED)
+    return make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
+
+
+def _order(subject: Studied) -> precision.ReadingOrder:
+    """The order in which the shared pass reads the text: as it is, unless there is a precision goal."""
+    if subject.settings.precision is None:
+        return precision.ReadingOrder(subject.windows, [])
+    return precision.ReadingOrder.of(subject.windows)
+
+
+def _shards(run: RunDirectory, subject: Studied, experiment: Running, units: int) -> Iterable[pl.DataFrame]:
+    """An experiment's shards, each document's rows together."""
+    if isinstance(experiment, OwnUnits):
+        return run.shards(experiment.name, units)
+    read = partial(run.shards, experiment.name, units)
+    if subject.settings.precision is not None and isinstance(experiment, Aimed):
+        return _together(subject, lambda: experiment.summed(read()), units)
+    return _together(subject, read, units)
+
+
+def _together(subject: Studied, read: Callable[[], Iterable[pl.DataFrame]], units: int) -> Iterable[pl.DataFrame]:
+    """The shards of the shared pass, each document's rows together; those of `units` units, sums over documents."""
+    if subject.settings.precision is None:
+        return read()
+    order = _order(subject)
+    windows = order.windows.part(0, _units(subject, order)[units - 1].stop)
+    return by_document(read, np.unique(windows.document).tolist())
 
 
 def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayers:
@@ -196,7 +226,7 @@ def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayer
         found = run.shards(experiment, units)
         return sweep.summed(found, subject.windows.length) if experiment == sweep.NAME else found
 
-    return read_measured(run, shards, subject.model.depth)
+    return read_measured(run, lambda name: _together(subject, partial(shards, name), units), subject.model.depth)
 
 
 def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading], tell: Progress) -> int:
@@ -204,7 +234,8 @@ def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading
 
     Returns how many units make up the text: all of them, or those read until the goal of the run was reached.
     """
-    units = _units(subject)
+    order = _order(subject)
+    units = _units(subject, order)
     by_name = {reading.name: reading for reading in readings}
     what = next(iter(by_name)) if len(by_name) == 1 else "reading the text"
     sizes = _sizes(subject.model)
@@ -212,21 +243,30 @@ def _shared_pass(run: RunDirectory, subject: Studied, readings: Sequence[Reading
     _note_kernels(run, _kernels(subject.model, form, because))
 
     def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
-        windows = subject.windows.part(units[index].start, units[index].stop)
-        return read_windows(subject.model, [by_name[name] for name in missing], windows, form)
+        windows = order.windows.part(units[index].start, units[index].stop)
+        now = by_name if goal is None else {**by_name, goal.aimed.name: goal.reading}
+        return read_windows(subject.model, [now[name] for name in missing], windows, form)
 
-    goal = _goal(run, subject, readings)
-    shards = iter(()) if goal is None else run.shards(goal.aimed.name, len(units))
+    goal = _goal(run, subject, readings, order)
     done = len(units)
     for index in run_units(run, list(by_name), len(units) if readings else 0, work):
         tell(what, index + 1, len(units))
-        if goal is not None and goal.met_with(next(shards)):
+        if goal is not None and _met(run, goal, units[index], work):
             done = index + 1
             break
     if goal is not None:
         tell(what, len(units), len(units))
-        precision.record(run, goal, subject.corpus, _text(subject.windows.part(0, units[done - 1].stop)))
+        precision.record(run, goal, subject.corpus, _text(order.windows.part(0, units[done - 1].stop)))
     return done
+
+
+def _met(run: RunDirectory, goal: precision.PrecisionGoal, unit: Unit, work: Work) -> bool:
+    """Whether to stop after this unit. Its shard is measured again if it lacks rows that this goal needs."""
+    shard = run.shard(goal.aimed.name, unit.index)
+    if not goal.measures(shard):
+        shard = work(unit.index, [goal.aimed.name])[goal.aimed.name]
+        run.write_shard(goal.aimed.name, unit.index, shard)
+    return goal.met_with(shard, unit.stop - unit.start)
 
 
 def _logits(subject: Studied, readings: Sequence[Reading]) -> float:
@@ -259,7 +299,9 @@ def _kernels(model: Model, form: Reductions, because: str) -> dict[str, str]:
     }
 
 
-def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
+def _goal(
+    run: RunDirectory, subject: Studied, readings: Sequence[Reading], order: precision.ReadingOrder
+) -> precision.PrecisionGoal | None:
     """The precision that the shared pass should reach; None if there is no such goal."""
     wanted = subject.settings.precision
     if wanted is None:
@@ -268,7 +310,7 @@ def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> p
     aimed = precision.aim_of(readings)
     assert aimed is not None
     floor = run.manifest.noise_floor
-    return precision.PrecisionGoal(wanted, aimed, subject.windows, floor if isinstance(floor, float) else None)
+    return precision.PrecisionGoal(wanted, aimed, order, floor if isinstance(floor, float) else None)
 
 
 def _own_unit(model: Model, experiment: OwnUnits, unit: int, _missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
@@ -284,11 +326,11 @@ def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Prog
         tell(experiment.name, unit + 1, experiment.units)
 
 
-def _units(subject: Studied) -> list[Unit]:
+def _units(subject: Studied, order: precision.ReadingOrder) -> list[Unit]:
     per_unit = _per_unit(subject)
     if subject.settings.precision is None:
         return work_units(len(subject.windows), per_unit)
-    return document_units([count for _, count in subject.windows.per_document()], per_unit)
+    return units_between(order.looks, per_unit)
 
 
 def _sizes(model: Model) -> Sizes:
