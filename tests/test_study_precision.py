@@ -151,7 +151,7 @@ def test_a_map_alone_is_read_until_every_cell_is_precise_enough(study, tmp_path,
 
 
 def test_windows_are_drawn_from_all_and_each_document_counts_once(study, model, text, tmp_path, widths):
-    made, said = stops(study, tmp_path / "run", widths[1], "sweep", "lens", tokens=None, window=24, per_token=True)
+    made, said = stops(study, tmp_path / "run", widths[1], ("sweep", "lens"), tokens=None, window=24, per_token=True)
     shards = sorted((tmp_path / "run" / "shards" / "sweep").iterdir())
     read = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
     windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=24)

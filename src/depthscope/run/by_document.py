@@ -19,4 +19,4 @@ def by_document(read: Callable[[], Iterable[pl.DataFrame]], documents: Sequence[
     for start in range(0, len(documents), AT_ONCE):
         block = pl.Series(documents[start : start + AT_ONCE], dtype=pl.Int64).implode()
         parts = [shard.filter(pl.col("document").is_in(block)) for shard in read()]
-        yield pl.concat([part for part in parts if part.height]).sort("document", maintain_order=True)
+        yield pl.concat(parts).sort("document", maintain_order=True)
