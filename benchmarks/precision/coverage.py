@@ -29,7 +29,9 @@ def drawn(recorded: Recorded, sums: Float64[np.ndarray, "windows rows"], documen
     rng = np.random.default_rng(seed)
     there = np.unique(recorded.document)
     chosen = rng.choice(there, documents)
-    windows = [(place, sums[row]) for place, one in enumerate(chosen) for row in np.flatnonzero(recorded.document == one)]
+    windows = [
+        (place, sums[row]) for place, one in enumerate(chosen) for row in np.flatnonzero(recorded.document == one)
+    ]
     return [windows[place] for place in rng.permutation(len(windows))]
 
 
@@ -72,7 +74,9 @@ def report(folder: Path, simulations: int, documents: int) -> None:
         if not reached.any():
             print(f"±{goal:.0%}   never")
             continue
-        worst = np.array([right[:, which, row][reached[:, row]].mean() for row in np.flatnonzero(reached.sum(0) >= simulations / 2)])
+        worst = np.array(
+            [right[:, which, row][reached[:, row]].mean() for row in np.flatnonzero(reached.sum(0) >= simulations / 2)]
+        )
         bias = (mean[:, which] / truth - 1)[reached].mean()
         all_reach = stop[:, which][reached.all(1)]
         last, each = (np.nan, np.nan) if not len(all_reach) else (all_reach.max(1).mean(), all_reach.mean())

@@ -73,7 +73,10 @@ def report(folder: Path) -> None:
     fits = explained(means, controls)
     widest = int(np.argmax(documents + windows))
     for name, pick in (("median row", np.median), (recorded.edits[widest], lambda column: column[widest])):
-        independent, rest = float(pick(inside)) / length, float(pick(documents + windows)) - float(pick(inside)) / length
+        independent, rest = (
+            float(pick(inside)) / length,
+            float(pick(documents + windows)) - float(pick(inside)) / length,
+        )
         said = [f"{name}: documents {pick(documents):.4f}, windows {pick(windows):.4f}, whole {pick(whole):.2f} times"]
         said.append(f"a window is worth {pick(effective):.0f} independent tokens")
         for readout in READOUT:
