@@ -1,5 +1,7 @@
 """Intervals at planned looks: the constant against published tables and simulation, the mean against its definition."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -26,7 +28,7 @@ def test_the_schedule_grows_from_the_fewest_documents_to_the_end():
     assert len(np.unique(documents[: looks[0]])) == FEWEST
     assert len(np.unique(documents[: looks[0] - 1])) == FEWEST - 1
     assert looks[-1] == len(documents)
-    assert all(a < b <= np.ceil(a * GROWTH) for a, b in zip(looks, looks[1:], strict=False))
+    assert all(a < b <= np.ceil(a * GROWTH) for a, b in pairwise(looks))
     assert look_schedule(np.arange(FEWEST - 1)) == [FEWEST - 1]
 
 
@@ -59,7 +61,8 @@ def test_a_column_that_was_left_out_is_as_it_was_and_few_documents_have_no_inter
         after.add(document, tokens * keep, sums * keep)
         if place < stop:
             before.add(document, tokens, sums)
-    for a, b in zip((before.estimate().mean, before.estimate().high), (after.estimate().mean, after.estimate().high)):
+    one, other = before.estimate(), after.estimate()
+    for a, b in ((one.mean, other.mean), (one.high, other.high)):
         assert a[1] == b[1]
         assert a[0] != b[0]
     assert after.estimate().documents[1] == FEWEST
@@ -72,7 +75,7 @@ def test_a_column_that_was_left_out_is_as_it_was_and_few_documents_have_no_inter
 
 @pytest.mark.parametrize("each", [1, 6])
 def test_windows_of_documents_in_random_order_are_covered_at_all_looks_and_unbiased_at_each(each):
-    """Many texts of one model of documents that differ: the mean of windows of a document is log-normal. One text is a column."""
+    """Many texts, a column each; their documents differ by a log-normal factor."""
     rng, texts, documents = np.random.default_rng(4), 1500, 120
     effect, truth = np.exp(rng.normal(-0.045, 0.3, (documents, texts))), 1.0
     order = rng.permutation(np.repeat(np.arange(documents), each))

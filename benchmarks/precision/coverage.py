@@ -4,9 +4,9 @@
 
 A text is simulated by drawing recorded documents with replacement; the truth is the mean of the recorded ones. Its windows are
 read in random order, with the looks and the stopping rule of the library, every row stopping alone. Printed per model and goal:
-the share of (text, row) that reach it, of these the share whose interval at the stop covers the truth, of the worst row too, the
-bias of the mean at the stop as a share of the truth, how many tokens the last row and the mean row take, and the same coverage at
-all looks at once.
+the share of (text, row) that reach it, of these the share whose interval at the stop covers the truth, of the worst row too,
+the bias of the mean at the stop as a share of the truth, how many tokens the last row and the mean row take, and the same
+coverage at all looks at once.
 """
 
 import argparse
@@ -74,14 +74,13 @@ def report(folder: Path, simulations: int, documents: int) -> None:
         if not reached.any():
             print(f"±{goal:.0%}   never")
             continue
-        worst = np.array(
-            [right[:, which, row][reached[:, row]].mean() for row in np.flatnonzero(reached.sum(0) >= simulations / 2)]
-        )
+        often = np.flatnonzero(reached.sum(0) >= simulations / 2)
+        worst = min((right[:, which, row][reached[:, row]].mean() for row in often), default=np.nan)
         bias = (mean[:, which] / truth - 1)[reached].mean()
         all_reach = stop[:, which][reached.all(1)]
         last, each = (np.nan, np.nan) if not len(all_reach) else (all_reach.max(1).mean(), all_reach.mean())
         print(
-            f"±{goal:>4.0%} {reached.mean():>8.3f} {right[:, which][reached].mean():>8.3f} {worst.min(initial=np.inf):>10.3f} {bias:>+7.4f}"
+            f"±{goal:>4.0%} {reached.mean():>8.3f} {right[:, which][reached].mean():>8.3f} {worst:>10.3f} {bias:>+7.4f}"
             f" {last * length:>19,.0f} {each * length:>12,.0f}",
             flush=True,
         )

@@ -9,8 +9,8 @@ variance relative to its mean. All variances are relative to the squared mean:
   documents with several recorded windows). Reading one window of a document costs one window and gives documents + windows;
   `whole` is how many times as many windows whole documents take for the same standard error;
 - `tokens`: of how many independent tokens a window's mean has the variance, from the variance of tokens within windows;
-- `share`: the share of positions to read out that gives the smallest variance for its time if the readout is half or four fifths of
-  the work, with what is then saved in time;
+- `share`: the share of positions to read out that gives the smallest variance for its time if the readout is half or four
+  fifths of the work, with what is then saved in time;
 - `R²`: of what the unmodified model says of a window, for the window's KL, least squares adjusted for the number of controls.
 """
 
@@ -48,7 +48,7 @@ def explained(means: Float64[np.ndarray, "windows rows"], controls: np.ndarray) 
 
 
 def best_share(independent: float, rest: float, readout: float) -> tuple[float, float]:
-    """The share of positions with the least variance × time, and the time saved by it: variance = rest + independent / share."""
+    """The share of positions with the least variance × time, and the time saved; variance = rest + independent / share."""
     shares = np.linspace(0.02, 1, 99)
     product = (rest + independent / shares) * (1 - readout + readout * shares)
     best = int(np.argmin(product))
