@@ -12,11 +12,18 @@ AT_ONCE = 256
 
 
 def by_document(read: Callable[[], Iterable[pl.DataFrame]], documents: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """All rows of the shards that `read` returns, ordered by document, in frames of AT_ONCE of these documents.
+    """The rows of the shards that `read` returns, one frame for each of these documents and shard, a document's frames together.
 
-    Rows of a document keep their order. The shards have the column `document`.
+    The shards have the column `document`. A block of documents without a row gives one empty frame, once.
     """
+    empty: pl.DataFrame | None = None
     for start in range(0, len(documents), AT_ONCE):
-        block = pl.Series(documents[start : start + AT_ONCE], dtype=pl.Int64).implode()
-        parts = [shard.filter(pl.col("document").is_in(block)) for shard in read()]
-        yield pl.concat(parts).sort("document", maintain_order=True)
+        block = documents[start : start + AT_ONCE]
+        wanted = pl.col("document").is_in(pl.Series(block, dtype=pl.Int64).implode())
+        parts = [shard.filter(wanted) for shard in read()]
+        split = [part.partition_by("document", as_dict=True) for part in parts if part.height]
+        for document in block:
+            yield from (part[document,] for part in split if (document,) in part)
+        if not split and empty is None:
+            empty = parts[0]
+            yield empty
