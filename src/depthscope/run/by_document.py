@@ -12,7 +12,7 @@ AT_ONCE = 256
 
 
 def by_document(read: Callable[[], Iterable[pl.DataFrame]], documents: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """The rows of the shards that `read` returns, one frame for each of these documents and shard, a document's frames together.
+    """The rows of the shards that `read` returns: a frame for each of these documents and shard, a document's together.
 
     The shards have the column `document`. A block of documents without a row gives one empty frame, once.
     """
