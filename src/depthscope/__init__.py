@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from depthscope.api.prompt import lens as lens
     from depthscope.api.prompt import logits as logits
     from depthscope.api.prune import prune as prune
+    from depthscope.api.series import Series as Series
+    from depthscope.api.series import study_recipe as study_recipe
+    from depthscope.api.series import study_revisions as study_revisions
     from depthscope.api.study import Study as Study
     from depthscope.api.study import study as study
     from depthscope.api.tune import tune_lens as tune_lens
@@ -83,6 +86,7 @@ _HOMES = {
     "depthscope.api.measure": ("measure",),
     "depthscope.api.prompt": ("lens", "logits"),
     "depthscope.api.prune": ("prune",),
+    "depthscope.api.series": ("Series", "study_recipe", "study_revisions"),
     "depthscope.api.study": ("Study", "study"),
     "depthscope.api.tune": ("tune_lens",),
     "depthscope.edit_registry": ("Edit", "LayerSweep", "parse_edit", "register_edit", "unregister_edit"),

@@ -195,6 +195,16 @@ def as_written(words: Sequence[str], given: Mapping[str, object]) -> str:
     return shlex.join(["depthscope", *words, *said])
 
 
+def silence_advice() -> None:
+    """Turn off what transformers and the hub's client say to programmers, for a command's process."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+
 def load_quietly(
     name: str,
     dtype: str,
@@ -214,12 +224,8 @@ def load_quietly(
 
     require_room_to_import()
     with busy(f"loading {name}"):
-        import huggingface_hub
-        import transformers
-
         from depthscope.models.load import load
 
-        transformers.utils.logging.set_verbosity_error()
-        huggingface_hub.utils.logging.set_verbosity_error()
+        silence_advice()
         settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream, "adapter": adapter}
         return load(name, **settings, unused_tensors=unused_tensors, verify=verify)

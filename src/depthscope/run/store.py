@@ -87,7 +87,7 @@ class RunDirectory:
         path = Path(path)
         settings = Settings.from_json(settings.to_json())  # as read from a file: lists instead of tuples
         cls.check_place(path)
-        with _locked(path):
+        with locked(path):
             run = cls._there(path, settings)
             if run is None:
                 run = cls(path, Manifest(settings=settings))
@@ -244,7 +244,7 @@ class RunDirectory:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the directory, created if needed, against a second writer. The system releases the lock if the process dies."""
     try:
         make_directory(path)
