@@ -90,7 +90,8 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens "
+            "--revisions --recipe --experiments --precision --window --bos --edits --per-token --by-class --protocol "
+            "--lens --tuned-lens "
             "--jacobian-lens --lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation "
             "--top-neurons --fit-tokens --fit-data --suffixes --patch-distance --entropy-top --entropy-layers " + TEXT,
         ),

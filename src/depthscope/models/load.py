@@ -37,6 +37,7 @@ from depthscope.models.packages import require_named
 from depthscope.models.quiet import quiet
 from depthscope.models.tokenizer import load_tokenizer, try_tokenizer
 from depthscope.models.verify import require_verified
+from depthscope.printable import shown
 from depthscope.schema.manifest import GgufEntry
 
 EMBEDDED = Path(__file__).parent / "bookshelf"
@@ -268,6 +269,17 @@ class _Place:
 
 
 def _located(source: str, revision: str | None) -> _Place:
+    place = _located_here(source)
+    if place is not None and revision is not None:
+        raise ModelError(
+            f"{source} is on this machine and has no revision {shown(revision)}: leave --revision out, or name the "
+            "checkpoint's folder"
+        )
+    return _on_hub(source, revision) if place is None else place
+
+
+def _located_here(source: str) -> _Place | None:
+    """Where a model on this machine is; None for a name that can only be one of a hub."""
     path, _, file = source.partition("#")
     if source in NAMED:
         named = require_named(source)
@@ -286,6 +298,11 @@ def _located(source: str, revision: str | None) -> _Place:
             f"no model folder at {source}: expected a folder with config.json and model.safetensors, one with a GGUF file, or "
             "such a file"
         )
+    return None
+
+
+def _on_hub(source: str, revision: str | None) -> _Place:
+    path, _, file = source.partition("#")
     location, commit = hub_folder(path, revision, [*embedded(), *NAMED])
     gguf = choose_on_hub(location, file or None, path, revision)
     if gguf is not None:

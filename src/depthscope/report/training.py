@@ -170,7 +170,7 @@ def _columns(training: Training) -> XAxis:
 def _half_change(training: Training, table: pl.DataFrame) -> list[Panel]:
     """For each kind of edit, the step at which half of each layer's change in KL is done, on a logarithmic axis."""
     edits = table["edit"].unique(maintain_order=True).to_list()
-    looks = {look.name: look for look in edit_looks(edits)}
+    looks = edit_looks(edits)
     curves = []
     for edit in edits:
         values = series(table, HALF_CHANGE, edit=edit)
