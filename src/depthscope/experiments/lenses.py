@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.experiments.jacobian_lens import JacobianLens
-from depthscope.experiments.tuned_lens import TunedLens
+from depthscope.experiments.tuned_lens import FittedLens, TunedLens
 from depthscope.models.model import Model
 from depthscope.models.weights import norm_affine
 from depthscope.schema.lens import LENSES
@@ -59,6 +59,11 @@ def stored_jacobian_lens(model: Model, directory: str | Path | None) -> Jacobian
             "jacobian_lens=…). `depthscope tune --lens jacobian`, ds.tune_lens, or a study with --lens jacobian fits it"
         )
     return JacobianLens.load(directory, model)
+
+
+def depths_without(lens: Lens) -> tuple[int, ...]:
+    """Depths that a lens cannot decode: those without a map, of a fitted lens."""
+    return lens.missing if isinstance(lens, FittedLens) else ()
 
 
 class LogitLens:

@@ -22,7 +22,8 @@ from depthscope.run.files import unfinished, write_file
 from depthscope.run.frames import parquet
 from depthscope.run.inside import inside
 from depthscope.run.layout import LOCK
-from depthscope.run.store import MANIFEST, RunDirectory, locked
+from depthscope.run.lock import locked
+from depthscope.run.store import MANIFEST, RunDirectory
 from depthscope.schema import seal
 from depthscope.schema.seal import Seal
 from depthscope.schema.series import SERIES, MemberEntry, SeriesEntry
