@@ -114,6 +114,7 @@ SHARED = f"--window --bos {TEXT}"
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
         ),
         ("tune", f"--out --lens --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        ("convert", f"--out {MODEL}"),
         (
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "

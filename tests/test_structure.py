@@ -120,6 +120,7 @@ def test_public_names_are_frozen():
         "Series",
         "Study",
         "Table",
+        "convert_lens",
         "corpus",
         "drop",
         "drop_attn",

@@ -2,6 +2,7 @@
 prompts and the explorer.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -39,6 +40,23 @@ def make_lens(lens: str | Lens, model: Model, directory: str | Path | None = Non
     LENSES.known([lens])
     make = LENSES[lens].maker()
     return make(model, directory) if LENSES[lens].trained else make(model)
+
+
+def lenses_of(model: Model, directories: Mapping[str, Path]) -> tuple[dict[str, Lens], dict[str, str]]:
+    """Every lens that can read a model, by its name, and why each other one cannot. Both are in the order of LENSES.
+
+    A trained lens is read from its directory in `directories`; without one it is in neither.
+    """
+    found: dict[str, Lens] = {}
+    refused: dict[str, str] = {}
+    for name, kind in LENSES.items():
+        if kind.trained and name not in directories:
+            continue
+        try:
+            found[name] = make_lens(name, model, directories.get(name))
+        except DepthscopeError as error:
+            refused[name] = str(error)
+    return found, refused
 
 
 def stored_lens(model: Model, directory: str | Path | None) -> TunedLens:

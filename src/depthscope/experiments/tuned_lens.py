@@ -25,7 +25,7 @@ from depthscope.errors import DamagedError, DepthscopeError, RunError
 from depthscope.models.model import Model
 from depthscope.printable import listed, shown
 from depthscope.run.files import write_file
-from depthscope.schema.lens import TUNED
+from depthscope.schema.lens import LENSES, TUNED
 from depthscope.schema.seal import LENS, Seal, SealError, read_seal
 from depthscope.schema.stored import SEAL, sealed_json
 from depthscope.shapes import Hidden, Residual
@@ -52,7 +52,7 @@ class FittedLens(ABC):
     kind: ClassVar[str]
     """Its name in LENSES."""
     called: ClassVar[str]
-    """As messages name it."""
+    """Its title within a sentence."""
 
     def __init__(self, model: Model, config: dict[str, Any] | None = None) -> None:
         self.unembedding, self.depth = model.unembedding, model.depth
@@ -172,7 +172,7 @@ class TunedLens(FittedLens):
     `matrix` and `bias` are float32, or float64 for a float64 model. `config` is the content of config.json.
     """
 
-    kind, called = TUNED, "tuned lens"
+    kind, called = TUNED, LENSES[TUNED].called
 
     def __init__(
         self,
