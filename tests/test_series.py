@@ -294,6 +294,8 @@ def test_the_page_shows_each_quantity_by_depth_and_training(trained):
         problems = []
         shown.on("pageerror", lambda error: problems.append(str(error)))
         shown.goto(page.as_uri())
+        for plot in shown.query_selector_all(".plot"):
+            plot.scroll_into_view_if_needed()
         wait_until_drawn(shown)
         assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         names = shown.eval_on_selector_all("[data-panel]", "all => all.map(one => one.dataset.panel)")
