@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models.adapter import put_adapter
 from depthscope.models.admitted import CONFIG, private_folder, staged, tokenizer_files, weight_files, weight_links
-from depthscope.models.configuration import fetch, hub_folder, model_class, model_errors, read_config, reason
+from depthscope.models.configuration import check_quantisation, fetch, hub_folder, model_class, model_errors, read_config, reason
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
+from depthscope.models.formats import dequantised, prepared
 from depthscope.models.gguf import (
     SUFFIX,
     check_not_streamed,
@@ -117,6 +118,7 @@ class _Loaded:
     residency: Residency | None = None
     unused: list[str] = field(default_factory=list)
     gguf: GgufEntry | None = None
+    dequantised: str | None = None
     folder: Path | None = None
 
 
@@ -126,6 +128,7 @@ def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
     with model_errors(what, kind=UnsupportedError, name_kind=True):
         model = Model(loaded.hf, loaded.tokenizer, loaded.name, loaded.commit, loaded.residency)
         model.unused, model.gguf, model.folder = tuple(loaded.unused), loaded.gguf, loaded.folder
+        model.dequantised = loaded.dequantised
         _ = model.facts  # looks for attention and MLP too
         _check_vocabulary(model)
         if verify:
@@ -161,6 +164,8 @@ def _from_pretrained(source: str, revision: str | None, dtype: str, device: torc
     if place.gguf is not None:
         return _from_gguf(source, place.gguf, dtype, device, stream, place.commit)
     raw, files = check_folder(place.folder), weight_files(place.folder)
+    check_quantisation(raw, source)
+    raw = prepared(raw, source)
     headers = read_headers(files)
     shapes = [shape for header in headers for shape in header.shapes]
     check_numbers(raw, shapes, str(place.folder / CONFIG))
@@ -194,6 +199,7 @@ def _from_pretrained(source: str, revision: str | None, dtype: str, device: torc
         tokenizer=tokenizer,
         residency=residency,
         unused=_unused(loading),
+        dequantised=dequantised(raw),
         folder=place.folder,
     )
 

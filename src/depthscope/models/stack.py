@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.hooks import hooked, replaced
 from depthscope.models.offload.residency import Residency
+from depthscope.models.packed import parts
 from depthscope.models.state import Links, State, Watch, copied, keys
 from depthscope.routes import Replaced, Route, Step
 from depthscope.shapes import Residual, TokenIds
@@ -197,10 +198,11 @@ class BlockStack:
             self.residency.release()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the model's state_dict, in its order. A streamed block's values are valid until the next is
-        asked for."""
+        """Names and values of the model's state_dict, in its order; packed tensors in their parts. A streamed block's values are
+        valid until the next is asked for."""
         if not self.streamed:
-            yield from self.model.state_dict().items()
+            for name, tensor in self.model.state_dict().items():
+                yield from parts(name, tensor)
             return
         of_block = {f"{self.path}.{index}": index for index in range(self.depth)}
         for holder, names in groupby(self.model.state_dict(), lambda name: _holder(name, of_block)):
