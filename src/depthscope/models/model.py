@@ -19,6 +19,7 @@ from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
 from depthscope.models.identity import buffers_hash, configuration, tokenizer_hash
 from depthscope.models.inside import Inside
 from depthscope.models.kernels import Kernels
+from depthscope.models.offload.hooked import devices_of
 from depthscope.models.offload.residency import Residency
 from depthscope.models.projections import ProjectionFinder
 from depthscope.models.stack import BlockStack
@@ -78,7 +79,7 @@ class Model:
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""
         self.stack.release()  # kernels know weights by address: that of a streamed block will be another block's
-        return Kernels(self.hf, self.unembedding.linear, self.stack.blocks if self.stack.streamed else ())
+        return Kernels(self.hf, self.unembedding.linear, self.stack.moving)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -180,7 +181,7 @@ class Model:
             logit_map=self.unembedding.map.kind,
             attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
             dtype=str(self.unembedding.weight.dtype).removeprefix("torch."),
-            device=str(self.device),
+            device=", ".join(devices_of(self.hf)) or str(self.device),
             streamed=self.stack.streamed,
         )
 
