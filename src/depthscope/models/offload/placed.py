@@ -7,7 +7,10 @@ returns after each block: what measures a model needs to know of no other.
 
 import copy
 import re
+import shutil
 import tempfile
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +80,7 @@ def block_map(device_map: DeviceMap, made_by: Any, config: Any, dtype: torch.dty
     asked = read_map(device_map)
     with torch.device("meta"), no_init_weights():
         model = made_by(copy.deepcopy(config))
+        model.tie_weights()
     path, blocks = find_blocks(model)
     chosen = _chosen(model, asked, dtype) if isinstance(asked, str) else asked
     names = dict(model.named_modules()) | dict(model.named_parameters())
@@ -87,6 +91,9 @@ def block_map(device_map: DeviceMap, made_by: Any, config: Any, dtype: torch.dty
     inner = [name for name in chosen if name.startswith(f"{path}.") and name.count(".") > path.count(".") + 1]
     if inner and not isinstance(asked, str):
         raise UnsupportedError(f"the device map splits a block ({inner[0]}): expected each of {path}.0 … whole on one device")
+    uses = Counter(id(parameter) for block in blocks for parameter in set(block.parameters()))
+    if DISK in placed.values() and max(uses.values(), default=0) > 1:
+        raise UnsupportedError(f"the blocks of {source} share weights, which accelerate cannot keep on disk: use --stream yes")
     main = next((place for place in (*others.values(), *placed.values()) if place != DISK), "cpu")
     if not isinstance(asked, str) and (apart := [name for name, place in others.items() if place != main]):
         raise UnsupportedError(
@@ -132,7 +139,11 @@ def _around(model: nn.Module, path: str, prefix: str = "") -> Iterator[str]:
 def load_placed(made_by: Any, stored: Mapping[str, StoredTensor], placed: Mapping[str, Any], **settings: Any) -> tuple[Any, Any]:
     """transformers' model and loading report, its modules placed. Blocks on disk are written to a temporary folder, which is
     removed with the model."""
-    folder = tempfile.TemporaryDirectory(prefix="depthscope-blocks-")
-    hf, loading = load_state(made_by, stored, device_map=dict(placed), offload_folder=folder.name, **settings)
-    hf._depthscope_blocks = folder  # as long as the model
+    folder = tempfile.mkdtemp(prefix="depthscope-blocks-")
+    try:
+        hf, loading = load_state(made_by, stored, device_map=dict(placed), offload_folder=folder, **settings)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(hf, shutil.rmtree, folder, ignore_errors=True)
     return hf, loading
