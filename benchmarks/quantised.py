@@ -58,7 +58,9 @@ def main() -> None:
     ids = whole.probe_ids()
     own = ds.logits(whole, ids).log_softmax(-1)
     print(f"{asked.model}, {asked.tokens} tokens of bookshelf, float32, {torch.get_num_threads()} threads")
-    print("format | noise floor | KL from float | Spearman of drops | largest |ratio − 1| of a drop's KL | three smallest | s")
+    print(
+        "format | noise floor | KL from float | Spearman of drops | largest |ratio − 1| of a drop's KL | three smallest | s"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         whole.hf.save_pretrained(folder / "float")
@@ -70,7 +72,9 @@ def main() -> None:
         for name, settings in formats().items():
             place = folder / name.replace(" ", "-").replace(",", "")
             began = time.perf_counter()
-            hf = AutoModelForCausalLM.from_pretrained(folder / "float", quantization_config=settings, dtype=torch.float32)
+            hf = AutoModelForCausalLM.from_pretrained(
+                folder / "float", quantization_config=settings, dtype=torch.float32
+            )
             hf.save_pretrained(place)
             if whole.tokenizer is not None:
                 whole.tokenizer.save_pretrained(place)

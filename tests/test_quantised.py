@@ -93,6 +93,7 @@ def dequantised(module: nn.Linear) -> Tensor:
     return weight.dequantize()
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("name", PACKED)
 def test_every_map_that_is_read_is_what_its_module_computes(name, quantised):
     model = load(quantised(name), dtype="float32")
@@ -108,7 +109,9 @@ def test_every_map_that_is_read_is_what_its_module_computes(name, quantised):
         torch.testing.assert_close(found.weight, dequantised(module).float(), rtol=0.01, atol=2e-3)
         away = (called.given @ found.weight.T - called.output).abs().max() / called.output.abs().max()
         assert float(away) <= (EIGHT_BITS if name in ROUNDING else 1e-5)
-    torch.testing.assert_close(mlp_output_weights(model, 1, False), linear_map(block.mlp.down_proj, calls[block.mlp.down_proj]).weight.T)
+    torch.testing.assert_close(
+        mlp_output_weights(model, 1, False), linear_map(block.mlp.down_proj, calls[block.mlp.down_proj]).weight.T
+    )
     read = reading_weights(model, 1)
     assert set(read) == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
     stream = model.stack.enter(model.probe_ids(8)).residual
@@ -140,11 +143,24 @@ def test_what_is_hashed_and_identified_tells_schemes_apart(quantised):
 
 
 def test_a_study_names_the_quantisation_and_an_export_is_refused(quantised, tmp_path):
-    command = ["sweep", str(quantised("nf4")), "--tokens", "32", "--window", "16", "--edits", "drop", "--out", str(tmp_path / "run")]
+    command = [
+        "sweep",
+        str(quantised("nf4")),
+        "--tokens",
+        "32",
+        "--window",
+        "16",
+        "--edits",
+        "drop",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "run/run.json").read_text())["model"]["quantisation"] == "bitsandbytes"
-    refused = CliRunner().invoke(app, ["prune", str(quantised("nf4")), "--drop", "1", "--out", str(tmp_path / "pruned")])
+    refused = CliRunner().invoke(
+        app, ["prune", str(quantised("nf4")), "--drop", "1", "--out", str(tmp_path / "pruned")]
+    )
     assert "are quantised (bitsandbytes)" in str(refused.exception)
 
 
@@ -196,7 +212,11 @@ def packed_folder(name: str, base: Path, folder: Path) -> tuple[Path, dict[str, 
             codes = (groups / scales).round()
             words = ((codes.long() + 8).reshape(weight.shape[0], -1, 8) << torch.arange(0, 32, 4)).sum(-1)
             words = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-            stored |= {f"{path}_packed": words, f"{path}_scale": scales[..., 0].contiguous(), f"{path}_shape": torch.tensor(weight.shape)}
+            stored |= {
+                f"{path}_packed": words,
+                f"{path}_scale": scales[..., 0].contiguous(),
+                f"{path}_shape": torch.tensor(weight.shape),
+            }
             meant[path] = (codes * scales).reshape(weight.shape)
         elif name == "mxfp4" and path.endswith(("experts.gate_up_proj", "experts.down_proj")):
             groups = weight.transpose(1, 2).unflatten(-1, (-1, 32))
@@ -237,7 +257,10 @@ def test_weights_that_become_plain_are_those_that_the_format_defines(name, base,
     [
         ({"quant_method": "hqq"}, "hqq, which is not supported"),
         ({"quant_method": "quanto", "weights": "int8"}, "quanto, which is not supported"),
-        ({"quant_method": "gptq", "bits": 4}, "gptq, which requires gptqmodel and optimum: pip install gptqmodel optimum"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "gptq, which requires gptqmodel and optimum: pip install gptqmodel optimum",
+        ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"pip install 'depthscope\[quant\]'"),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"g": {"input_activations": {"num_bits": 8}}}},

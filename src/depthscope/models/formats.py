@@ -62,7 +62,9 @@ def prepared(config: dict[str, Any], source: str) -> dict[str, Any]:
     chosen, settings = FORMATS[method], config["quantization_config"]
     if missing := [package for module, package in chosen.packages.items() if find_spec(module) is None]:
         whence = "'depthscope[quant]'" if set(missing) <= set(EXTRA) else " ".join(missing)
-        raise ModelError(f"{source} is quantised with {method}, which requires {' and '.join(missing)}: pip install {whence}")
+        raise ModelError(
+            f"{source} is quantised with {method}, which requires {' and '.join(missing)}: pip install {whence}"
+        )
     if not chosen.dequantised:
         return config
     if rounded := _rounded_inputs(settings):

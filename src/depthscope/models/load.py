@@ -14,7 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models.adapter import put_adapter
 from depthscope.models.admitted import CONFIG, private_folder, staged, tokenizer_files, weight_files, weight_links
-from depthscope.models.configuration import check_quantisation, fetch, hub_folder, model_class, model_errors, read_config, reason
+from depthscope.models.configuration import (
+    check_quantisation,
+    fetch,
+    hub_folder,
+    model_class,
+    model_errors,
+    read_config,
+    reason,
+)
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
 from depthscope.models.formats import dequantised, prepared
 from depthscope.models.gguf import (
@@ -91,7 +99,9 @@ def load(
     check_placing(device_map, device, stream, adapter)
     if isinstance(source, PreTrainedModel):
         if device_map is not None:
-            raise UnsupportedError("a model that is loaded already is where it is: give its folder with --device-map instead")
+            raise UnsupportedError(
+                "a model that is loaded already is where it is: give its folder with --device-map instead"
+            )
         if stream == "yes":
             raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
         loaded = _Loaded(hf=source, name=source.name_or_path or type(source).__name__, commit=revision)
@@ -196,7 +206,9 @@ def _from_pretrained(
         asked = Asked(source, made_by, config, shapes, settings["dtype"], device)
         asked.check(resident=not streamed and device_map is None, quantised=stored is None)
         if device_map is not None and stored is None:
-            raise UnsupportedError(f"the weights of {source} are quantised, and loaded onto one device: leave out --device-map")
+            raise UnsupportedError(
+                f"the weights of {source} are quantised, and loaded onto one device: leave out --device-map"
+            )
         with model_errors(f"the weights of {source} cannot be loaded", config, private, source), quiet():
             hf: Any
             if stored is None:

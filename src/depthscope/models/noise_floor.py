@@ -78,9 +78,7 @@ def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -
     return _logits(model, hidden, dtype).double().log_softmax(-1)
 
 
-def _call(
-    block: nn.Module, residual: Tensor, own: Arguments, from_: torch.dtype, dtype: torch.dtype | None
-) -> Tensor:
+def _call(block: nn.Module, residual: Tensor, own: Arguments, from_: torch.dtype, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         block = _copied(block, from_, dtype)
         own = Arguments(_converted(own.positional, dtype), _converted(own.keyword, dtype), own.residual_keyword)

@@ -46,7 +46,9 @@ def rounds_input(module: nn.Module, width: int, dtype: torch.dtype) -> bool:
     """Whether a packed module rounds what it is given to about eight bits: it does not notice when a number is moved by a
     hundredth of a step, and does when it is moved by many. `width`: numbers that it is given for each token.
     """
-    if not packed(module) or dtype.itemsize < 4:  # half precision may not notice either, and is allowed as large an error
+    if (
+        not packed(module) or dtype.itemsize < 4
+    ):  # half precision may not notice either, and is allowed as large an error
         return False
     generator = torch.Generator().manual_seed(0)
     given = torch.rand(width, generator=generator).to(next(module.parameters()).device, dtype) * 1.6 - 0.8

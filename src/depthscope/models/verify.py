@@ -91,7 +91,9 @@ def _independence(model: Model, ids: Tensor) -> Check:
     rows = []
     for other in (ids.flip(1), (ids * 31 + 7) % model.known_tokens):
         rows.append(model.hf(input_ids=torch.cat([ids, other]), use_cache=False).logits[: len(ids)].flatten(0, 1))
-    found = _compare("independence", rows[0], rows[1], "quantised: a window's logits stay when another in the batch changes")
+    found = _compare(
+        "independence", rows[0], rows[1], "quantised: a window's logits stay when another in the batch changes"
+    )
     if found.passed:
         return found
     settings = getattr(model.hf.config, "quantization_config", None)

@@ -67,7 +67,9 @@ def read_map(device_map: DeviceMap) -> str | dict[str, str | int]:
     for module, place in device_map.items():
         good = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < 1000
         if not isinstance(module, str) or not (good or (isinstance(place, str) and DEVICE.fullmatch(place))):
-            raise ModelError(f"{where}: {module!r:.80} is on {place!r:.40}, expected cpu, disk, cuda:N or the number of a GPU")
+            raise ModelError(
+                f"{where}: {module!r:.80} is on {place!r:.40}, expected cpu, disk, cuda:N or the number of a GPU"
+            )
     return dict(device_map)
 
 
@@ -90,10 +92,14 @@ def block_map(device_map: DeviceMap, made_by: Any, config: Any, dtype: torch.dty
     placed = {f"{path}.{index}": _place_of(f"{path}.{index}", chosen, source) for index in range(len(blocks))}
     inner = [name for name in chosen if name.startswith(f"{path}.") and name.count(".") > path.count(".") + 1]
     if inner and not isinstance(asked, str):
-        raise UnsupportedError(f"the device map splits a block ({inner[0]}): expected each of {path}.0 … whole on one device")
+        raise UnsupportedError(
+            f"the device map splits a block ({inner[0]}): expected each of {path}.0 … whole on one device"
+        )
     uses = Counter(id(parameter) for block in blocks for parameter in set(block.parameters()))
     if DISK in placed.values() and max(uses.values(), default=0) > 1:
-        raise UnsupportedError(f"the blocks of {source} share weights, which accelerate cannot keep on disk: use --stream yes")
+        raise UnsupportedError(
+            f"the blocks of {source} share weights, which accelerate cannot keep on disk: use --stream yes"
+        )
     main = next((place for place in (*others.values(), *placed.values()) if place != DISK), "cpu")
     if not isinstance(asked, str) and (apart := [name for name, place in others.items() if place != main]):
         raise UnsupportedError(
@@ -120,7 +126,9 @@ def _place_of(name: str, chosen: Mapping[str, Any], source: str) -> Any:
     if not ends:
         inside = [place for part, place in chosen.items() if part.startswith(f"{name}.")]
         if not inside:
-            raise ModelError(f'the device map has no device for {name} of {source}: expected one, or "" for all other modules')
+            raise ModelError(
+                f'the device map has no device for {name} of {source}: expected one, or "" for all other modules'
+            )
         return inside[0]
     return chosen[max(ends, key=len)]
 
@@ -136,7 +144,9 @@ def _around(model: nn.Module, path: str, prefix: str = "") -> Iterator[str]:
     yield from (f"{prefix}{name}" for name, _ in model.named_parameters(recurse=False))
 
 
-def load_placed(made_by: Any, stored: Mapping[str, StoredTensor], placed: Mapping[str, Any], **settings: Any) -> tuple[Any, Any]:
+def load_placed(
+    made_by: Any, stored: Mapping[str, StoredTensor], placed: Mapping[str, Any], **settings: Any
+) -> tuple[Any, Any]:
     """transformers' model and loading report, its modules placed. Blocks on disk are written to a temporary folder, which is
     removed with the model."""
     folder = tempfile.mkdtemp(prefix="depthscope-blocks-")
