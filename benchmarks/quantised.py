@@ -42,7 +42,7 @@ def drops(model: Model, text: Any, out: Path) -> dict[str, dict[int, float]]:
     study = ds.study(model, text, out=out, experiments=("sweep",), edits=("drop",), window=128, progress=False)
     table = study.table("sweep")
     return {
-        metric: dict(table.filter((table["metric"] == metric)).select("layer", "mean").iter_rows())
+        metric: dict(table.filter(table["metric"] == metric).select("layer", "mean").iter_rows())
         for metric in ("kl", "loss_change", "loss")
     }
 

@@ -1,4 +1,4 @@
-"""Quantised models: what is read of weights is what their modules compute, and what cannot be loaded is refused before it is."""
+"""Quantised models: weights are read as their modules compute them, and what cannot be loaded is refused before it is."""
 
 import json
 import shutil

@@ -65,8 +65,8 @@ DeviceMap = Annotated[
     str | None,
     typer.Option(
         metavar="auto|balanced|FILE",
-        help="Put the blocks on several devices or on disk with accelerate: auto, balanced, or a JSON file of devices by module, "
-        'such as {"": "cpu", "model.layers.3": "disk"}. Not together with --device or --stream yes.',
+        help="Put the blocks on several devices or on disk with accelerate: auto, balanced, or a JSON file of devices by "
+        'module like {"": "cpu", "model.layers.3": "disk"}. Not together with --device or --stream yes.',
         show_default=False,
     ),
 ]

@@ -1,8 +1,8 @@
 """Quantised checkpoints: which methods are read, what each needs, and which are turned into plain weights while loading.
 
-The checks here come before any weight is read. A method that transformers turns into plain weights where its kernels are missing
-(mxfp4, fp8) is turned into plain weights always: a model has the same numbers on every machine, and no kernel is fetched from
-a hub.
+The checks here come before any weight is read. A method that transformers turns into plain weights where its kernels are
+missing (mxfp4, fp8) is turned into plain weights always: a model has the same numbers on every machine, and no kernel is
+fetched from a hub.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def prepared(config: dict[str, Any], source: str) -> dict[str, Any]:
         return config
     if method not in FORMATS:
         raise UnsupportedError(
-            f"{source} is quantised with {method}, which is not supported: expected {', '.join(FORMATS)}, a GGUF file, or plain "
-            "weights. Dequantise it where it runs, and save the result"
+            f"{source} is quantised with {method}, which is not supported: expected {', '.join(FORMATS)}, a GGUF file, or "
+            "plain weights. Dequantise it where it runs, and save the result"
         )
     chosen, settings = FORMATS[method], config["quantization_config"]
     if missing := [package for module, package in chosen.packages.items() if find_spec(module) is None]:
@@ -69,8 +69,8 @@ def prepared(config: dict[str, Any], source: str) -> dict[str, Any]:
         return config
     if rounded := _rounded_inputs(settings):
         raise UnsupportedError(
-            f"{source} is quantised with {method}, and {rounded} rounds what its layers are given too, which plain weights leave "
-            "out: the model would be another one. Expected a scheme for weights alone"
+            f"{source} is quantised with {method}, and {rounded} rounds what its layers are given too, which plain weights "
+            "leave out: the model would be another one. Expected a scheme for weights alone"
         )
     return {**config, "quantization_config": {**settings, "dequantize": True}}
 

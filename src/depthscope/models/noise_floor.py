@@ -2,8 +2,8 @@
 
 A half-precision model is compared with float32, a float32 model with float64, on a few tokens. One block at a time is copied
 and converted, so that a model of any size fits in memory. A quantised module becomes the linear map that it computes, whose
-input is not rounded: the floor of a format that rounds inputs (`packed`) includes that rounding. Modules that fix their own precision (RMSNorms compute in float32)
-keep it, so the floor measured against float64 is a lower bound.
+input is not rounded: the floor of a format that rounds inputs (`packed`) includes that rounding. Modules that fix their own
+precision (RMSNorms compute in float32) keep it, so the floor measured against float64 is a lower bound.
 """
 
 import copy
@@ -99,7 +99,7 @@ def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
 
 
 def _copied(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.Module:
-    """A copy of a module that computes in `from_`, in another dtype, as `.to` gives it, without a copy in the old one on the way."""
+    """A copy of a module that computes in `from_`, in another dtype, as `.to` gives it, without a copy in the old one."""
     # deepcopy takes what is in its memo for copied already, so the weights are never in memory twice in the old dtype.
     quantised = {id(one): _unpacked(one, from_, dtype) for one in module.modules() if packed(one)}
     within = {id(t) for one in module.modules() if packed(one) for t in (*one.parameters(), *one.buffers())}
@@ -116,7 +116,7 @@ def _copied(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.Mod
 def _unpacked(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.Linear:
     """The linear map that a quantised module computes, in another dtype. Raises RuntimeError for another kind of module."""
     if not isinstance(module, nn.Linear):
-        raise RuntimeError(f"{type(module).__name__} is no linear layer")  # noqa: TRY004 - as torch says that a dtype fails
+        raise RuntimeError(f"{type(module).__name__} is no linear layer")
     device = next(module.parameters()).device
     found = by_unit_vectors(module, torch.zeros(module.in_features, dtype=from_, device=device))
     exact = nn.Linear(module.in_features, module.out_features, device="meta", dtype=dtype)

@@ -205,8 +205,8 @@ class BlockStack:
             self.residency.release()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the model's state_dict, in its order; packed tensors in their parts. A streamed block's values are
-        valid until the next is asked for."""
+        """Names and values of the model's state_dict, in its order; packed tensors in their parts. The values of a
+        block that is not kept in memory are valid until the next is asked for."""
         if not self.moving:
             for name, tensor in self.model.state_dict().items():
                 yield from parts(name, tensor)

@@ -62,8 +62,8 @@ class Unembedding:
             raise UnsupportedError(f"{type(model).__name__} has no linear unembedding (found {type(linear).__name__})")
         if packed(linear):
             raise UnsupportedError(
-                f"{type(model).__name__}: the unembedding is quantised, and logits are computed from slices of its rows: expected "
-                "a checkpoint whose lm_head is not (modules_to_not_convert)"
+                f"{type(model).__name__}: the unembedding is quantised, and logits are computed from slices of its rows: "
+                "expected a checkpoint whose lm_head is not (modules_to_not_convert)"
             )
         self.linear = linear
         self.modules, self.scale = _before_linear(model, stack, linear)

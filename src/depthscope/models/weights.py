@@ -206,8 +206,8 @@ def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
                 maps, wrapped = [(name, whole.weight, whole.bias)], [*wrapped, name]
             elif packed(module):
                 raise UnsupportedError(
-                    f"{model.name}: {name} of block {block} ({type(module).__name__}) is quantised and not linear in its input, so "
-                    "it has no weights that can be read"
+                    f"{model.name}: {name} of block {block} ({type(module).__name__}) is quantised and not linear in its "
+                    "input, so it has no weights that can be read"
                 )
         for path, weight, bias in maps:
             if weight.shape[1] == model.unembedding.weight.shape[1]:

@@ -1,8 +1,8 @@
 """Models in parts: blocks on several devices, in the host's memory or on disk, placed by accelerate.
 
-accelerate's hooks move what a module is given to the module's device, and bring weights in that are kept elsewhere. Replay calls
-the blocks themselves, so the hooks work on any route. Everything but the blocks is on one device, where the residual stream
-returns after each block: what measures a model needs to know of no other.
+accelerate's hooks move what a module is given to the module's device, and bring weights in that are kept elsewhere. Replay
+calls the blocks themselves, so the hooks work on any route. Everything but the blocks is on one device, where the residual
+stream returns after each block: what measures a model needs to know of no other.
 """
 
 import copy
