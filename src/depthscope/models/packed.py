@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 EIGHT_BITS = 0.02
 """Largest error, as a share of the largest output, of a map whose input is rounded to eight bits for each token; as much as a
-product in half precision is allowed. Measured errors: docs/guides/quantised.md."""
+product in half precision is allowed."""
 
 
 def as_stored(tensor: Tensor) -> bool:
