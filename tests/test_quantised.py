@@ -261,7 +261,10 @@ def test_weights_that_become_plain_are_those_that_the_format_defines(name, base,
             {"quant_method": "gptq", "bits": 4},
             "gptq, which requires gptqmodel and optimum: pip install gptqmodel optimum",
         ),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, r"pip install 'depthscope\[quant\]'"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False},
+            r"pip install 'depthscope\[quant\]'",
+        ),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"g": {"input_activations": {"num_bits": 8}}}},
             "config_groups.g rounds what its layers are given too",
