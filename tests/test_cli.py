@@ -80,7 +80,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
+MODEL = "--dtype --device --revision --stream --unused-tensors --device-map --adapter"
 TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL}"
 SHARED = f"--window --bos {TEXT}"
 
@@ -123,12 +123,12 @@ SHARED = f"--window --bos {TEXT}"
         (
             "export",
             "--out --edit --route --drop --measure --speed --data --tokens --window --bos --special-tokens --chat --pack "
-            "--cluster --dtype --device --revision --stream --unused-tensors",
+            "--cluster --dtype --device --revision --stream --unused-tensors --device-map",
         ),
         (
             "heal",
             "--teacher --out --data --tokens --window --bos --rank --rate --special-tokens --chat --pack --dtype --device "
-            "--revision --stream --unused-tensors",
+            "--revision --stream --unused-tensors --device-map",
         ),
         ("report", "--out --figures --reference"),
         ("compare", "--out --figures --reference"),
