@@ -329,6 +329,11 @@ MEANINGS: dict[str, dict[str, str]] = {
         "suffix": "suffix that the probe looks for at the end of the next token",
         "word_tokens": "number of tokens in the words of `merge`, `merge_first` and the class `word`; null for other metrics",
     },
+    "formation.FORMATION_TABLE": {
+        "trained": "the model whose checkpoints were measured: a folder of folders, or a Hugging Face id",
+        "text": "source of the text",
+        "mean": "the estimate, in `unit`; null where the change may be 0",
+    },
     "tasks.ANSWER_SHARD": {
         "request": "number of the request, in the order of length, from 0",
         "edit": "the edit's or route's name; `none` is the unmodified model",
