@@ -226,7 +226,7 @@ def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(text, tmp_path,
 
 
 def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):
-    coarse, fine = widths[1] * 0.95, sum(widths) / 2
+    coarse, fine = widths[1] * 0.95, widths[0] * 1.05
     first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest.precision
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards" / "lens").iterdir()}
     with pytest.raises(RunError, match="all tables cover the same text: add lens"):
