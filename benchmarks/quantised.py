@@ -25,7 +25,10 @@ def formats() -> dict[str, Any]:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
 
-    four = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(64))
+    four = IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, "int4"),  # noqa: B009  newer than its type stubs
+        granularity=PerGroup(64),
+    )
     return {
         "bitsandbytes nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
         "bitsandbytes fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
@@ -90,7 +93,8 @@ def main() -> None:
 
 def _row(base: dict[int, float], found: dict[int, float], kl: float, floor: Any, began: float) -> list[str]:
     layers = sorted(layer for layer in base if layer >= 0)
-    ranks = spearmanr([base[layer] for layer in layers], [found[layer] for layer in layers]).statistic
+    correlated: Any = spearmanr([base[layer] for layer in layers], [found[layer] for layer in layers])
+    ranks = correlated.statistic
     worst = max(abs(found[layer] / base[layer] - 1) for layer in layers)
     smallest = sorted(layers, key=found.__getitem__)[:3]
     floor_said = "none" if floor is None else f"{floor.kl:.2g}"

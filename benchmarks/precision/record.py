@@ -11,6 +11,7 @@ the residual stream).
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def record(model: Model, windows: Windows, rows: Int64[np.ndarray, " rows"], swe
             kl = sweep.values(baseline)[[measure.name for measure in sweep.measures].index("kl"), 1:]
             own = controls(model, baseline)
         document = int(window.document[0])
-        found = {"kl": kl, "controls": own, "edits": np.array(edits)}
+        found: dict[str, Any] = {"kl": kl, "controls": own, "edits": np.array(edits)}
         partial = path.with_suffix(".part")
         with partial.open("wb") as file:
             np.savez(file, document=document, windows_of=counts[document], **found)

@@ -119,9 +119,11 @@ def _unpacked(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.L
         raise RuntimeError(f"{type(module).__name__} is no linear layer")
     device = next(module.parameters()).device
     found = by_unit_vectors(module, torch.zeros(module.in_features, dtype=from_, device=device))
-    exact = nn.Linear(module.in_features, module.out_features, device="meta", dtype=dtype)
+    biased = found.bias is not None
+    exact = nn.Linear(module.in_features, module.out_features, bias=biased, device="meta", dtype=dtype)
     exact.weight = nn.Parameter(found.weight.to(dtype), requires_grad=False)
-    exact.bias = None if found.bias is None else nn.Parameter(found.bias.to(dtype), requires_grad=False)
+    if found.bias is not None:
+        exact.bias = nn.Parameter(found.bias.to(dtype), requires_grad=False)
     return exact
 
 

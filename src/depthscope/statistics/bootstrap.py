@@ -54,9 +54,8 @@ class PoissonBootstrap:
         tokens = self._tokens[0] - self._group_tokens
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (self._sums[0] - self._group_sums) / tokens
-        some = (self._group_tokens > 0).any(1)[
-            :, None
-        ]  # a group that one column lacks changes that column's mean by nothing
+        # A group that one column lacks changes that column's mean by nothing.
+        some = np.any(self._group_tokens > 0, axis=1, keepdims=True)
         return np.where(some & (tokens > 0), means, np.nan)
 
     @property
