@@ -329,6 +329,11 @@ MEANINGS: dict[str, dict[str, str]] = {
         "suffix": "suffix that the probe looks for at the end of the next token",
         "word_tokens": "number of tokens in the words of `merge`, `merge_first` and the class `word`; null for other metrics",
     },
+    "formation.FORMATION_TABLE": {
+        "trained": "the model whose checkpoints were measured: a folder of folders, or a Hugging Face id",
+        "text": "source of the text",
+        "mean": "the estimate, in `unit`; null where the change may be 0",
+    },
     "tasks.ANSWER_SHARD": {
         "request": "number of the request, in the order of length, from 0",
         "edit": "the edit's or route's name; `none` is the unmodified model",
@@ -384,8 +389,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "layer": "layer of the edit, from 0; for a swap, and for a cell of a map, the first of them",
         "other": "the last layer of a cell of a map; in a sweep the same as `layer`",
         "mean": "mean KL(p‖q) over tokens; nats",
-        "ci_low": "lower end of the confidence sequence that decides on stopping, in nats; null before 40 documents",
-        "ci_high": "upper end of the confidence sequence that decides on stopping, in nats; null before 40 documents",
+        "ci_low": "lower end of the interval that decides on stopping, in nats; null before 40 documents",
+        "ci_high": "upper end of the interval that decides on stopping, in nats; null before 40 documents",
         "half_width_relative": "half the width of that interval over the mean, as a fraction; null before 40 documents",
         "under_noise_floor": "whether the whole interval is below the KL that rounding in the run's dtype gives",
     },

@@ -80,7 +80,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-MODEL = "--dtype --device --revision --stream --unused-tensors --adapter"
+MODEL = "--dtype --device --revision --stream --unused-tensors --device-map --adapter"
 TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL}"
 SHARED = f"--window --bos {TEXT}"
 
@@ -90,7 +90,8 @@ SHARED = f"--window --bos {TEXT}"
     [
         (
             "study",
-            "--experiments --precision --window --bos --edits --per-token --by-class --protocol --lens --tuned-lens "
+            "--revisions --recipe --experiments --precision --window --bos --edits --per-token --by-class --protocol "
+            "--lens --tuned-lens "
             "--jacobian-lens --lens-data --queries --suffix --kind --band --variant --splits --keep-first --ablation "
             "--top-neurons --fit-tokens --fit-data --suffixes --patch-distance --entropy-top --entropy-layers " + TEXT,
         ),
@@ -113,6 +114,7 @@ SHARED = f"--window --bos {TEXT}"
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
         ),
         ("tune", f"--out --lens --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        ("convert", f"--out {MODEL}"),
         (
             "eval",
             "--tasks --out --edit --route --sweep --limit --shots --data --tokens --window --bos --include-path "
@@ -121,12 +123,12 @@ SHARED = f"--window --bos {TEXT}"
         (
             "export",
             "--out --edit --route --drop --measure --speed --data --tokens --window --bos --special-tokens --chat --pack "
-            "--cluster --dtype --device --revision --stream --unused-tensors",
+            "--cluster --dtype --device --revision --stream --unused-tensors --device-map",
         ),
         (
             "heal",
             "--teacher --out --data --tokens --window --bos --rank --rate --special-tokens --chat --pack --dtype --device "
-            "--revision --stream --unused-tensors",
+            "--revision --stream --unused-tensors --device-map",
         ),
         ("report", "--out --figures --reference"),
         ("compare", "--out --figures --reference"),

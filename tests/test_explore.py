@@ -21,8 +21,11 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.errors import DataError, DepthscopeError, RouteError, RunError
+from depthscope.experiments.jacobian_lens import JacobianLens
+from depthscope.experiments.lenses import lenses_of
 from depthscope.experiments.neurons import NeuronReport, TokenCosine
 from depthscope.experiments.sweep import layer_edits
+from depthscope.experiments.tuned_lens import FORMAT, KIND, TunedLens, describe
 from depthscope.explore import comparison, markup, neurons
 from depthscope.explore import prompt as prompts
 from depthscope.explore import runs as listing
@@ -171,6 +174,36 @@ def test_the_lens_table_holds_the_lens(gpt2, answers):
         }[colour]
         assert shades == pytest.approx(value.clip(0, 1).to_list(), abs=6e-4)
     assert lens_table(lens, 4096, "melted") == lens_table(lens, 4096, COLOURS[0])
+
+
+def test_every_lens_that_reads_the_model_can_be_chosen(gpt2, tmp_path):
+    class Doubled:
+        def decode(self, residual, depth, last):
+            return gpt2.unembedding.hidden(2 * residual)
+
+    ds.register_lens(ds.LensKind(name="doubled", title="Doubled", definition="twice", make=lambda model: Doubled()))
+    try:
+        width = gpt2.unembedding.weight.shape[1]
+        fitted = {
+            "jacobian": JacobianLens(gpt2, torch.eye(width).expand(gpt2.depth, -1, -1)),
+            "tuned": TunedLens.identity(gpt2),
+        }
+        for name, one in fitted.items():
+            one.config["model"], one.config["format"] = describe(gpt2), FORMAT
+            one.config |= {KIND: name} if name == "jacobian" else {}
+            one.save(tmp_path / name)
+        lenses, refused = lenses_of(gpt2, {name: tmp_path / name for name in fitted})
+        assert [*lenses] == ["logit", "frozen_scale", "tuned", "jacobian", "doubled"]
+        assert refused == {}
+        assert [*lenses_of(gpt2, {"tuned": tmp_path / "jacobian"})[1]] == ["tuned"]
+        answers = Answers(Session(gpt2, lenses))
+        assert answers.shown_lenses() == ["logit", "tuned", "jacobian"]
+        one_by_one = [answers.lens("It was", COLOURS[0], [name])[1] for name in lenses]
+        assert answers.lens("It was", COLOURS[0], [*lenses, "<b>"])[1] == "".join(one_by_one)
+        assert ["Logit lens: the most" in one_by_one[0], "Doubled: the most" in one_by_one[-1]] == [True, True]
+        assert "Choose a lens" in answers.lens("It was", COLOURS[0], [])[1]
+    finally:
+        ds.unregister_lens("doubled")
 
 
 def test_head_scores_and_patterns_are_those_of_the_model(model):

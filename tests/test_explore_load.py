@@ -132,7 +132,7 @@ def test_results_are_cached_within_their_bounds(gpt2, monkeypatch):
     monkeypatch.setattr(prompts, "MOST_KEPT", 3 * held)
     for text in ("two", "ten", "six", "red", "big"):
         with session.reading(text) as prompt:
-            assert prompt.lens.height > 0
+            assert prompt.lens("logit").height > 0
             _ = prompt.baseline
         assert sum(session._held.values()) <= 3 * held
     assert list(session._prompts)[-1] == ("big", False)

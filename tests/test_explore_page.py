@@ -87,6 +87,15 @@ def test_a_prompt_is_read_at_every_depth_and_coloured(page):
     expect(page.locator("#lens figcaption")).to_contain_text("higher entropy")
 
 
+def test_lenses_are_chosen_from_a_list(page):
+    expect(page.locator("#lens figure")).to_have_count(1)
+    page.get_by_label("Logit lens with the last scale").check()
+    expect(page.locator("#lens figure")).to_have_count(2)
+    expect(page.locator("#lens figcaption").last).to_contain_text("Logit lens with the last scale: the most likely")
+    page.get_by_label("Logit lens with the last scale").uncheck()
+    expect(page.locator("#lens figure")).to_have_count(1)
+
+
 def test_a_changed_route_changes_what_follows(page):
     read(page, "It was the best of times, it was the")
     expect(page.locator("#routes .written").first).not_to_contain_text("writing")

@@ -115,6 +115,13 @@ def test_files_of_a_run_in_three_formats_and_the_same_each_time(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         publish.publish_run(run, tmp_path / "file")
+    for file in publish.publish_run(run, tmp_path / "two")[:3]:  # its own files are replaced, nobody else's
+        own = file.read_bytes()
+        file.write_bytes(b"mine")
+        with pytest.raises(RunError, match="is not a figure that depthscope wrote"):
+            publish.publish_run(run, tmp_path / "two")
+        assert file.read_bytes() == b"mine"
+        file.write_bytes(own)
 
 
 def test_a_comparison_s_figures_are_drawn_too(tmp_path, run):

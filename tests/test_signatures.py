@@ -197,7 +197,7 @@ def test_a_lens_is_read_only_where_its_kl_falls():
     for name in ("little_early_progress", "progress_sets_in", "entropy_moves_last"):
         refused = verdict_of(name, unreadable)
         assert (refused.verdict, refused.effect) == (CANNOT_TELL, None)
-        assert refused.reason == "the KL of the lens does not fall with depth, so it cannot be read (no tuned lens)"
+        assert refused.reason == "the KL of the lens does not fall with depth, so it cannot be read (no fitted lens)"
     tuned = {"tuned.kl": measured.values["lens.kl"], "tuned.entropy": measured.values["lens.entropy"]}
     instead = verdict_of("little_early_progress", replace(measured, values=unreadable.values | tuned))
     assert instead.reason.endswith("read by the tuned lens")

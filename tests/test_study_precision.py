@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 from killing import KILLED, SAME_BYTES, whole_and_killed
+from polars.testing import assert_frame_equal
+from scipy import stats
 from test_study import contents
 from test_sweep import run, save
 
@@ -18,10 +20,10 @@ from depthscope.data.windows import make_windows
 from depthscope.errors import DepthscopeError, RunError, RunMismatchError
 from depthscope.models.load import load
 from depthscope.report.trust import precision_goal
-from depthscope.run.units import document_units
+from depthscope.run.units import units_between
 from depthscope.schema.manifest import PrecisionOutcome
 from depthscope.schema.precision import PRECISION_TABLE
-from depthscope.statistics.confidence_sequence import FEWEST, ConfidenceSequence
+from depthscope.statistics.repeated_intervals import FEWEST, critical_value, look_schedule
 from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import study_settings
 
@@ -76,33 +78,55 @@ def widths(study, tmp_path_factory) -> list[float]:
     return [last, first]
 
 
-def test_it_stops_as_soon_as_every_row_is_precise_enough_and_not_before(study, model, tmp_path, widths):
-    goal = float(np.mean(widths))
-    made, said = stops(study, tmp_path / "run", goal, per_token=True)
+def by_definition(shards, goal, rows, looks) -> tuple[int, pl.DataFrame]:
+    """After how many windows all rows are known, and what is known of each when it is, in float64 from values per token."""
+    critical = critical_value(looks)
+    tokens = pl.concat(shards).with_columns(kl=pl.col("kl").cast(pl.Float64))
+    own = tokens.filter(edit="none").with_row_index()
+    known = {}
+    for look in looks:
+        read = own.head(look * WINDOW).select("document", "position")
+        for layer in range(rows):
+            if layer in known:
+                continue
+            part = read.join(tokens.filter(edit="drop", layer=layer), on=["document", "position"])
+            assert part.height == look * WINDOW, "a row that is not known is measured on everything"
+            sums = part.group_by("document").agg(pl.sum("kl"), n=pl.len())
+            count, mean = sums.height, part["kl"].mean()
+            left = (sums["kl"] - mean * sums["n"]).to_numpy()
+            error = np.sqrt(count / (count - 1) * (left**2).sum()) / part.height
+            half = error * stats.t.isf(stats.norm.sf(critical), count - 1)
+            if half <= goal * mean:
+                known[layer] = (layer, mean, mean + half, count, part.height)
+        if len(known) == rows:
+            break
+    columns = ["layer", "mean", "ci_high", "documents", "tokens"]
+    return look, pl.DataFrame([known[layer] for layer in range(rows)], schema=columns, orient="row")
+
+
+def test_every_row_is_measured_until_it_is_precise_enough_and_no_longer(study, model, text, tmp_path, widths):
+    goal = float(np.median(relative(study(tmp_path / "first", 0.99, tokens=None))))
+    made, said = stops(study, tmp_path / "run", goal, per_token=True, tokens=None)
     assert said.reached
     assert max(relative(made)) <= goal
     shards = [pl.read_parquet(path) for path in sorted((tmp_path / "run" / "shards" / "sweep").iterdir())]
-    assert len(shards) > 3
-    sums = [
-        shard.filter(pl.col("edit") == "drop")
-        .group_by("document", "layer", maintain_order=True)
-        .agg(pl.col("kl").cast(pl.Float64).sum(), tokens=pl.len())
-        for shard in shards
-    ]
-    sequence, enough, found = ConfidenceSequence(model.depth), [], None
-    for shard in sums:  # no document of one window goes on in the next shard
-        for _, rows in shard.group_by("document", maintain_order=True):
-            sequence.add(rows["tokens"][0], rows.sort("layer")["kl"].to_numpy())
-        found = sequence.estimate()
-        enough.append(bool((found.high - found.mean <= goal * found.mean).all()))
-    assert enough == [False] * (len(shards) - 1) + [True]
+    look, expected = by_definition(shards, goal, model.depth, said.looks)
+    assert look * WINDOW == said.tokens == made.run.settings.tokens
     table = made.table("precision")
     assert dict(table.schema) == PRECISION_TABLE
-    np.testing.assert_allclose(table["mean"].to_numpy(), found.mean, rtol=1e-9)
-    np.testing.assert_allclose(table["ci_high"].to_numpy(), found.high, rtol=1e-6)
-    assert set(table["documents"]) == {said.documents} == {found.documents}
-    assert made.table("sweep")["documents"].unique().to_list() == [found.documents]
-    assert made.table("sweep")["tokens"].unique().to_list() == [said.tokens] == [made.run.settings.tokens]
+    np.testing.assert_allclose(table["mean"].to_numpy(), expected["mean"].to_numpy(), rtol=1e-9)
+    np.testing.assert_allclose(table["ci_high"].to_numpy(), expected["ci_high"].to_numpy(), rtol=1e-6)
+    assert table.select("documents", "tokens").rows() == expected.select("documents", "tokens").rows()
+    assert len(set(table["tokens"])) > 1, "some rows are known before others, so this test can tell"
+    assert said.measured_share == pytest.approx(table["tokens"].mean() / said.tokens)
+    swept = made.table("sweep").filter(edit="drop")
+    for metric in ("kl", "entropy_change"):
+        rows = swept.filter(metric=metric).sort("layer")
+        assert rows.select("documents", "tokens").rows() == expected.select("documents", "tokens").rows()
+    np.testing.assert_allclose(swept.filter(metric="kl").sort("layer")["mean"], expected["mean"], rtol=1e-9)
+    apart = study(tmp_path / "apart", goal, tokens=None, unit_tokens=16 * WINDOW)
+    for name in ("sweep", "precision"):
+        assert_frame_equal(made.table(name), apart.table(name), rel_tol=1e-5)
 
 
 def test_a_map_alone_is_read_until_every_cell_is_precise_enough(study, tmp_path, widths):
@@ -126,33 +150,47 @@ def test_a_map_alone_is_read_until_every_cell_is_precise_enough(study, tmp_path,
     assert first.table("precision")["edit"].unique().to_list() == ["drop"]
 
 
-def test_whole_documents_count_in_a_random_order_that_belongs_to_the_run(study, model, text, tmp_path, widths):
-    made, said = stops(study, tmp_path / "run", widths[1], tokens=None, window=24, per_token=True, unit_tokens=150)
+def test_windows_are_drawn_from_all_and_each_document_counts_once(study, model, text, tmp_path, widths):
+    made, said = stops(study, tmp_path / "run", widths[1], ("sweep", "lens"), tokens=None, window=24, per_token=True)
     shards = sorted((tmp_path / "run" / "shards" / "sweep").iterdir())
-    rows = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
-    read = rows["document"].unique(maintain_order=True).to_list()
-    assert FEWEST <= len(read) == said.documents < DOCUMENTS
-    assert read == np.random.default_rng(0).permutation(DOCUMENTS).argsort()[: len(read)].tolist() != sorted(read)
-    counts = dict(rows.group_by("document").len().iter_rows())
+    read = pl.concat(pl.read_parquet(path) for path in shards).filter(edit="none")
     windows = make_windows(ds.corpus(text, tokens=1_000_000), model, length=24)
-    assert counts == {document: windows.per_document()[document][1] * 24 for document in read}
-    assert len(set(counts.values())) > 1
-    assert made.run.manifest.text.documents == len(read)
-    assert made.run.settings.document_order_seed == 0
+    drawn = windows.take(np.random.default_rng(0).permutation(len(windows))[: said.looks[-1]])
+    first = drawn.part(0, read.height // 24)
+    places = zip(np.repeat(first.document, 24), (first.start[:, None] + np.arange(24)).ravel(), strict=True)
+    assert sorted(read.select("document", "position").rows()) == sorted(places)
+    assert said.looks == look_schedule(drawn.document)
+    assert FEWEST <= said.documents == first.documents < len(first) < len(windows)
+    assert made.run.manifest.text.documents == said.documents
+    assert made.table("lens")["documents"].unique().to_list() == [said.documents]
+    assert made.run.settings.window_order_seed == 0
 
 
-def test_units_of_whole_documents():
-    def units(*counts, most=4):
-        made = document_units(counts, most)
+READINGS = ("sweep", "map", "lens", "norms", "attention", "similarity", "geometry", "dimension", "sinks", "massive")
+
+
+def test_all_tables_of_the_whole_text_are_those_of_a_run_without_a_goal(study, tmp_path, widths):
+    """The order of reading and of documents in shards changes nothing but rounding."""
+    names = (*READINGS, "stages")
+    without = study(tmp_path / "without", None, *names, tokens=TOKENS * 3, window=WINDOW)
+    whole = study(tmp_path / "whole", widths[0] / 100, *names, tokens=TOKENS * 3, window=WINDOW)
+    assert set(whole.run.tables()) == {*without.run.tables(), "precision"}
+    for name in without.run.tables():
+        assert_frame_equal(without.table(name), whole.table(name), rel_tol=1e-3, abs_tol=1e-5, check_row_order=True)
+
+
+def test_units_end_at_every_look():
+    def units(*looks, most=4):
+        made = units_between(looks, most)
         assert [unit.index for unit in made] == list(range(len(made)))
         assert [unit.start for unit in made] == [0, *(unit.stop for unit in made)][: len(made)]
+        assert set(looks) <= {unit.stop for unit in made}
         return [unit.stop - unit.start for unit in made]
 
-    assert units(1, 1, 1, 1, 1) == [4, 1]
-    assert units(3, 2, 2, 1) == [3, 4, 1] != [4, 4]
-    assert units(5, 1, 9, 4) == [2, 3, 1, 3, 3, 3, 4]
-    assert units(4, 4) == [4, 4]
-    assert units(2, 1, most=1) == [1, 1, 1]
+    assert units(8, 10, 13) == [4, 4, 2, 3]
+    assert units(9, 10) == [3, 3, 3, 1]
+    assert units(2, 3, most=1) == [1, 1, 1]
+    assert units(3) == [3]
 
 
 def test_windows_in_random_order_are_the_same_windows(model, text):
@@ -162,11 +200,12 @@ def test_windows_in_random_order_are_the_same_windows(model, text):
     assert turned.token_hash() != windows.in_random_order(4).token_hash()
     back = np.lexsort((turned.start, turned.document))
     np.testing.assert_array_equal(turned.ids[back], windows.ids)
-    assert sorted(turned.per_document()) == windows.per_document()
-    for document, count in turned.per_document():
-        rows = np.flatnonzero(turned.document == document)
-        assert np.diff(rows).tolist() == [1] * (count - 1)
-        assert turned.start[rows].tolist() == [WINDOW * i for i in range(count)]
+    stops = [40, 55, len(turned)]
+    parts = turned.ordered_between(stops)
+    for start, stop in zip([0, *stops], stops, strict=False):
+        drawn, ordered = turned.part(start, stop), parts.part(start, stop)
+        np.testing.assert_array_equal(drawn.take(np.lexsort((drawn.start, drawn.document))).ids, ordered.ids)
+        assert [document for document, _ in ordered.per_document()] == sorted(set(drawn.document.tolist()))
 
 
 @pytest.mark.fault(KILLED, SAME_BYTES)
@@ -187,14 +226,14 @@ def test_killed_and_rerun_gives_the_same_stop_and_the_same_bytes(text, tmp_path,
 
 
 def test_a_finer_goal_goes_on_where_the_run_was(study, model, tmp_path, widths):
-    coarse, fine = widths[1] * 0.95, sum(widths) / 2
+    coarse, fine = widths[1] * 0.95, widths[0] * 1.05
     first = study(tmp_path / "run", coarse, "sweep", "lens").run.manifest.precision
-    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").rglob("*.parquet")}
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards" / "lens").iterdir()}
     with pytest.raises(RunError, match="all tables cover the same text: add lens"):
         study(tmp_path / "run", fine)
     second = study(tmp_path / "run", fine, "sweep", "lens")
     assert second.run.manifest.precision.tokens > first.tokens
-    assert shards.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards").rglob("*.parquet")}.items()
+    assert shards.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards" / "lens").iterdir()}.items()
     at_once = study(tmp_path / "at_once", fine, "sweep", "lens")
     tables = [{p.name: p.read_bytes() for p in (one.path / "tables").iterdir()} for one in (second, at_once)]
     assert tables[0] == tables[1]

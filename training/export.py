@@ -62,6 +62,15 @@ def export(run: Path, tokenizer: Path, out: Path) -> None:
     Raises ValueError where a weight does not fit float16.
     """
     model, state = checkpointed(run)
+    write_folder(model, tokenizer, out)
+    write_json(out / "training.json", history(run, state))
+
+
+def write_folder(model: PreTrainedModel, tokenizer: Path, out: Path) -> None:
+    """Write the model with float16 weights, which it has afterwards, and its tokenizer as a transformers folder.
+
+    Raises ValueError where a weight does not fit float16.
+    """
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight.half()).all():
             raise ValueError(f"{name} has a value which is not finite in float16")
@@ -69,7 +78,6 @@ def export(run: Path, tokenizer: Path, out: Path) -> None:
     (out / "generation_config.json").unlink(missing_ok=True)  # its defaults say nothing of the model
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, out / name)
-    write_json(out / "training.json", history(run, state))
 
 
 def main() -> None:

@@ -2,17 +2,21 @@
 
     python -m training.train bookshelf-neox --tokens-map training/runs/tokens.bin --minutes 60 --out training/runs/neox
 
-The run's folder holds checkpoint.pt (weights, optimizer, random state, settings) and log.jsonl (one line per interval).
+The run's folder holds checkpoint.pt (weights, optimizer, random state, settings) and log.jsonl (one line per interval). With
+`--keep 1,4,16 --tokenizer FOLDER` it also holds steps/step1, steps/step4 …: the model after those steps as transformers
+folders, which `depthscope study … --revisions` reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from transformers import PreTrainedModel
 from training.architectures import PRESETS, fresh_model, trained_model
 from training.atomic import atomic_writer, sha256
 from training.corpus import TokenMap, open_token_map
+from training.export import write_folder
 from training.settings import Settings, difference
 
 LogLine = dict[str, float]
@@ -167,14 +172,35 @@ class Run:
             self.loss = loss_function(self.model, replace(self.settings, compile=False))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def go(self, *, log_every: int = 50, checkpoint_minutes: float = 3.0, stop_at: int | None = None) -> None:
+    def keep(self, tokenizer: Path) -> None:
+        """Write the model after this step as a transformers folder in float16, whole or not at all."""
+        folder = self.folder / "steps" / f"step{self.at.step}"
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_folder(copy.deepcopy(self.model).to("cpu"), tokenizer, unfinished)  # pyright: ignore[reportArgumentType]
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+
+    def go(
+        self,
+        *,
+        log_every: int = 50,
+        checkpoint_minutes: float = 3.0,
+        stop_at: int | None = None,
+        keep: Collection[int] = (),
+        tokenizer: Path | None = None,
+    ) -> None:
         """Train until the run is finished, interrupted (SIGINT, SIGTERM) or, for tests, at step `stop_at`.
 
-        However it ends, short of a kill, the state is saved. A loss which is not finite raises FloatingPointError
-        and leaves the last good checkpoint.
+        After each step in `keep` the model is written out, with this `tokenizer`. However it ends, short of a kill, the
+        state is saved. A loss which is not finite raises FloatingPointError and leaves the last good checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         losses: list[Tensor] = []
+        kept = {} if tokenizer is None else dict.fromkeys(keep, tokenizer)
+        if self.at.step == 0 and 0 in kept:
+            self.keep(kept[0])
         if self.settings.compile and not self.finished:
             self.warm_loss()
         last_save = last_log = clock = time.monotonic()
@@ -185,6 +211,9 @@ class Run:
                 now = time.monotonic()
                 self.at.seconds += now - clock
                 clock = now
+                if self.at.step in kept:
+                    self.keep(kept[self.at.step])
+                    clock = time.monotonic()
                 if self.at.step % log_every == 0:
                     mean = torch.stack(losses).mean().item()
                     if not mean < float("inf"):
@@ -245,7 +274,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--log-every", type=int, default=50, help="steps between lines of progress")
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0)
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--keep", type=_steps, default=(), help="write out the model after these steps, such as 1,10,100"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json, for --keep")
+    found = parser.parse_args(arguments)
+    if found.keep and found.tokenizer is None:
+        parser.error("--keep writes transformers folders: give the tokenizer's folder with --tokenizer")
+    return found
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(int(step) for step in text.split(","))
 
 
 def settings_of(arguments: argparse.Namespace, facts: dict[str, Any]) -> Settings:
@@ -269,7 +309,12 @@ def main() -> None:
     run = Run(settings_of(arguments, facts), tokens, arguments.out, arguments.source)
     if run.at.step:
         print(f"resuming at step {run.at.step:,}, {run.at.tokens:,} tokens", flush=True)
-    run.go(log_every=arguments.log_every, checkpoint_minutes=arguments.checkpoint_minutes)
+    run.go(
+        log_every=arguments.log_every,
+        checkpoint_minutes=arguments.checkpoint_minutes,
+        keep=arguments.keep,
+        tokenizer=arguments.tokenizer,
+    )
     print("finished" if run.finished else "stopped; the same command goes on", flush=True)
 
 

@@ -19,7 +19,7 @@ from depthscope.models.finite import REMEDY, all_finite
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
 from depthscope.routes import Route
-from depthscope.schema.lens import JACOBIAN
+from depthscope.schema.lens import JACOBIAN, TUNED
 
 
 @memory_errors("compute logits", "Use a shorter text, or load the model with stream='yes' or in another dtype")
@@ -66,5 +66,6 @@ def lens(
     of fitted lenses, which `tuned` and `jacobian` need.
     """
     model = model_of(model)
-    directory = jacobian_lens if lens == JACOBIAN else tuned_lens
+    directories = {TUNED: tuned_lens, JACOBIAN: jacobian_lens}
+    directory = directories.get(lens) if isinstance(lens, str) else None
     return prompt_lens(model, ids_of(model, text), top, make_lens(lens, model, directory))

@@ -1,4 +1,4 @@
-"""Fitting a tuned lens or a Jacobian lens."""
+"""Fitting a tuned lens or a Jacobian lens, and converting a published one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,11 +7,14 @@ from typing import Any
 
 from depthscope.api.inputs import corpus, model_of
 from depthscope.data.corpus import BOOKSHELF, Corpus
+from depthscope.errors import RunError
 from depthscope.experiments.lens_text import lens_text
+from depthscope.experiments.published_lens import converted
 from depthscope.experiments.read_lenses import FIT
-from depthscope.experiments.tuned_lens import FittedLens
+from depthscope.experiments.tuned_lens import CONFIG, FittedLens, read_config, require_replaceable
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
+from depthscope.run.lock import locked
 from depthscope.schema.lens import TUNED, check_fitted
 from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
@@ -35,7 +38,7 @@ def tune_lens(
     (131,072 by default); every 8th document is held out, and that text comes on top. Measure on other documents: a study with
     `lens="tuned"` trains on what it does not measure. `model`, `text`, `window` and `bos` are as for `study`. Raises DataError
     for too little text, UnsupportedError where a Jacobian lens needs gradients that the model does not have, DepthscopeError if
-    `out` has a lens fitted for another model, on other text or in another way.
+    `out` has a lens fitted for another model, on other text or in another way, and RunError if another process is writing it.
     """
     check_fitted(lens)
     if window is not None:
@@ -45,8 +48,9 @@ def tune_lens(
     model = model_of(model)
 
     def fitted(tell: Progress | None) -> FittedLens:
-        chosen = lens_text(text, model, length=window, bos=bos, tell=tell)
-        return FIT[lens](model, chosen, out, tell=tell)
+        with locked(Path(out)):
+            chosen = lens_text(text, model, length=window, bos=bos, tell=tell)
+            return FIT[lens](model, chosen, out, tell=tell)
 
     if progress is True:
         from depthscope.progress import progress_bar
@@ -54,3 +58,27 @@ def tune_lens(
         with progress_bar() as tell:
             return fitted(tell)
     return fitted(progress or None)
+
+
+@memory_errors("convert a lens", "Load the model with stream='yes'")
+def convert_lens(model: Model | str, file: str | Path, *, out: str | Path) -> FittedLens:
+    """Convert a published lens for a model from PyTorch's pickle format, and store it in `out`, as `tune_lens` stores one.
+
+    `file` is a Jacobian lens written by the code of Gurnee et al. 2026, or params.pt of the tuned-lens package. It is
+    unpickled by a process of its own, with torch's loader for weights only and limits on memory, time and files. A published
+    lens does not record the weights it is for: its shapes are checked, a Jacobian lens is compared with Jacobians of the
+    model, and the unembedding hash of a tuned lens, if it has one, with the model's. `lens.config["published"]` says what was
+    found. The same call finds the lens complete. Raises DepthscopeError for any other file, for a lens of another model, and
+    if `out` has something else.
+    """
+    model, file, out = model_of(model), Path(file), Path(out)
+    with locked(out):
+        if not (out / CONFIG).exists():
+            require_replaceable(out)
+        lens = converted(model, file, out)
+        if (out / CONFIG).exists():
+            there = read_config(out).get("published", {}).get("sha256")
+            if there != lens.config["published"]["sha256"] or not lens.is_stored(out):
+                raise RunError(f"{out} holds another lens than {file}: give another directory")
+        lens.write(out)
+    return lens

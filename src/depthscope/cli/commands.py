@@ -9,6 +9,7 @@ import typer
 from depthscope.cli import (
     check,
     compare,
+    convert,
     evaluate,
     explore,
     export,
@@ -55,6 +56,7 @@ def build_app() -> typer.Typer:
     for name in (name for name, one in EXPERIMENTS.items() if one.command == name):
         add(name.replace("_", "-"), EXPERIMENTS[name].title, experiment_command(name))
     add("tune", "Fit a tuned lens or a Jacobian lens to a model.", tune.command)
+    add("convert", "Convert a published lens from PyTorch's pickle format.", convert.command)
     add("prune", "Choose blocks to remove by measured KL, and write the model without them.", prune.prune_command())
     add("export", "Write an edited model as a plain transformers checkpoint.", export.command)
     add("heal", "Train an exported checkpoint to predict what its original predicts.", heal.command)

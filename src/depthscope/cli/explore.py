@@ -1,6 +1,6 @@
 """`depthscope explore`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -12,9 +12,10 @@ from depthscope.cli import options
 from depthscope.cli.console import console
 from depthscope.cli.signals import INTERRUPTED, status_of
 from depthscope.printable import printable
+from depthscope.schema.lens import JACOBIAN, LENSES, TUNED
 
 if TYPE_CHECKING:
-    from depthscope.experiments.tuned_lens import TunedLens
+    from depthscope.experiments.lenses import Lens
     from depthscope.models.model import Model
 
 Subject = Annotated[
@@ -31,6 +32,13 @@ TunedLensPath = Annotated[
         show_default="that of the run, if it has one",
     ),
 ]
+JacobianLensPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="The directory of a Jacobian lens fitted to the model, shown next to the logit lens.",
+        show_default="that of the run, if it has one",
+    ),
+]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Local port; the next free one if it is in use.")]
 
 
@@ -42,6 +50,7 @@ def command(
     revision: options.Revision = None,
     adapter: options.Adapter = None,
     tuned_lens: TunedLensPath = None,
+    jacobian_lens: JacobianLensPath = None,
 ) -> None:
     """Explore a model in the browser: a prompt at every depth, surgery, heads, neurons, and your runs.
 
@@ -66,9 +75,10 @@ def command(
     model, note = _loaded(name, is_folder_of_runs, dtype, device, revision, adapter)
     facts = model.facts
     said = f"{facts.name}: {facts.layers} blocks of {facts.d_model}, {facts.vocabulary:,} tokens, {facts.family}"
-    tuned, why = _tuned_lens(model, tuned_lens, folder if is_folder_of_runs else None)
+    given = {TUNED: tuned_lens, JACOBIAN: jacobian_lens}
+    lenses, why = _lenses(model, given, folder if is_folder_of_runs else None)
     note = " ".join(filter(None, (note, why)))
-    page = build(Answers(Session(model, tuned)), Runs(folder if is_folder_of_runs else Path()), said, note)
+    page = build(Answers(Session(model, lenses)), Runs(folder if is_folder_of_runs else Path()), said, note)
     free = free_port(port)
     if free != port:
         console.print(f"port {port} is in use, using the next free one", highlight=False)
@@ -86,20 +96,25 @@ def command(
             raise typer.Exit(status) from None
 
 
-def _tuned_lens(model: "Model", given: Path | None, run: Path | None) -> "tuple[TunedLens | None, str]":
-    """The tuned lens that was named, else that of the run; a note if the run's is for another model or dtype."""
-    from depthscope.errors import DepthscopeError
-    from depthscope.experiments.read_lenses import WHERE
-    from depthscope.experiments.tuned_lens import CONFIG, TunedLens
+def _lenses(model: "Model", given: Mapping[str, Path | None], run: Path | None) -> "tuple[dict[str, Lens], str]":
+    """The lenses that can read the model, fitted ones from where they were named or else from the run; a note on the others.
 
-    if given is not None:
-        return TunedLens.load(given, model), ""
-    if run is None or not (run / WHERE / CONFIG).exists():
-        return None, ""
-    try:
-        return TunedLens.load(run / WHERE, model), ""
-    except DepthscopeError as error:
-        return None, f"The tuned lens of this run is not shown: {error}."
+    Raises DepthscopeError for a named directory without a lens for the model. A lens of the run may be for another model or
+    dtype.
+    """
+    from depthscope.experiments.lenses import lenses_of, make_lens
+    from depthscope.experiments.read_lenses import PLACES
+    from depthscope.experiments.tuned_lens import CONFIG
+
+    named = {name: path for name, path in given.items() if path is not None}
+    for name, path in named.items():
+        make_lens(name, model, path)
+    of_run = (
+        {} if run is None else {name: run / place for name, place in PLACES.items() if (run / place / CONFIG).exists()}
+    )
+    lenses, refused = lenses_of(model, of_run | named)
+    notes = [f"The {LENSES[name].called} is not shown: {why}." for name, why in refused.items() if name in of_run]
+    return lenses, " ".join(notes)
 
 
 def _loaded(

@@ -24,6 +24,7 @@ class Weights:
     revision: options.Revision = None
     stream: options.Stream = "auto"
     unused_tensors: options.UnusedTensors = "refuse"
+    device_map: options.DeviceMap = None
 
     def check(self, name: str) -> None:
         """Raise DepthscopeError for a value that is invalid for every model. Imports no torch."""

@@ -38,7 +38,7 @@ def one_prompt(request: Request, *, prompt: Prompt = None, top: Top = 5, positio
     if not -length <= position < length:
         raise DataError(f"the prompt has {length} tokens: expected a position from {-length} to {length - 1}")
     chosen = found.filter(found["position"] == position % length)
-    tokens = found.filter((found["layer"] == 0) & (found["rank"] == 1))["token"].to_list()
+    tokens = found.unique("position", maintain_order=True)["token"].to_list()
     there = position % length
     parts = [styled(token, "bold") if at == there else Text(printable(token)) for at, token in enumerate(tokens)]
     console.print(Text(" ").join([*parts, Text("→ ?")]))

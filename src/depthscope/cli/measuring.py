@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from depthscope.cli import lens, neurons, painters
+from depthscope.cli import lens, neurons, painters, series
 from depthscope.cli.request import Request, measuring, run_and_show
 from depthscope.schema.experiments import EXPERIMENTS, command_members
 from depthscope.studies.settings import command_options, study_options
@@ -20,13 +20,16 @@ SINGLE: dict[str, Callable[..., bool]] = {
 def study_command() -> Callable[..., None]:
     """`depthscope study`."""
 
-    def command(request: Request) -> None:
+    def command(request: Request, **own: Any) -> None:
         """Study a model: run all experiments, find the stages, write tables and page, print a summary.
 
-        You can stop it at any time: the same command resumes it and produces the same tables.
+        You can stop it at any time: the same command resumes it and produces the same tables. --revisions and --recipe study
+        several models in one directory.
         """
-        run_and_show(request)
+        if not series.several(request, **own):
+            run_and_show(request)
 
+    command.__signature__ = inspect.signature(series.several)  # type: ignore[attr-defined]
     return measuring(list(study_options().values()), command)
 
 

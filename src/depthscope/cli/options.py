@@ -61,6 +61,16 @@ Stream = Annotated[
     ),
 ]
 
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|balanced|FILE",
+        help="Put the blocks on several devices or on disk with accelerate: auto, balanced, or a JSON file of devices by "
+        'module like {"": "cpu", "model.layers.3": "disk"}. Not together with --device or --stream yes.',
+        show_default=False,
+    ),
+]
+
 UnusedTensors = Annotated[
     str,
     typer.Option(help="What to do if a checkpoint has tensors the model does not use: refuse it, or ignore them."),
@@ -182,7 +192,8 @@ def check_loading(
     revision: str | None,
     stream: str,
     unused_tensors: str,
-    adapter: str | None,
+    device_map: str | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Raise DepthscopeError for a value that is invalid for every model. Imports no torch, opens no file."""
     check_text("MODEL", name, LONGEST_PATH)
@@ -195,6 +206,8 @@ def check_loading(
             raise DepthscopeError(f"{option} is {shown(value)}: expected one of {', '.join(CHOICES[option])}")
     if revision is not None:
         check_text("--revision", revision, LONGEST_REVISION)
+    if device_map is not None:
+        check_text("--device-map", device_map, LONGEST_PATH)
     if adapter is not None:
         check_text("--adapter", adapter, LONGEST_PATH)
 
@@ -231,6 +244,16 @@ def as_written(words: Sequence[str], given: Mapping[str, object]) -> str:
     return shlex.join(["depthscope", *words, *said])
 
 
+def silence_advice() -> None:
+    """Turn off what transformers and the hub's client say to programmers, for a command's process."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+
 def load_quietly(
     name: str,
     dtype: str,
@@ -238,6 +261,7 @@ def load_quietly(
     revision: str | None,
     stream: str = "no",
     unused_tensors: str = "refuse",
+    device_map: str | None = None,
     adapter: str | None = None,
     verify: bool = True,
 ) -> "Model":
@@ -245,17 +269,13 @@ def load_quietly(
 
     Raises DepthscopeError for an option that no model can be loaded with, before torch is imported.
     """
-    check_loading(name, dtype, device, revision, stream, unused_tensors, adapter)
+    check_loading(name, dtype, device, revision, stream, unused_tensors, device_map, adapter)
     from depthscope.cli.console import busy
 
     require_room_to_import()
     with busy(f"loading {name}"):
-        import huggingface_hub
-        import transformers
-
         from depthscope.models.load import load
 
-        transformers.utils.logging.set_verbosity_error()
-        huggingface_hub.utils.logging.set_verbosity_error()
+        silence_advice()
         settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream, "adapter": adapter}
-        return load(name, **settings, unused_tensors=unused_tensors, verify=verify)
+        return load(name, **settings, unused_tensors=unused_tensors, device_map=device_map, verify=verify)

@@ -7,9 +7,12 @@ import typer
 
 from depthscope.cli import options
 from depthscope.cli.console import console
+from depthscope.errors import DepthscopeError
 from depthscope.printable import printable
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN ...", help="A run directory, or several to compare.")]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN ...", help="A run directory, several to compare, or that of a series.")
+]
 Page = Annotated[
     Path | None,
     typer.Option(help="Where to write the page.", show_default="RUN/report.html; of several runs comparison.html"),
@@ -33,7 +36,16 @@ def command(runs: Runs, out: Page = None, figures: Figures = None, reference: Re
     for option, path in (("--out", out), ("--figures", figures), *(("RUN", run) for run in runs)):
         if path is not None:
             options.check_path(option, path)
-    if len(runs) == 1:
+    from depthscope.run.series import is_series
+
+    if len(runs) == 1 and is_series(runs[0]):
+        if figures or reference:
+            option = "--figures" if figures else "--reference"
+            raise DepthscopeError(
+                f"{option} is for runs, and {runs[0]} is a series of them: name runs in {runs[0] / 'runs'}"
+            )
+        write_series(runs[0], out)
+    elif len(runs) == 1:
         write_one(runs[0], out, figures, reference)
     else:
         write_several(runs, out, figures, reference)
@@ -51,6 +63,14 @@ def write_one(path: Path, out: Path | None, figures: Path | None, reference: str
         from depthscope.report.publish import publish_run
 
         say_figures(publish_run(run, figures), figures)
+
+
+def write_series(path: Path, out: Path | None) -> None:
+    """Write the page of a series of studies again."""
+    from depthscope.report.series_page import write_series as write
+    from depthscope.run.series import SeriesDirectory
+
+    say_page(write(SeriesDirectory.reading(path), out))
 
 
 def write_several(paths: list[Path], out: Path | None, figures: Path | None, reference: str | None = None) -> None:

@@ -94,6 +94,19 @@ class Corpus:
             for path in _files(location):
                 require_fields(path, field)
 
+    def files(self) -> list[Path] | None:
+        """The files that would be read; none for documents in memory and the embedded text; None for a data set on a hub.
+
+        Raises DataError as `check`.
+        """
+        location, _ = self._parts()
+        if self.texts or location == BOOKSHELF:
+            return []
+        if location.startswith(HUB):
+            return None
+        place = _path(location)
+        return [path for path in _entries(place) if path.is_file()] if is_saved(place) else _files(location)
+
     def documents(self, passage: int = 8192) -> Iterator[Document]:
         """The documents, one after the other: texts, or under `chat` messages. One that is empty is a row without text.
 

@@ -12,7 +12,7 @@ wherever the documents of a cluster are in the source; nothing that streams over
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,10 +146,13 @@ class Windows:
         return self._rows(rows)
 
     def in_random_order(self, seed: int) -> "Windows":
-        """The documents (packs, clusters) in random order, drawn from `seed` alone; the windows of each stay together."""
-        numbers, place = np.unique(self.document, return_inverse=True)
-        turn = np.random.default_rng(seed).permutation(len(numbers))
-        return self._rows(np.argsort(turn[place], kind="stable"))
+        """All windows in random order, drawn from `seed` alone: those of a document (pack, cluster) lie apart."""
+        return self._rows(np.random.default_rng(seed).permutation(len(self)))
+
+    def ordered_between(self, stops: Sequence[int]) -> "Windows":
+        """These windows, ordered by document and place among those between two stops (numbers of windows from the first on)."""
+        part = np.searchsorted(stops, np.arange(len(self)), side="right")
+        return self._rows(np.lexsort((self.start, self.document, part)))
 
     def _rows(self, rows: slice | np.ndarray) -> "Windows":
         owner = None if self.owner is None else self.owner[rows]

@@ -6,6 +6,8 @@ one backward pass per coordinate gives a row of the Jacobians of all depths and 
 computed together, each on a copy of the window.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -21,6 +23,7 @@ AT_ONCE = 512
 """Positions of the copies of a window that are computed together, but at least one copy."""
 
 Jacobians = Float64[Tensor, "depth d_model d_model"]
+JacobianRows = Float64[Tensor, "depth rows d_model"]
 
 
 def require_gradients(model: Model) -> None:
@@ -31,28 +34,32 @@ def require_gradients(model: Model) -> None:
         )
 
 
-def stream_jacobians(model: Model, ids: TokenIds, skip: int = 0, at_once: int = AT_ONCE) -> Jacobians:
+def stream_jacobians(
+    model: Model, ids: TokenIds, skip: int = 0, at_once: int = AT_ONCE, coordinates: Sequence[int] | None = None
+) -> JacobianRows:
     """J_l = mean over positions t ≥ `skip` of Σ_{t' ≥ t} ∂x_{L,t'}/∂x_{l,t} for one window, l = 0 … L−1.
 
-    `ids` is shaped [1, seq]. Gradients have the dtype of the model, and are added in float64. Weights are constants; in a model
-    with experts so is their choice. Raises UnsupportedError where the model is streamed or torch cannot differentiate it.
+    `ids` is shaped [1, seq]. `coordinates` are those of the last stream whose rows are computed, one backward pass each: all by
+    default. Gradients have the dtype of the model, and are added in float64. Weights are constants; in a model with experts so
+    is their choice. Raises UnsupportedError where the model is streamed or torch cannot differentiate it.
     """
     require_gradients(model)
     width = model.unembedding.weight.shape[1]
-    copies = min(width, max(1, at_once // ids.shape[1]))
+    chosen = torch.arange(width) if coordinates is None else torch.tensor(coordinates)
+    copies = min(len(chosen), max(1, at_once // ids.shape[1]))
     try:
         # Tensors made in inference mode cannot be differentiated, so it is left, whoever calls.
         with torch.inference_mode(False), torch.enable_grad():
-            found = torch.zeros(model.depth, width, width, dtype=torch.float64, device=model.device)
+            found = torch.zeros(model.depth, len(chosen), width, dtype=torch.float64, device=model.device)
             *sources, last = _streams(model, ids.to(model.device).clone().repeat(copies, 1))
-            for start in range(0, width, copies):
-                rows = torch.arange(min(copies, width - start), device=last.device)
+            for start in range(0, len(chosen), copies):
+                part = chosen[start : start + copies].clone().to(last.device)
                 cotangent = torch.zeros_like(last)
-                cotangent[rows, :, start + rows] = 1
-                again = start + copies < width
+                cotangent[torch.arange(len(part), device=last.device), :, part] = 1
+                again = start + copies < len(chosen)
                 gradients = torch.autograd.grad(last, sources, cotangent, retain_graph=again)
                 for of_depth, gradient in zip(found, gradients, strict=True):
-                    of_depth[start : start + len(rows)] = gradient[: len(rows), skip:].double().mean(1)
+                    of_depth[start : start + len(part)] = gradient[: len(part), skip:].double().mean(1)
     except RuntimeError as error:
         if short_of_memory(error):
             raise

@@ -134,7 +134,8 @@ class Rows:
         """The table from documents, in one pass and constant memory."""
         moments = self.moments()
         for one in documents:
-            moments.add(one.tokens, derive(one.sums))
+            # A difference from a row that was measured says nothing where this one was not.
+            moments.add(one.tokens, np.where(one.tokens > 0, derive(one.sums), 0.0))
         return self.filled(moments.estimate())
 
     def moments(self) -> ClusterMoments:

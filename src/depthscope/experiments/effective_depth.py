@@ -18,7 +18,7 @@ from depthscope.engine.baseline import Baseline, Keep
 from depthscope.errors import UnsupportedError
 from depthscope.experiments.document_sums import Rows, estimate_columns, window_sums
 from depthscope.experiments.experiment import Subject
-from depthscope.experiments.read_lenses import ReadLenses, own_top_tokens
+from depthscope.experiments.read_lenses import ReadLenses, own_top_tokens, require_every_depth
 from depthscope.models.model import Model
 from depthscope.schema import lens as lens_schema
 from depthscope.schema.effective_depth import (
@@ -235,5 +235,10 @@ def _table(curve: Curve) -> pl.DataFrame:
 
 
 def make(subject: Subject) -> EffectiveDepth:
-    """Effective depth by the requested lenses. Raises DataError if there is too little text to train the tuned lens on."""
-    return EffectiveDepth(subject.model, ReadLenses.of(subject))
+    """Effective depth by the requested lenses.
+
+    Raises DataError if there is too little text to fit a lens on, and UnsupportedError if one has no map at some depth.
+    """
+    lenses = ReadLenses.of(subject)
+    require_every_depth(lenses, "effective depth")
+    return EffectiveDepth(subject.model, lenses)

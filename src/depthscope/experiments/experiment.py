@@ -5,7 +5,7 @@ take what they need from that run. An *own-unit* experiment defines separate wor
 reads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -71,7 +71,13 @@ class Reading(Running, Protocol):
 
 @runtime_checkable
 class Aimed(Reading, Protocol):
-    """A reading whose mean KLs can be known to a precision that is the goal of a run."""
+    """A reading whose mean KLs can be known to a precision that is the goal of a run.
+
+    `separate`: whether a row may be left out of later work once it is known well enough. If not, rows are compared with each
+    other on the same text, and all of them are measured until the last one is known.
+    """
+
+    separate: bool
 
     @property
     def aims(self) -> Mapping[int, tuple[str, int, int]]:
@@ -79,12 +85,20 @@ class Aimed(Reading, Protocol):
         ...
 
     def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
-        """One document after the other, with sums of `metrics`; all rows are measured on all tokens."""
+        """One document after the other, with sums of `metrics`; a row that was not measured has no tokens and sums of 0."""
         ...
 
     @property
     def metrics(self) -> Sequence[Metric]:
         """What `documents` has sums of."""
+        ...
+
+    def limited(self, rows: Collection[int]) -> Reading:
+        """The reading that measures only these of the rows in `aims`."""
+        ...
+
+    def summed(self, shards: Iterable[pl.DataFrame]) -> Iterable[pl.DataFrame]:
+        """The shards with sums over documents, whatever they hold."""
         ...
 
 

@@ -18,7 +18,7 @@ from depthscope.data.windows import Windows
 from depthscope.engine.baseline import Baseline, Keep
 from depthscope.experiments.document_sums import Rows
 from depthscope.experiments.experiment import Subject
-from depthscope.experiments.read_lenses import ReadLenses, own_top_tokens
+from depthscope.experiments.read_lenses import ReadLenses, own_top_tokens, require_every_depth
 from depthscope.models.model import Model
 from depthscope.schema.guess_refine import ALL, BANDS, NAME, OVERTURNED, SHARE
 from depthscope.schema.metric import Metric
@@ -98,9 +98,11 @@ class GuessRefine:
 def make(subject: Subject) -> GuessRefine:
     """By the requested lenses, with bands by the frequencies in the measured source.
 
-    Raises DataError if there is too little text for bands, or to train the tuned lens on.
+    Raises DataError if there is too little text for bands, or to fit a lens on, and UnsupportedError if a lens has no map at
+    some depth.
     """
-    model = subject.model
+    model, lenses = subject.model, ReadLenses.of(subject)
+    require_every_depth(lenses, "guess, then refine,")
     counted = counted_text(subject.corpus, model, subject.windows, subject.bos)
     bands = frequency_bands(counted, model.unembedding.vocabulary)
-    return GuessRefine(model, ReadLenses.of(subject), bands)
+    return GuessRefine(model, lenses, bands)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from depthscope.experiments.tuned_lens import FittedLens
 from depthscope.models.model import Model
-from depthscope.schema.lens import JACOBIAN
+from depthscope.schema.lens import JACOBIAN, LENSES
 from depthscope.shapes import Residual
 
 
@@ -26,7 +26,7 @@ class JacobianLens(FittedLens):
     `jacobian` is float32, or float64 for a float64 model; row i is the gradient of coordinate i of the last stream.
     """
 
-    kind, called = JACOBIAN, "Jacobian lens"
+    kind, called = JACOBIAN, LENSES[JACOBIAN].called
 
     def __init__(
         self, model: Model, jacobian: Float[Tensor, "depth d_model d_model"], config: dict[str, Any] | None = None

@@ -1,6 +1,6 @@
 """Maps: every range or pair of layers edited, and the best cells with intervals that hold although they were picked."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,8 @@ class LayerMaps:
     """Maps of the given kinds. A reading of the shared pass."""
 
     name = NAME
+    separate = False
+    """See `experiment.Aimed`: interactions and the best cells compare cells on the same text."""
 
     def __init__(self, model: Model, kinds: Sequence[str], band: int | None = None) -> None:
         self.settings = {"kind": list(kinds), "band": band}
@@ -131,6 +133,15 @@ class LayerMaps:
     def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
         """See `experiment.Aimed`."""
         return self.rows.documents(shards)
+
+    def limited(self, rows: Collection[int]) -> "LayerMaps":
+        """See `experiment.Aimed`: never fewer than all."""
+        assert set(rows) == set(self.aims)
+        return self
+
+    def summed(self, shards: Iterable[pl.DataFrame]) -> Iterable[pl.DataFrame]:
+        """See `experiment.Aimed`: shards are sums."""
+        return shards
 
     @property
     def halved(self) -> int:

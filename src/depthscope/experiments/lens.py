@@ -51,7 +51,9 @@ class LensReading:
         self.settings, self.readouts = self.lenses.settings, self.lenses.readouts
         self.fitted = self.lenses.names[1:]
         self.depths = [(depth,) for depth in range(model.depth + 1)]
-        self.rows = Rows(KEYS, self.depths, [*METRICS, *(one for name in self.fitted for one in columns_of(name))])
+        columns = {name: columns_of(name) for name in self.fitted}
+        undefined = [one.name for name in self._incomplete() for one in columns[name]]
+        self.rows = Rows(KEYS, self.depths, [*METRICS, *(one for of in columns.values() for one in of)], undefined)
 
     def prepare(self, directory: Path, tell: Callable[[str, int, int], None]) -> None:
         """Have the fitted lenses in the run directory."""
@@ -82,7 +84,16 @@ class LensReading:
             for name, sums in zip(self.fitted, others, strict=True):
                 gain = (plain[METRICS.index(KL)] - sums[METRICS.index(KL)]) / BIT
                 moments[TABLE_OF[name]].add(one.tokens, np.concatenate([sums, gain[None]]))
-        return {name: rows.filled(moments[name].estimate()) for name, rows in tables.items()}
+        found = {name: rows.filled(moments[name].estimate()) for name, rows in tables.items()}
+        for name, missing in self._incomplete().items():
+            table = TABLE_OF[name]
+            found[table] = found[table].filter(~pl.col("layer").is_in(missing))
+        return found
+
+    def _incomplete(self) -> dict[str, tuple[int, ...]]:
+        """The depths without a map of the fitted lenses that lack some: they have no row in the lens's table."""
+        given = self.lenses.fitted.items()
+        return {name: one.missing for name, one in given if isinstance(one, FittedLens) and one.missing}
 
 
 def make(subject: Subject) -> LensReading:

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from depthscope.errors import DamagedError, DamageWarning, DepthscopeError
-from depthscope.experiments.lens_state import remove_state
-from depthscope.experiments.tuned_lens import AGAIN, CONFIG, PARAMS, Fitted, FittedLens, read_config
+from depthscope.experiments.lens_state import FILE, remove_state
+from depthscope.experiments.tuned_lens import (
+    AGAIN,
+    CONFIG,
+    PARAMS,
+    Fitted,
+    FittedLens,
+    read_config,
+    require_replaceable,
+)
 from depthscope.models.model import Model
 
 
@@ -17,9 +25,12 @@ def found_lens(
 ) -> tuple[Fitted | None, str | None]:
     """The complete lens in a directory; None if there is none, or if it is damaged, then with its recorded SHA-256 if known.
 
-    Raises DepthscopeError if the lens there was made with other settings than `asked`, or is of another kind.
+    Raises DepthscopeError if the lens there was made with other settings than `asked`, or is of another kind, and RunError if
+    a file of another origin would be replaced.
     """
     if not (directory / CONFIG).exists():
+        if not (directory / FILE).exists():
+            require_replaceable(directory)
         return None, None
     known: str | None = None
     try:
@@ -58,5 +69,5 @@ def write_lens(lens: FittedLens, directory: Path, known: str | None) -> None:
             f"{directory / PARAMS} is damaged, and training it again on this machine gives other numbers. Restore it "
             f"from a copy, or delete {directory} and whatever was measured with the lens"
         )
-    lens.save(directory)
+    lens.write(directory)
     remove_state(directory)

@@ -2,12 +2,13 @@
 prompts and the explorer.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from depthscope.errors import DepthscopeError, UnsupportedError
 from depthscope.experiments.jacobian_lens import JacobianLens
-from depthscope.experiments.tuned_lens import TunedLens
+from depthscope.experiments.tuned_lens import FittedLens, TunedLens
 from depthscope.models.model import Model
 from depthscope.models.weights import norm_affine
 from depthscope.schema.lens import LENSES
@@ -41,6 +42,23 @@ def make_lens(lens: str | Lens, model: Model, directory: str | Path | None = Non
     return make(model, directory) if LENSES[lens].trained else make(model)
 
 
+def lenses_of(model: Model, directories: Mapping[str, Path]) -> tuple[dict[str, Lens], dict[str, str]]:
+    """Every lens that can read a model, by its name, and why each other one cannot. Both are in the order of LENSES.
+
+    A trained lens is read from its directory in `directories`; without one it is in neither.
+    """
+    found: dict[str, Lens] = {}
+    refused: dict[str, str] = {}
+    for name, kind in LENSES.items():
+        if kind.trained and name not in directories:
+            continue
+        try:
+            found[name] = make_lens(name, model, directories.get(name))
+        except DepthscopeError as error:
+            refused[name] = str(error)
+    return found, refused
+
+
 def stored_lens(model: Model, directory: str | Path | None) -> TunedLens:
     """The tuned lens in a directory. Raises DepthscopeError if none is named, and what TunedLens.load raises."""
     if directory is None:
@@ -59,6 +77,11 @@ def stored_jacobian_lens(model: Model, directory: str | Path | None) -> Jacobian
             "jacobian_lens=…). `depthscope tune --lens jacobian`, ds.tune_lens, or a study with --lens jacobian fits it"
         )
     return JacobianLens.load(directory, model)
+
+
+def depths_without(lens: Lens) -> tuple[int, ...]:
+    """Depths that a lens cannot decode: those without a map, of a fitted lens."""
+    return lens.missing if isinstance(lens, FittedLens) else ()
 
 
 class LogitLens:

@@ -7,7 +7,7 @@ from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.divergence import compare
 from depthscope.errors import DataError, NumericError
-from depthscope.experiments.lenses import LOGIT, Lens, make_lens
+from depthscope.experiments.lenses import LOGIT, Lens, depths_without, make_lens
 from depthscope.models.finite import all_finite
 from depthscope.models.model import Model
 from depthscope.shapes import TokenIds
@@ -33,8 +33,11 @@ ROWS = 256
 
 @torch.inference_mode()
 def prompt_lens(model: Model, ids: TokenIds, top: int = 5, lens: str | Lens = LOGIT) -> pl.DataFrame:
-    """PROMPT_LENS of token ids shaped [1, seq]. Raises DataError for another shape or for `top` outside 1 … vocabulary, and
-    NumericError for NaN or infinity, from the model or from the lens."""
+    """PROMPT_LENS of token ids shaped [1, seq], at the depths that the lens can decode.
+
+    Raises DataError for another shape or for `top` outside 1 … vocabulary, and NumericError for NaN or infinity, from the model
+    or from the lens.
+    """
     if ids.shape[0] != 1 or not 1 <= top <= model.unembedding.vocabulary:
         raise DataError(
             f"expected one prompt and top of 1 to {model.unembedding.vocabulary}, got {ids.shape[0]} prompts and {top}"
@@ -43,7 +46,10 @@ def prompt_lens(model: Model, ids: TokenIds, top: int = 5, lens: str | Lens = LO
     baseline, read = Baseline(model, ids, ids, named=lambda _row: "the prompt"), make_lens(lens, model)
     positions = range(ids.shape[1])
     frames = []
+    missing = depths_without(read)
     for layer, residual in enumerate(baseline.residuals):
+        if layer in missing:
+            continue
         hidden = read.decode(residual, layer, baseline.residuals[-1])
         measured = compare(model.unembedding, baseline.reference, hidden, baseline.flat_targets)
         if not all_finite([measured.kl, measured.entropy]):

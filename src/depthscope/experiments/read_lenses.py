@@ -20,11 +20,11 @@ from depthscope.engine.divergence import compare
 from depthscope.engine.sizes import sizes_for
 from depthscope.engine.stream_jacobians import require_gradients
 from depthscope.engine.top_tokens import TopTokens, top_tokens
-from depthscope.errors import DamageWarning, NumericError
+from depthscope.errors import DamageWarning, NumericError, UnsupportedError
 from depthscope.experiments.experiment import Subject
 from depthscope.experiments.fit_jacobian import fit_jacobian_lens
 from depthscope.experiments.lens_text import LensText, lens_text
-from depthscope.experiments.lenses import FROZEN_SCALE, LOGIT, Lens, make_lens
+from depthscope.experiments.lenses import FROZEN_SCALE, LOGIT, Lens, depths_without, make_lens
 from depthscope.experiments.tune_lens import tune_lens
 from depthscope.experiments.tuned_lens import CONFIG, FittedLens
 from depthscope.models.model import Model
@@ -66,6 +66,8 @@ class ReadLenses:
         asked = {TUNED: tuned, JACOBIAN: jacobian}
         self.fitted = {name: one for name, one in asked.items() if one is not None}
         for name, one in self.fitted.items():
+            if isinstance(one, FittedLens):
+                require_readable(model, one)
             given = {"params_sha256": one.sha256} if isinstance(one, FittedLens) else one.record()
             self.settings |= {"lens": f"{self.settings.get('lens', lens)},{name}", TABLE_OF[name]: given}
         if isinstance(jacobian, LensText):
@@ -112,7 +114,7 @@ class ReadLenses:
             elif not one.is_stored(place):
                 if (place / CONFIG).exists():
                     warnings.warn(f"the lens in {place} is damaged. It is copied again", DamageWarning, stacklevel=2)
-                one.save(place)
+                one.write(place)
 
     def decoded(self, baseline: Baseline) -> dict[str, Decoded]:
         """By the lens's name. Raises NumericError where a lens gives NaN or infinity."""
@@ -124,6 +126,27 @@ class ReadLenses:
             if ("lens", name) not in baseline.shared:
                 baseline.shared["lens", name] = _decoded(lens, baseline)
         return {name: baseline.shared["lens", name] for name in lenses}
+
+
+def require_readable(model: Model, lens: FittedLens) -> None:
+    """Raise UnsupportedError unless a lens has a map for every depth from x_1 on: curves over depth would have holes.
+
+    At x_0, the embedding, a published lens has none, and readings leave it out.
+    """
+    if lacking := [depth for depth in lens.missing if depth]:
+        raise UnsupportedError(
+            f"this {lens.called} has no map for {len(lacking)} of the depths x_1 to x_{model.depth - 1}: a study reads all of "
+            "them. ds.lens, depthscope lens --prompt and the explorer read the depths that it has"
+        )
+
+
+def require_every_depth(lenses: "ReadLenses", what: str) -> None:
+    """Raise UnsupportedError if a lens has no map at some depth, for experiments that compare all of them."""
+    for one in lenses.fitted.values():
+        if isinstance(one, FittedLens) and one.missing:
+            raise UnsupportedError(
+                f"{what} compares all depths, and this {one.called} has no map at x_{one.missing[0]}"
+            )
 
 
 def own_top_tokens(baseline: Baseline) -> Int64[Tensor, "tokens k"]:
@@ -139,7 +162,14 @@ def own_top_tokens(baseline: Baseline) -> Int64[Tensor, "tokens k"]:
 def _decoded(lens: Lens, baseline: Baseline) -> Decoded:
     head, last = baseline.model.unembedding, baseline.residuals[-1]
     columns, tops = [], []
+    missing = depths_without(lens)
     for depth, residual in enumerate(baseline.residuals):
+        if depth in missing:
+            nothing = torch.full((last.shape[0] * last.shape[1],), torch.nan, device=last.device)
+            columns.append([nothing] * len(METRICS))
+            if Keep.TOP_TOKENS in baseline.keep:
+                tops.append(torch.full((len(nothing), TOP_TOKENS), -1, device=last.device))
+            continue
         hidden = lens.decode(residual, depth, last)
         top = TopTokens(TOP_TOKENS) if Keep.TOP_TOKENS in baseline.keep else None
         measured = compare(head, baseline.reference, hidden, baseline.flat_targets, top)
@@ -149,8 +179,10 @@ def _decoded(lens: Lens, baseline: Baseline) -> Decoded:
             if depth == baseline.model.depth and torch.equal(hidden, baseline.hidden):
                 baseline.shared.setdefault("own_top_tokens", top.found)  # the lens is the model's own head there
     values = np.stack([torch.stack(column).cpu().numpy() for column in zip(*columns, strict=True)])
-    if not np.isfinite(values).all():
-        depth, token = np.argwhere(~np.isfinite(values).all(0))[0]
+    read = [depth for depth in range(values.shape[1]) if depth not in missing]
+    if not np.isfinite(values[:, read]).all():
+        place, token = np.argwhere(~np.isfinite(values[:, read]).all(0))[0]
+        depth = read[place]
         raise NumericError(
             f"the lens gives NaN or infinity at depth {depth} of {baseline.model.name}, in "
             f"{baseline.named(int(token) // baseline.ids.shape[1])}, although the residual streams are finite: expected "

@@ -1,17 +1,18 @@
 """The sweep (E1, E2, E3 of the paper): every swap and drop, layer by layer, and its effect on the predictions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
 from depthscope.data.windows import Windows
 from depthscope.edit_registry import LayerSweep, check_edits, registered, sweeps
-from depthscope.engine.baseline import Baseline
+from depthscope.engine.baseline import Baseline, Keep
 from depthscope.engine.measure_routes import RouteMeasures, RouteMeter
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.experiments.document_sums import DocumentSums, Rows, Sums, window_sums
@@ -119,6 +120,8 @@ class Sweep:
     """
 
     name = NAME
+    separate = True
+    """See `experiment.Aimed`."""
 
     def __init__(
         self,
@@ -144,10 +147,14 @@ class Sweep:
         }
         self.not_done = {**refused, **(not_done or {})}
         """What was requested and cannot be done, and why."""
-        self.meter = RouteMeter(model, [edit.route for edit in self.edits], measures=self.measures)
-        self.keep, self.readouts = self.meter.keep, len(self.edits) + 1
+        self.model = model
         names = [(BASELINE_EDIT, BASELINE_LAYER), *((edit.kind, edit.layer) for edit in self.edits)]
         self.rows = Rows(KEYS, names, self.measures)
+        self._meters: dict[tuple[int, ...], RouteMeter] = {}
+        """By the rows that they measure, the baseline included."""
+        self.every = self.measured = tuple(range(len(names)))
+        """All rows, and those measured here, which are fewer in a limited sweep."""
+        self.keep, self.readouts = self.meter.keep, len(names)
 
     @property
     def aims(self) -> dict[int, tuple[str, int, int]]:
@@ -161,15 +168,36 @@ class Sweep:
 
     def documents(self, shards: Iterable[pl.DataFrame]) -> Iterator[DocumentSums]:
         """See `experiment.Aimed`."""
-        return self.rows.documents(summed(shards, self.length, self.measures))
+        return self.rows.documents(self.summed(shards))
+
+    def summed(self, shards: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """See `experiment.Aimed`."""
+        return summed(shards, self.length, self.measures, self.rows.names)
+
+    def limited(self, rows: Collection[int]) -> "Sweep":
+        """See `experiment.Aimed`. Rows left out have no tokens in shards of sums, and no rows in those with one per token."""
+        other = copy(self)
+        other.measured = (0, *sorted(rows))
+        other.keep, other.readouts = other.meter.keep, len(other.measured)
+        return other
+
+    @property
+    def meter(self) -> RouteMeter:
+        """What measures the rows that are measured here."""
+        if self.measured not in self._meters:
+            routes = [self.edits[row - 1].route for row in self.measured[1:]]
+            self._meters[self.measured] = RouteMeter(self.model, routes, measures=self.measures)
+        return self._meters[self.measured]
 
     @property
     def halved(self) -> int:
         """How often a piece of work did not fit into memory and was done in two halves."""
-        return self.meter.halved
+        return sum(meter.halved for meter in self._meters.values())
 
     def values(self, baseline: Baseline) -> Float32[np.ndarray, "metrics routes tokens"]:
-        """The measures of every token under every route, in the order of `rows`."""
+        """The measures of every token under every route that is measured here, in the order of `rows`."""
+        if Keep.ROUTES in baseline.keep and self.measured != self.every:  # other readings measure all of them anyway
+            return _values(self._meters[self.every].against(baseline), self.measures)[:, list(self.measured)]
         return _values(self.meter.against(baseline), self.measures)
 
     def read(self, baseline: Baseline, windows: Windows) -> pl.DataFrame:
@@ -177,14 +205,14 @@ class Sweep:
         values = self.values(baseline)
         if self.per_token:
             return self._token_rows(windows, values)
-        return self.rows.shard(window_sums(values, len(windows)), windows.length, windows.document)
+        return _shard(self.rows, self.measured, window_sums(values, len(windows)), windows.length, windows.document)
 
     def joined(self, shards: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """The shard of a unit that was read in parts: with one row per token, those of a route are together."""
         if not self.per_token:
             return self.rows.joined(shards)
-        each = [len(shard) // len(self.rows.names) for shard in shards]
-        places = range(len(self.rows.names))
+        each = [len(shard) // len(self.measured) for shard in shards]
+        places = range(len(self.measured))
         return pl.concat(
             [shard.slice(place * rows, rows) for place in places for shard, rows in zip(shards, each, strict=True)]
         )
@@ -195,7 +223,7 @@ class Sweep:
         return {NAME: table.estimated(self.documents(shards), partial(with_changes, measures=self.measures))}
 
     def _token_rows(self, windows: Windows, values: Float32[np.ndarray, "metrics routes tokens"]) -> pl.DataFrame:
-        names = self.rows.names
+        names = [self.rows.names[row] for row in self.measured]
         document, position = windows.places
         per_route = {
             "document": document.ravel(),
@@ -221,20 +249,45 @@ def make(subject: Subject) -> Sweep:
     return Sweep(subject.model, subject.windows.length, kinds, options["per_token"], not_done=lacking)
 
 
-def summed(shards: Iterable[pl.DataFrame], length: int, metrics: Sequence[Metric] = MEASURED) -> Iterator[pl.DataFrame]:
+def summed(
+    shards: Iterable[pl.DataFrame],
+    length: int,
+    metrics: Sequence[Metric] = MEASURED,
+    names: Sequence[tuple[Any, ...]] = (),
+) -> Iterator[pl.DataFrame]:
     """Shards as sums over documents, including those with one row per token; windows are `length` tokens long.
 
-    A window belongs to the cluster, or without clusters to the document, of its first token.
+    A window belongs to the cluster, or without clusters to the document, of its first token. `names` are the rows; by default
+    those of the first shard. Later ones may lack some.
     """
     for shard in shards:
         if "position" not in shard.columns:
             yield shard
             continue
-        names = shard.select("edit", "layer").unique(maintain_order=True).rows()
-        values = np.stack([shard[metric.name].to_numpy().reshape(len(names), -1) for metric in metrics])
+        found = shard.select("edit", "layer").unique(maintain_order=True).rows()
+        names = names or found
+        values = np.stack([shard[metric.name].to_numpy().reshape(len(found), -1) for metric in metrics])
         unit = CLUSTER if CLUSTER in shard.columns else "document"
         documents = shard[unit].to_numpy()[: values.shape[2] : length]
-        yield Rows(KEYS, names, metrics).shard(window_sums(values, len(documents)), length, documents)
+        measured = [names.index(name) for name in found]
+        yield _shard(Rows(KEYS, names, metrics), measured, window_sums(values, len(documents)), length, documents)
+
+
+def _shard(
+    rows: Rows,
+    measured: Sequence[int],
+    sums: Float64[np.ndarray, "metrics measured windows"],
+    length: int,
+    documents: Int64[np.ndarray, " windows"],
+) -> pl.DataFrame:
+    """The shard of windows where only the rows `measured` were: the others have no tokens."""
+    if len(measured) == len(rows.names):
+        return rows.shard(sums, length, documents)
+    every = np.zeros((sums.shape[0], len(rows.names), sums.shape[2]))
+    every[:, list(measured)] = sums
+    counts = np.zeros((len(rows.names), len(documents)), dtype=np.int64)
+    counts[list(measured)] = length
+    return rows.shard(every, counts, documents)
 
 
 def _values(measured: RouteMeasures, measures: Sequence[Measure]) -> Float32[np.ndarray, "metrics routes tokens"]:

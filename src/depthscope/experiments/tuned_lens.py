@@ -6,11 +6,12 @@ model's final one (`tune_lens`). After the last block it is the identity. A lens
     params.safetensors   matrix [L, d_model, d_model] and bias [L, d_model]
     config.json          the model it was trained for, how, on what, the SHA-256 of params.safetensors, and the file's own seal
 
-The `tuned-lens` package stores its lenses with pickle (params.pt), which depthscope does not read.
+Published lenses are files of PyTorch's pickle, which are converted to this form first (`published_lens`).
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from depthscope.errors import DamagedError, DepthscopeError
+from depthscope.errors import DamagedError, DepthscopeError, RunError
 from depthscope.models.model import Model
-from depthscope.printable import shown
+from depthscope.printable import listed, shown
 from depthscope.run.files import write_file
-from depthscope.schema.lens import TUNED
+from depthscope.schema.lens import LENSES, TUNED
 from depthscope.schema.seal import LENS, Seal, SealError, read_seal
 from depthscope.schema.stored import SEAL, sealed_json
 from depthscope.shapes import Hidden, Residual
@@ -33,8 +34,8 @@ from depthscope.untrusted import parse_json, read_bounded
 PARAMS, CONFIG = "params.safetensors", "config.json"
 FORMAT = 2
 """From this format on, the configuration has a seal."""
-KIND = "lens"
-"""The entry of config.json with a lens's name in LENSES; a tuned lens has none."""
+KIND, MISSING = "lens", "missing"
+"""Entries of config.json: a lens's name in LENSES (a tuned lens has none), and the depths below L without a map (if any)."""
 MOST_BYTES = 1 << 36
 AGAIN = f"Restore it, or delete {CONFIG} and {PARAMS} and train the lens again"
 
@@ -51,16 +52,28 @@ class FittedLens(ABC):
     kind: ClassVar[str]
     """Its name in LENSES."""
     called: ClassVar[str]
-    """As messages name it."""
+    """Its title within a sentence."""
 
     def __init__(self, model: Model, config: dict[str, Any] | None = None) -> None:
         self.unembedding, self.depth = model.unembedding, model.depth
         self.config = config or {}
 
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Depths that have no map, where nothing can be decoded: a published lens need not have all."""
+        return tuple(self.config.get(MISSING, ()))
+
     def decode(self, residual: Residual, depth: int, last: Residual) -> Hidden:
-        """The final norm applied to the stream after the depth's map, which is computed in the lens's dtype."""
+        """The final norm applied to the stream after the depth's map, which is computed in the lens's dtype.
+
+        Raises DepthscopeError at a depth that has no map.
+        """
         if depth == self.depth:
             return self.unembedding.hidden(residual)
+        if depth in self.missing:
+            raise DepthscopeError(
+                f"this {self.called} has no map for x_{depth}: it has none for {_depths(self.missing)}"
+            )
         return self.unembedding.hidden(self.moved(residual.to(self.dtype), depth).to(residual.dtype))
 
     @abstractmethod
@@ -88,7 +101,15 @@ class FittedLens(ABC):
         return _digest(self._bytes())
 
     def save(self, directory: str | Path) -> None:
-        """Write the lens: the parameters, then the configuration, without which a directory has no lens."""
+        """Write the lens to a directory, in place of one that is there.
+
+        Raises RunError if the directory has files of these names that are not an intact lens.
+        """
+        require_replaceable(Path(directory))
+        self.write(directory)
+
+    def write(self, directory: str | Path) -> None:
+        """Write the parameters, then the configuration, without which a directory has no lens. Replaces what is there."""
         content = self._bytes()
         write_file(Path(directory) / PARAMS, content)
         config = {**self.config, "params_sha256": _digest(content)}
@@ -126,6 +147,8 @@ class FittedLens(ABC):
             there = " and ".join(f"a {name} of {list(tensor.shape)}" for name, tensor in tensors.items())
             wanted = " and ".join(str(list(shape)) for shape in expected.values())
             raise DepthscopeError(f"{directory / PARAMS} has {there}: expected {wanted}")
+        if not set(config.get(MISSING, ())) <= set(range(model.depth)):
+            raise DepthscopeError(f"{directory / CONFIG} names depths without a map that {model.name} does not have")
         create: Any = cls  # each kind takes its own tensors
         return create(model, *tensors.values(), config=config)
 
@@ -149,7 +172,7 @@ class TunedLens(FittedLens):
     `matrix` and `bias` are float32, or float64 for a float64 model. `config` is the content of config.json.
     """
 
-    kind, called = TUNED, "tuned lens"
+    kind, called = TUNED, LENSES[TUNED].called
 
     def __init__(
         self,
@@ -189,13 +212,27 @@ def parameter_dtype(model: Model) -> torch.dtype:
     return torch.float64 if model.unembedding.weight.dtype == torch.float64 else torch.float32
 
 
+def require_replaceable(directory: Path) -> None:
+    """Raise RunError if a directory has a file that writing a lens would replace, and not an intact lens."""
+    there = [name for name in (CONFIG, PARAMS) if (directory / name).exists()]
+    if not there:
+        return
+    try:
+        require_params(directory, read_config(directory))
+    except DepthscopeError as error:
+        raise RunError(
+            f"{directory} has {' and '.join(there)}, and not an intact lens, so nothing is overwritten ({error}). Give another "
+            "directory"
+        ) from error
+
+
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The configuration of a stored lens. Raises DepthscopeError if there is no complete lens of a known format."""
     path = Path(directory) / CONFIG
     if not path.exists():
         raise DepthscopeError(
             f"{directory} holds no trained lens: expected a directory with {PARAMS} and {CONFIG}, as written by "
-            "`depthscope tune` or in lenses/tuned of a run. depthscope does not read params.pt"
+            "`depthscope tune` or `depthscope convert`, or in lenses/ of a run"
         )
     content = read_bounded(path, DepthscopeError)
     try:
@@ -238,6 +275,10 @@ def describe(model: Model) -> dict[str, Any]:
         "dtype": model.facts.dtype,
         "weights": model.weight_hash(),
     }
+
+
+def _depths(depths: Sequence[int]) -> str:
+    return listed((f"x_{depth}" for depth in depths), 8)
 
 
 def _digest(content: bytes) -> str:

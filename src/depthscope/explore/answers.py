@@ -1,5 +1,6 @@
 """Requests of the page and their answers. Every answer is HTML or a figure; errors become messages, never exceptions."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import plotly.graph_objects as go
@@ -7,11 +8,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from depthscope.errors import DataError, DepthscopeError, RouteError
+from depthscope.experiments.lenses import LOGIT
 from depthscope.experiments.neurons import parse_neuron
 from depthscope.explore import attention, comparison, lens, markup, neurons, surgery
 from depthscope.explore.prompt import TOP, Prompt, Session
 from depthscope.explore.surgery import Surgery
 from depthscope.routes import Route
+from depthscope.schema.lens import LENSES
 
 
 class Answers:
@@ -21,15 +24,27 @@ class Answers:
         self.session = session
         self.depth = session.model.depth
 
-    def lens(self, text: str, colour: str) -> tuple[str, str]:
-        """(note on the prompt, the lens table, with that of the tuned lens below if there is one)."""
+    @property
+    def lenses(self) -> dict[str, str]:
+        """The title of each lens that can be shown, by its name."""
+        return {name: LENSES[name].title for name in self.session.lenses}
+
+    def shown_lenses(self) -> list[str]:
+        """The lenses that are shown at first: the logit lens and those fitted to the model."""
+        return [name for name in self.session.lenses if name == LOGIT or LENSES[name].trained]
+
+    def lens(self, text: str, colour: str, names: Sequence[str] | None = None) -> tuple[str, str]:
+        """(note on the prompt, the tables of the named lenses, one below the other; of `shown_lenses` by default)."""
+        names = self.shown_lenses() if names is None else names
         try:
             with self.session.reading(text) as prompt:
                 vocabulary = self.session.model.unembedding.vocabulary
-                table = lens.lens_table(prompt.lens, vocabulary, colour)
-                if (tuned := prompt.tuned_lens) is not None:
-                    table += lens.lens_table(tuned, vocabulary, colour, lens.TUNED_TITLE)
-                return markup.message(prompt.note, "problem" if prompt.cut else "note"), table
+                titles = {name: title for name, title in self.lenses.items() if name in names}
+                tables = [
+                    lens.lens_table(prompt.lens(name), vocabulary, colour, title) for name, title in titles.items()
+                ]
+                shown = "".join(tables) or markup.message("Choose a lens.")
+                return markup.message(prompt.note, "problem" if prompt.cut else "note"), shown
         except DepthscopeError as error:
             return markup.message(str(error), "problem"), ""
 

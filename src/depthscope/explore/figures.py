@@ -44,6 +44,8 @@ def dressed(shown: go.Figure, title: str | None = None, height: int | None = Non
         font={"family": FONT, "size": 12, "color": INK},
         dragmode=False,
         title_pad={"t": 14},
+        # Below the plot, with room reserved by plotly: above it, a long legend runs into the title of a narrow window.
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     shown.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
     shown.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)

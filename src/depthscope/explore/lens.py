@@ -1,4 +1,4 @@
-"""The logit lens on a prompt as a table: a row per token, a column per depth, the most likely next token in each cell."""
+"""A lens on a prompt as a table: a row per token, a column per depth, the most likely next token in each cell."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from depthscope.explore import markup
 
 PROBABILITY, ENTROPY, KL = "probability", "entropy", "KL to the last layer"
 COLOURS = (PROBABILITY, ENTROPY, KL)
-TUNED_TITLE = "Tuned lens"
 FULL_KL = 10.0
 """KL in nats at which a cell has full colour."""
 

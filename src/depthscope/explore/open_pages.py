@@ -185,7 +185,9 @@ def _question(body: bytes) -> dict[str, Any]:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise Refusal(HTTPStatus.BAD_REQUEST, "session_hash: expected up to 64 letters and digits.")
     if not isinstance(data, list) or len(data) > MOST_VALUES or not all(map(_flat, data)):
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"data: expected a list of up to {MOST_VALUES} texts and numbers.")
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, f"data: expected a list of up to {MOST_VALUES} texts, numbers and lists of texts."
+        )
     if not _shallow(question["event_data"], DEEPEST):
         raise Refusal(HTTPStatus.BAD_REQUEST, f"event_data: expected values nested at most {DEEPEST} levels.")
     for key in ("fn_index", "trigger_id"):
@@ -195,6 +197,9 @@ def _question(body: bytes) -> dict[str, Any]:
 
 
 def _flat(value: Any) -> bool:
+    """Whether it is a text, a number, nothing, or what a group of checkboxes sends: a list of texts."""
+    if isinstance(value, list):
+        return len(value) <= MOST_VALUES and all(isinstance(one, str) for one in value)
     return value is None or isinstance(value, str | int | float)
 
 

@@ -87,7 +87,10 @@ def build(answers: Answers, runs: Runs, facts: str, note: str = "") -> gr.Blocks
 
 
 def _prompt_tab(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refresh]:
-    colour = gr.Radio(list(lens.COLOURS), value=lens.PROBABILITY, label="Coloured by", elem_id="colour")
+    with gr.Row():
+        choices = [(title, name) for name, title in answers.lenses.items()]
+        which = gr.CheckboxGroup(choices, value=answers.shown_lenses(), label="Lenses", elem_id="lenses")
+        colour = gr.Radio(list(lens.COLOURS), value=lens.PROBABILITY, label="Coloured by", elem_id="colour")
     table = gr.HTML(elem_id="lens")
     gr.HTML("<h3>Two routes through the model</h3>" + ROUTES_HELP)
     with gr.Row():
@@ -98,13 +101,14 @@ def _prompt_tab(answers: Answers, text: gr.Textbox, said: gr.HTML) -> list[Refre
     compare = gr.Button("Compare", elem_id="compare", size="sm")
     cards = gr.HTML(elem_id="routes")
     inputs = [text, one, other]
-    colour.change(answers.lens, [text, colour], [said, table], **QUIETLY)
+    asked = [text, colour, which]
+    gr.on([colour.change, which.change], answers.lens, asked, [said, table], **QUIETLY)
     for event in (one.submit, other.submit, compare.click):
         event(partial(answers.compare, write=False), inputs, cards, **QUIETLY).then(
             partial(answers.compare, write=True), inputs, cards, **QUIETLY
         )
     return [
-        Refresh(answers.lens, [text, colour], [said, table]),
+        Refresh(answers.lens, asked, [said, table]),
         Refresh(partial(answers.compare, write=False), inputs, [cards]),
         Refresh(partial(answers.compare, write=True), inputs, [cards], slow=True),
     ]

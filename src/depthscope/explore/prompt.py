@@ -15,9 +15,9 @@ from torch import Tensor
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
+from depthscope.experiments.lenses import Lens, lenses_of
 from depthscope.experiments.neurons import Neurons
 from depthscope.experiments.prompt_lens import prompt_lens
-from depthscope.experiments.tuned_lens import TunedLens
 from depthscope.explore.attention import HeadScores, head_scores
 from depthscope.explore.surgery import LAST, MEAN, Surgery, operate
 from depthscope.models.model import Model
@@ -38,17 +38,16 @@ TOP = 10
 class Prompt:
     """A prompt and its cached results. To be used within Session.reading."""
 
-    def __init__(
-        self, model: Model, ids: TokenIds, tokens: list[str], cut: bool, tuned: TunedLens | None = None
-    ) -> None:
+    def __init__(self, model: Model, ids: TokenIds, tokens: list[str], cut: bool, lenses: Mapping[str, Lens]) -> None:
         self.model = model
-        self.tuned = tuned
+        self.lenses = lenses
         self.ids = ids
         self.tokens = tokens
         """As displayed."""
         self.cut = cut
         """Whether the text was truncated to these tokens."""
         self._surgeries: dict[str, Surgery] = {}
+        self._read: dict[str, pl.DataFrame] = {}
 
     @property
     def note(self) -> str:
@@ -64,15 +63,11 @@ class Prompt:
         """The baseline run. Targets, which only the loss needs, are the prompt itself."""
         return Baseline(self.model, self.ids, self.ids, named=lambda _row: "the prompt")
 
-    @cached_property
-    def lens(self) -> pl.DataFrame:
-        """The logit lens: PROMPT_LENS with five tokens per cell."""
-        return prompt_lens(self.model, self.ids, top=5)
-
-    @cached_property
-    def tuned_lens(self) -> pl.DataFrame | None:
-        """The same of the tuned lens, if there is one."""
-        return None if self.tuned is None else prompt_lens(self.model, self.ids, top=5, lens=self.tuned)
+    def lens(self, name: str) -> pl.DataFrame:
+        """PROMPT_LENS of one of the session's lenses, with five tokens per cell."""
+        if name not in self._read:
+            self._read[name] = prompt_lens(self.model, self.ids, top=5, lens=self.lenses[name])
+        return self._read[name]
 
     @cached_property
     def head_scores(self) -> HeadScores:
@@ -83,8 +78,7 @@ class Prompt:
     def held(self) -> int:
         """Bytes of the tensors and tables computed so far."""
         storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in _tensors(vars(self))}
-        tables = (value.estimated_size() for value in vars(self).values() if isinstance(value, pl.DataFrame))
-        return sum(storages.values()) + int(sum(tables))
+        return sum(storages.values()) + int(sum(table.estimated_size() for table in self._read.values()))
 
     def surgery(self, averaged: str) -> Surgery:
         """Every swap and drop, with KL measured as `averaged`, one of surgery.AVERAGED."""
@@ -97,10 +91,10 @@ class Prompt:
 class Session:
     """A model shared by several users, one request at a time: hooks and attention settings change the model's state."""
 
-    def __init__(self, model: Model, tuned: TunedLens | None = None) -> None:
+    def __init__(self, model: Model, lenses: Mapping[str, Lens] | None = None) -> None:
         self.model = model
-        self.tuned = tuned
-        """A lens trained for the model, shown next to the logit lens."""
+        self.lenses = lenses_of(model, {})[0] if lenses is None else lenses
+        """The lenses that can be shown, by their names in LENSES."""
         self.vocabulary = vocabulary_of(model)
         self._prompts: OrderedDict[tuple[str, bool], Prompt] = OrderedDict()
         self._held: dict[tuple[str, bool], int] = {}
@@ -157,14 +151,14 @@ class Session:
         self.model.check_ids(ids)
         tokens = [self.vocabulary.shown(one) for one in found[:most]]
         cut = more or len(found) > most or len(taken) < len(text)
-        return Prompt(self.model, ids.to(self.model.device), tokens, cut, self.tuned)
+        return Prompt(self.model, ids.to(self.model.device), tokens, cut, self.lenses)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """The tensors that a result consists of; not those of the model."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Model | TunedLens | torch.nn.Module):
+    elif isinstance(value, Model | Lens | torch.nn.Module):
         return
     else:
         members: Any = ()

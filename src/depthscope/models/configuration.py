@@ -43,7 +43,7 @@ def read_config(place: Path, source: str, gguf: str | None = None) -> Any:
         found, _ = transformers.PretrainedConfig.get_config_dict(str(place), **where)
         raw.update(found)
         check_trust(raw, file)
-        _check_quantisation(raw, source)
+        check_quantisation(raw, source)
         # A GGUF file is not read again: that takes seconds where it holds a large vocabulary.
         config: Any = (
             AutoConfig.from_pretrained(str(place), trust_remote_code=False)
@@ -169,7 +169,8 @@ def _near(source: str, known: list[str]) -> str:
     return f". Did you mean {' or '.join(found)}?" if found else ""
 
 
-def _check_quantisation(raw: dict[str, Any], source: str) -> None:
+def check_quantisation(raw: dict[str, Any], source: str) -> None:
+    """Raise ModelError for a quantization_config that names no method which transformers knows."""
     settings = raw.get("quantization_config")
     if not isinstance(settings, dict | NoneType):
         raise ModelError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from depthscope.errors import NumericError
 from depthscope.models.model import Model
+from depthscope.models.packed import parts
 from depthscope.shapes import Residual, TokenIds
 
 Named = Callable[[int], str]
@@ -79,7 +80,8 @@ def _require_finite(model: Model, stream: Residual, depth: int, named: Named) ->
 
 def require_finite_weights(model: Model, block: int | None, weights: Sequence[Tensor], what: str) -> None:
     """Raise NumericError, naming the block, unless weights that are read by themselves are finite."""
-    if not all_finite([weight for weight in weights if weight.is_floating_point() and weight.dtype.itemsize > 1]):
+    held = [part for weight in weights for _, part in parts("", weight)]
+    if not all_finite([one for one in held if one.is_floating_point() and one.dtype.itemsize > 1]):
         where = "" if block is None else f" of block {block}"
         raise NumericError(
             f"{model.name} has NaN or infinity in {what}{where}: expected finite weights. Load them in another --dtype, or "

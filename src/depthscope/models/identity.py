@@ -26,16 +26,17 @@ def configuration(config: Any) -> dict[str, Any]:
     return _plain(config.to_dict())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, whole: bool = False) -> Any:
+    """JSON values. `whole`: with entries that have an underscore in front, which name the scheme of torchao's quantisation."""
     if isinstance(value, dict):
         kept = ((str(key), member) for key, member in value.items())
         return {
-            key: _plain(member)
+            key: _plain(member, whole or key == "quantization_config")
             for key, member in sorted(kept, key=lambda one: one[0])
-            if key not in NOT_COMPUTING and not key.startswith("_")
+            if whole or (key not in NOT_COMPUTING and not key.startswith("_"))
         }
     if isinstance(value, list | tuple):
-        return [_plain(member) for member in value]
+        return [_plain(member, whole) for member in value]
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, float) and not math.isfinite(value):

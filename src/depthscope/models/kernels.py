@@ -26,6 +26,7 @@ from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from depthscope.models.hooks import patched, replaced
 from depthscope.models.memory import available_memory
+from depthscope.models.packed import as_stored
 
 TANH_GELU = (NewGELUActivation, FastGELUActivation, BloomGelu)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -49,7 +50,10 @@ class Kernels:
         weights = [
             parameter
             for parameter in model.parameters()
-            if parameter.device.type == "cpu" and parameter.dtype in PACKED_DTYPES and parameter not in passing
+            if parameter.device.type == "cpu"
+            and parameter.dtype in PACKED_DTYPES
+            and as_stored(parameter)
+            and parameter not in passing
         ]
         self.note = _why_not([weight for weight in weights if weight.dim() == 2])
         """Why weights are not packed; empty where they are."""
@@ -107,7 +111,9 @@ class Kernels:
     def _pack(self, weight: Tensor) -> Tensor | None:
         """The packed form of a weight shaped [out, in], or of a run of its rows; None where it is not packed."""
         # By storage, not by identity: models multiply with views of their parameters (transposed, or cut into slices).
-        if weight.device.type != "cpu" or weight.untyped_storage().data_ptr() not in self._stored:
+        if weight.device.type != "cpu" or not as_stored(weight):
+            return None
+        if weight.untyped_storage().data_ptr() not in self._stored:
             return None
         if weight is self._whole_unembedding:  # read in slices everywhere that matters; whole, it would be packed twice
             return None

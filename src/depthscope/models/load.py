@@ -14,8 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models.adapter import put_adapter
 from depthscope.models.admitted import CONFIG, private_folder, staged, tokenizer_files, weight_files, weight_links
-from depthscope.models.configuration import fetch, hub_folder, model_class, model_errors, read_config, reason
+from depthscope.models.configuration import (
+    check_quantisation,
+    fetch,
+    hub_folder,
+    model_class,
+    model_errors,
+    read_config,
+    reason,
+)
 from depthscope.models.folder import ADAPTER, HARMLESS, check_folder, unused_message
+from depthscope.models.formats import dequantised, prepared
 from depthscope.models.gguf import (
     SUFFIX,
     check_not_streamed,
@@ -31,12 +40,14 @@ from depthscope.models.memory import LOADING, memory_errors, require_headroom
 from depthscope.models.model import PROBE_TEXT, Model
 from depthscope.models.named import NAMED
 from depthscope.models.offload.checkpoint import read_headers, stored_tensors
+from depthscope.models.offload.placed import DeviceMap, block_map, check_placing, load_placed
 from depthscope.models.offload.residency import Residency
 from depthscope.models.offload.streaming import check_choice, keep_blocks_out, load_deferred, load_state, to_stream
 from depthscope.models.packages import require_named
 from depthscope.models.quiet import quiet
 from depthscope.models.tokenizer import load_tokenizer, try_tokenizer
 from depthscope.models.verify import require_verified
+from depthscope.printable import shown
 from depthscope.schema.manifest import GgufEntry
 
 EMBEDDED = Path(__file__).parent / "bookshelf"
@@ -59,6 +70,7 @@ def load(
     dtype: str = AUTO,
     device: str = "auto",
     stream: str = "auto",
+    device_map: DeviceMap | None = None,
     adapter: str | Path | None = None,
     unused_tensors: str = "refuse",
     verify: bool = True,
@@ -72,7 +84,8 @@ def load(
     `stream` "yes" leaves the blocks on disk (with CUDA in the host's memory, where they fit) and reads each when it is run,
     one thread using the model at a time; "auto" does so where the weights would take more than 70% of the memory available.
     The weights are the same, and so are the numbers except for the rounding of packed products (`kernels`). GGUF files are
-    not streamed. `adapter` is a folder or Hugging Face id of a
+    not streamed. `device_map` puts the blocks on several devices or on disk (`offload.placed`) by accelerate: "auto",
+    "balanced", a JSON file, or a mapping from module paths to devices. `adapter` is a folder or Hugging Face id of a
     PEFT adapter to put into the model (`Model.adapter`). `unused_tensors` "ignore" loads a checkpoint with tensors the model
     does not use (`Model.unused` names them).
 
@@ -84,7 +97,12 @@ def load(
         raise UnsupportedError(
             "a model with an adapter cannot be streamed: merge the adapter and save the result first"
         )
+    check_placing(device_map, device, stream, adapter)
     if isinstance(source, PreTrainedModel):
+        if device_map is not None:
+            raise UnsupportedError(
+                "a model that is loaded already is where it is: give its folder with --device-map instead"
+            )
         if stream == "yes":
             raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
         loaded = _Loaded(hf=source, name=source.name_or_path or type(source).__name__, commit=revision)
@@ -92,7 +110,7 @@ def load(
         if unused_tensors not in ("refuse", "ignore"):
             raise ModelError(f"unused_tensors is {unused_tensors!r}: expected 'refuse' or 'ignore'")
         stream = "no" if adapter is not None else stream
-        loaded = _from_pretrained(str(source), revision, dtype, _device(device), stream)
+        loaded = _from_pretrained(str(source), revision, dtype, _device(device), stream, device_map)
         if loaded.unused and unused_tensors == "refuse":
             raise ModelError(unused_message(loaded.name, loaded.unused))
     else:
@@ -137,6 +155,7 @@ class _Loaded:
     residency: Residency | None = None
     unused: list[str] = field(default_factory=list)
     gguf: GgufEntry | None = None
+    dequantised: str | None = None
     folder: Path | None = None
 
 
@@ -146,6 +165,7 @@ def _taken_apart(loaded: _Loaded, verify: bool) -> Model:
     with model_errors(what, kind=UnsupportedError, name_kind=True):
         model = Model(loaded.hf, loaded.tokenizer, loaded.name, loaded.commit, loaded.residency)
         model.unused, model.gguf, model.folder = tuple(loaded.unused), loaded.gguf, loaded.folder
+        model.dequantised = loaded.dequantised
         _ = model.facts  # looks for attention and MLP too
         _check_vocabulary(model)
         if verify:
@@ -174,13 +194,24 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _from_pretrained(source: str, revision: str | None, dtype: str, device: torch.device, stream: str) -> _Loaded:
+def _from_pretrained(
+    source: str,
+    revision: str | None,
+    dtype: str,
+    device: torch.device,
+    stream: str,
+    device_map: DeviceMap | None = None,
+) -> _Loaded:
     _dtype(dtype, gguf=False)  # before anything is looked for
     check_choice(stream)
     place = _located(source, revision)
     if place.gguf is not None:
+        if device_map is not None:
+            raise UnsupportedError(f"{source} is a GGUF file, which is loaded onto one device: leave out --device-map")
         return _from_gguf(source, place.gguf, dtype, device, stream, place.commit)
     raw, files = check_folder(place.folder), weight_files(place.folder)
+    check_quantisation(raw, source)
+    raw = prepared(raw, source)
     headers = read_headers(files)
     shapes = [shape for header in headers for shape in header.shapes]
     check_numbers(raw, shapes, str(place.folder / CONFIG))
@@ -191,20 +222,28 @@ def _from_pretrained(source: str, revision: str | None, dtype: str, device: torc
         made_by = model_class(config, source)
         settings = _settings(config, made_by, _dtype(dtype, gguf=False))
         stored = None if links else stored_tensors(headers)
+        stream = "no" if device_map is not None else stream
         streamed = to_stream(source, stored, stream, settings["dtype"], device)
         asked = Asked(source, made_by, config, shapes, settings["dtype"], device)
-        asked.check(resident=not streamed, quantised=stored is None)
+        asked.check(resident=not streamed and device_map is None, quantised=stored is None)
+        if device_map is not None and stored is None:
+            raise UnsupportedError(
+                f"the weights of {source} are quantised, and loaded onto one device: leave out --device-map"
+            )
         with model_errors(f"the weights of {source} cannot be loaded", config, private, source), quiet():
             hf: Any
             if stored is None:
                 hf, loading = made_by.from_pretrained(
                     str(private), use_safetensors=True, output_loading_info=True, **settings
                 )
+            elif device_map is not None:
+                placed = block_map(device_map, made_by, config, settings["dtype"], source)
+                hf, loading = load_placed(made_by, stored, placed, **settings)
             else:
                 hf, loading = (load_deferred if streamed else load_state)(made_by, stored, **settings)
             _check_loading(source, hf, loading)
             residency = keep_blocks_out(hf, device) if streamed else None
-            hf = hf if residency else hf.to(device)
+            hf = hf if residency or device_map is not None else hf.to(device)
         hf.name_or_path = hf.config.name_or_path = config.name_or_path
         tokenizer = load_tokenizer(private, source, config)
     return _Loaded(
@@ -214,6 +253,7 @@ def _from_pretrained(source: str, revision: str | None, dtype: str, device: torc
         tokenizer=tokenizer,
         residency=residency,
         unused=_unused(loading),
+        dequantised=dequantised(raw),
         folder=place.folder,
     )
 
@@ -288,6 +328,17 @@ class _Place:
 
 
 def _located(source: str, revision: str | None) -> _Place:
+    place = _located_here(source)
+    if place is not None and revision is not None:
+        raise ModelError(
+            f"{source} is on this machine and has no revision {shown(revision)}: leave --revision out, or name the "
+            "checkpoint's folder"
+        )
+    return _on_hub(source, revision) if place is None else place
+
+
+def _located_here(source: str) -> _Place | None:
+    """Where a model on this machine is; None for a name that can only be one of a hub."""
     path, _, file = source.partition("#")
     if source in NAMED:
         named = require_named(source)
@@ -306,6 +357,11 @@ def _located(source: str, revision: str | None) -> _Place:
             f"no model folder at {source}: expected a folder with config.json and model.safetensors, one with a GGUF file, or "
             "such a file"
         )
+    return None
+
+
+def _on_hub(source: str, revision: str | None) -> _Place:
+    path, _, file = source.partition("#")
     location, commit = hub_folder(path, revision, [*embedded(), *NAMED])
     gguf = choose_on_hub(location, file or None, path, revision)
     if gguf is not None:

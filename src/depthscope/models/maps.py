@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.hooks import patched
+from depthscope.models.packed import EIGHT_BITS, as_stored, rounds_input
 
 UNIT_VECTORS = 1024
 """Fed to a module at once."""
@@ -25,6 +26,12 @@ UNIT_VECTORS = 1024
 def rounding(dtype: torch.dtype) -> float:
     """The largest error of a computation in a dtype that is taken for rounding, as a share of its largest output."""
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 0.02)
+
+
+def allowed_error(module: nn.Module, given: Tensor) -> float:
+    """The same for a module on its input: more where the module rounds the input (`packed`)."""
+    own = rounding(given.dtype)
+    return max(own, EIGHT_BITS) if rounds_input(module, given.shape[-1], given.dtype) else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,10 @@ class Called:
 
 def plain(module: nn.Module) -> bool:
     """Whether a module computes with its `weight` as it stands: torch's Linear or GPT-2's Conv1D, and nothing on top."""
+    if not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
+        return False
     touched = patched(module) or module._forward_hooks or module._forward_pre_hooks
-    return type(module) in (nn.Linear, Conv1D) and not touched
+    return not touched and as_stored(module.weight)
 
 
 @torch.inference_mode()
@@ -68,9 +77,9 @@ def linear_map(module: nn.Module, called: Called) -> LinearMap:
             weight.T if isinstance(module, Conv1D) else weight, None if layer.bias is None else layer.bias
         )
     else:
-        found = _by_unit_vectors(module, called.given)
+        found = by_unit_vectors(module, called.given)
     ours = called.given.float() @ found.weight.float().T + (0 if found.bias is None else found.bias.float())
-    allowed = rounding(called.output.dtype) * max(float(called.output.abs().max()), 1e-6)
+    allowed = allowed_error(module, called.given) * max(float(called.output.abs().max()), 1e-6)
     if ours.shape != called.output.shape or not float((ours - called.output.float()).abs().max()) <= allowed:
         raise UnsupportedError(
             f"{type(module).__name__}: its weights times its input are not its output, so they cannot be read"
@@ -78,15 +87,19 @@ def linear_map(module: nn.Module, called: Called) -> LinearMap:
     return found
 
 
-def _by_unit_vectors(module: nn.Module, given: Tensor) -> LinearMap:
+def by_unit_vectors(module: nn.Module, given: Tensor) -> LinearMap:
+    """What a linear module does to each unit vector, and to zero. `given`: a tensor of the width, dtype and device it takes."""
     width = given.shape[-1]
+    rounded = rounds_input(module, width, given.dtype)
     # f(0) is the bias, and is taken off every column: W is all that is linear.
     zero = module(given.new_zeros(1, width))[0]
     columns = []
     for start in range(0, width, UNIT_VECTORS):
         units = given.new_zeros(min(UNIT_VECTORS, width - start), width)
         units[torch.arange(len(units)), torch.arange(start, start + len(units))] = 1
-        columns.append(module(units) - zero)
+        made = module(units)
+        # Steps between −128 and 127 round 1 down and −1 up in size: half of the difference has neither error.
+        columns.append((made - module(-units)) / 2 if rounded else made - zero)
     return LinearMap(torch.cat(columns).T, zero)
 
 
@@ -119,7 +132,7 @@ def is_linear(module: nn.Module, called: Called) -> bool:
         both = module(x + x.flip(-1)).float() - zero
     except (RuntimeError, TypeError, AttributeError, IndexError):
         return False
-    allowed = 4 * rounding(x.dtype) * max(float(both.abs().max()), float(at.abs().max()), 1e-6)
+    allowed = 4 * allowed_error(module, x) * max(float(both.abs().max()), float(at.abs().max()), 1e-6)
     return float((twice - 2 * at).abs().max()) <= allowed and float((both - at - other).abs().max()) <= allowed
 
 

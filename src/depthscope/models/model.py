@@ -19,6 +19,7 @@ from depthscope.models.facts import ModelFacts, parameters, quantisation, stored
 from depthscope.models.identity import buffers_hash, configuration, tokenizer_hash
 from depthscope.models.inside import Inside
 from depthscope.models.kernels import Kernels
+from depthscope.models.offload.hooked import devices_of
 from depthscope.models.offload.residency import Residency
 from depthscope.models.projections import ProjectionFinder
 from depthscope.models.stack import BlockStack
@@ -59,6 +60,8 @@ class Model:
         """The adapter that was put into the model."""
         self.gguf: GgufEntry | None = None
         """The GGUF file that the model came from."""
+        self.dequantised: str | None = None
+        """The method of quantisation that its weights were stored in, where loading made plain ones of them."""
         self.folder: Path | None = None
         """The folder its files are in; None for a model that was handed in."""
         self.source: Mapping[str, Any] | None = None
@@ -78,7 +81,7 @@ class Model:
     def kernels(self) -> Kernels:
         """Faster forms of the model's operations."""
         self.stack.release()  # kernels know weights by address: that of a streamed block will be another block's
-        return Kernels(self.hf, self.unembedding.linear, self.stack.blocks if self.stack.streamed else ())
+        return Kernels(self.hf, self.unembedding.linear, self.stack.moving)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -170,7 +173,7 @@ class Model:
             context=self.context,
             parameters=parameters(self.hf),
             stored=stored(self.hf),
-            quantisation=quantisation(self.hf.config) if self.gguf is None else str(self.gguf),
+            quantisation=self._quantisation(),
             layout="unknown" if found is None else found.layout,
             norm=self._norm(),
             tied=embedding is self.unembedding.weight,
@@ -180,7 +183,7 @@ class Model:
             logit_map=self.unembedding.map.kind,
             attention_backend=str(getattr(self.hf.config, "_attn_implementation", None)),
             dtype=str(self.unembedding.weight.dtype).removeprefix("torch."),
-            device=str(self.device),
+            device=", ".join(devices_of(self.hf)) or str(self.device),
             streamed=self.stack.streamed,
         )
 
@@ -309,7 +312,8 @@ class Model:
         """Raise NumericError, naming the weights that are not finite, where the model's own logits are not."""
         if bool(torch.isfinite(logits).all()):
             return
-        broken = [name for name, weight in self.stack.weights() if not bool(torch.isfinite(weight).all())]
+        whole = ((name, weight) for name, weight in self.stack.weights() if weight.dtype.itemsize > 1)
+        broken = [name for name, weight in whole if not bool(torch.isfinite(weight).all())]
         # Buffers that are not part of a checkpoint, such as the frequencies of rotary positions.
         broken += [
             name for name, one in self.hf.named_buffers() if name not in broken and not bool(one.isfinite().all())
@@ -336,6 +340,11 @@ class Model:
             "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
             "bos_token": None if tokenizer is None else tokenizer.bos_token_id,
         }
+
+    def _quantisation(self) -> str | None:
+        if self.gguf is not None:
+            return str(self.gguf)
+        return quantisation(self.hf.config) if self.dequantised is None else f"dequantised from {self.dequantised}"
 
     def _norm(self) -> str:
         """The kind of the final norm, by what it does, not by its name: LayerNorm removes the mean, RMSNorm does not."""

@@ -15,6 +15,7 @@ from depthscope.errors import UnsupportedError
 from depthscope.models.block_calls import single_calls
 from depthscope.models.maps import Called, linear_map, neurons_first, outermost, plain, writes_with
 from depthscope.models.model import Model
+from depthscope.models.packed import packed
 from depthscope.routes import MLP
 
 
@@ -40,6 +41,11 @@ def module_rows(model: Model, block: int, mlp: nn.Module, calls: dict[nn.Module,
 
 def _rows_of_experts(model: Model, block: int, mlp: nn.Module, called: Called) -> list[Tensor]:
     width = model.unembedding.weight.shape[1]
+    if any(map(packed, mlp.modules())):
+        raise UnsupportedError(
+            f"{model.name}: the MLP of block {block} is quantised, and no linear map gives its output, so it has no weights "
+            "that can be read"
+        )
     experts = [name for name, p in mlp.named_parameters() if p.ndim == 3 and "down" in name and "bias" not in name]
     always = [
         (f"{name}.weight", module)

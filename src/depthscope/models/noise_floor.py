@@ -1,8 +1,9 @@
 """The noise floor of a model's dtype: how far its predictions are from the same model computed more precisely.
 
 A half-precision model is compared with float32, a float32 model with float64, on a few tokens. One block at a time is copied
-and converted, so that a model of any size fits in memory. Modules that fix their own precision (RMSNorms compute in float32)
-keep it, so the floor measured against float64 is a lower bound.
+and converted, so that a model of any size fits in memory. A quantised module becomes the linear map that it computes, whose
+input is not rounded: the floor of a format that rounds inputs (`packed`) includes that rounding. Modules that fix their own
+precision (RMSNorms compute in float32) keep it, so the floor measured against float64 is a lower bound.
 """
 
 import copy
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from depthscope.errors import NumericError
 from depthscope.models.finite import REMEDY, Named, all_finite, require_finite_run, window_of_batch
+from depthscope.models.maps import by_unit_vectors
 from depthscope.models.memory import short_of_memory
 from depthscope.models.model import Model
+from depthscope.models.packed import packed
 from depthscope.models.stack import Arguments, residual_of
 from depthscope.schema.dtypes import FINER
 from depthscope.shapes import Hidden, TokenIds
@@ -68,16 +71,16 @@ def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -
     residual = entry.residual if dtype is None else entry.residual.to(dtype)
     for index, (block, own) in enumerate(zip(model.stack.blocks, entry.arguments, strict=True)):
         with model.stack.resident(index):
-            residual = _call(block, residual, own, dtype)
+            residual = _call(block, residual, own, model.unembedding.weight.dtype, dtype)
     for module in model.unembedding.modules:
-        residual = (module if dtype is None else _copied(module, dtype))(residual)
+        residual = (module if dtype is None else _copied(module, model.unembedding.weight.dtype, dtype))(residual)
     hidden = model.unembedding.scale(residual).flatten(0, 1)
     return _logits(model, hidden, dtype).double().log_softmax(-1)
 
 
-def _call(block: nn.Module, residual: Tensor, own: Arguments, dtype: torch.dtype | None) -> Tensor:
+def _call(block: nn.Module, residual: Tensor, own: Arguments, from_: torch.dtype, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
-        block = _copied(block, dtype)
+        block = _copied(block, from_, dtype)
         own = Arguments(_converted(own.positional, dtype), _converted(own.keyword, dtype), own.residual_keyword)
     if own.residual_keyword:
         return residual_of(block(*own.positional, hidden_states=residual, **own.keyword))
@@ -95,17 +98,33 @@ def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
     return model.unembedding.map(torch.cat([nn.functional.linear(hidden, rows.to(dtype), b) for rows, b in slices], -1))
 
 
-def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in another dtype, as `.to` gives it, without a copy in the old one on the way."""
+def _copied(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module that computes in `from_`, in another dtype, as `.to` gives it, without a copy in the old one."""
     # deepcopy takes what is in its memo for copied already, so the weights are never in memory twice in the old dtype.
-    tensors = [*module.parameters(), *module.buffers()]
+    quantised = {id(one): _unpacked(one, from_, dtype) for one in module.modules() if packed(one)}
+    within = {id(t) for one in module.modules() if packed(one) for t in (*one.parameters(), *one.buffers())}
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if id(t) not in within]
     converted = {id(t): t.detach().to(dtype) for t in tensors if t.is_floating_point()}
     memo = {
         key: nn.Parameter(converted[key], requires_grad=False)
         for key in map(id, module.parameters())
         if key in converted
     }
-    return copy.deepcopy(module, converted | memo).to(dtype)
+    return copy.deepcopy(module, converted | memo | quantised).to(dtype)
+
+
+def _unpacked(module: nn.Module, from_: torch.dtype, dtype: torch.dtype) -> nn.Linear:
+    """The linear map that a quantised module computes, in another dtype. Raises RuntimeError for another kind of module."""
+    if not isinstance(module, nn.Linear):
+        raise RuntimeError(f"{type(module).__name__} is no linear layer")
+    device = next(module.parameters()).device
+    found = by_unit_vectors(module, torch.zeros(module.in_features, dtype=from_, device=device))
+    biased = found.bias is not None
+    exact = nn.Linear(module.in_features, module.out_features, bias=biased, device="meta", dtype=dtype)
+    exact.weight = nn.Parameter(found.weight.to(dtype), requires_grad=False)
+    if found.bias is not None:
+        exact.bias = nn.Parameter(found.bias.to(dtype), requires_grad=False)
+    return exact
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:

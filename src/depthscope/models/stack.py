@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.models.hooks import hooked, replaced
+from depthscope.models.offload.hooked import kept_elsewhere, present
 from depthscope.models.offload.residency import Residency
+from depthscope.models.packed import parts
 from depthscope.models.state import Links, State, Watch, copied, keys
 from depthscope.routes import Replaced, Route, Step
 from depthscope.shapes import Residual, TokenIds
@@ -146,7 +148,8 @@ class BlockStack:
             output = self.blocks[block](*own.positional, hidden_states=residual, **keyword)
         else:
             output = self.blocks[block](residual, *own.positional, **keyword)
-        return residual_of(output)
+        # Of a model in parts (`offload.placed`) a block may be on another device; the stream returns to its own.
+        return residual_of(output).to(residual.device)
 
     def call_alone(self, block: int, entry: Entry) -> Residual:
         """A block's output for the embedding of `entry`. Earlier blocks run only if they store what later ones read."""
@@ -183,8 +186,13 @@ class BlockStack:
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
         """While open, the weights of a block can be read. Keep copies of them, not views."""
-        with nullcontext() if self.residency is None else self.residency.resident(block):
+        with present(self.blocks[block]) if self.residency is None else self.residency.resident(block):
             yield
+
+    @property
+    def moving(self) -> list[nn.Module]:
+        """The blocks whose weights are in memory while they run, and not otherwise."""
+        return list(self.blocks) if self.streamed else [block for block in self.blocks if kept_elsewhere(block)]
 
     def expect(self, order: Sequence[int]) -> None:
         """Say which blocks will be called next, in order, so that those of a streamed model are read in time."""
@@ -197,10 +205,11 @@ class BlockStack:
             self.residency.release()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the model's state_dict, in its order. A streamed block's values are valid until the next is
-        asked for."""
-        if not self.streamed:
-            yield from self.model.state_dict().items()
+        """Names and values of the model's state_dict, in its order; packed tensors in their parts. The values of a
+        block that is not kept in memory are valid until the next is asked for."""
+        if not self.moving:
+            for name, tensor in self.model.state_dict().items():
+                yield from parts(name, tensor)
             return
         of_block = {f"{self.path}.{index}": index for index in range(self.depth)}
         for holder, names in groupby(self.model.state_dict(), lambda name: _holder(name, of_block)):

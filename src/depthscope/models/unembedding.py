@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from depthscope.errors import UnsupportedError
 from depthscope.models.hooks import hooked
+from depthscope.models.packed import packed
 from depthscope.models.stack import BlockStack, residual_of
 from depthscope.shapes import Hidden, Logits, LogitSlice, Residual
 
@@ -59,6 +60,11 @@ class Unembedding:
         linear = model.get_output_embeddings()
         if not isinstance(linear, nn.Linear):
             raise UnsupportedError(f"{type(model).__name__} has no linear unembedding (found {type(linear).__name__})")
+        if packed(linear):
+            raise UnsupportedError(
+                f"{type(model).__name__}: the unembedding is quantised, and logits are computed from slices of its rows: "
+                "expected a checkpoint whose lm_head is not (modules_to_not_convert)"
+            )
         self.linear = linear
         self.modules, self.scale = _before_linear(model, stack, linear)
         self.map = _find_logit_map(model, linear)

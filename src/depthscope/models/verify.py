@@ -1,12 +1,13 @@
 """Is replay the model itself? The checks behind `depthscope verify`, run on a few tokens at every load."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from depthscope.errors import VerificationError
 from depthscope.models.model import Model
+from depthscope.models.packed import packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def verify(model: Model, ids: Tensor | None = None) -> list[Check]:
             ),
             _compare("head in slices", torch.cat(slices, -1), own, "slices of the vocabulary give the same logits"),
             _causality(model, ids, own),
+            *([_independence(model, ids)] if any(map(packed, model.hf.modules())) else []),
             _components(model),
         ]
 
@@ -79,6 +81,25 @@ def _causality(model: Model, ids: Tensor, own: Tensor) -> Check:
     keep = [i for i in range(own.shape[0]) if i % ids.shape[1] != last]
     what = "causal: earlier logits stay when the last token changes"
     return _compare("causality", other[keep], own[keep], what)
+
+
+def _independence(model: Model, ids: Tensor) -> Check:
+    """A window's logits do not depend on the other windows of its batch, as they would if those decided how inputs are rounded.
+
+    Between two batches of one shape nothing but the other window differs, so that every product is computed alike.
+    """
+    rows = []
+    for other in (ids.flip(1), (ids * 31 + 7) % model.known_tokens):
+        rows.append(model.hf(input_ids=torch.cat([ids, other]), use_cache=False).logits[: len(ids)].flatten(0, 1))
+    found = _compare(
+        "independence", rows[0], rows[1], "quantised: a window's logits stay when another in the batch changes"
+    )
+    if found.passed:
+        return found
+    settings = getattr(model.hf.config, "quantization_config", None)
+    threshold = getattr(settings, "llm_int8_threshold", 0)
+    hint = f"; set llm_int8_threshold ({threshold}) to 0 in quantization_config" if threshold else ""
+    return replace(found, detail=found.detail + hint)
 
 
 def _components(model: Model) -> Check:

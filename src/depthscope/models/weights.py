@@ -27,6 +27,7 @@ from depthscope.models.hooks import hooked
 from depthscope.models.maps import Called, is_linear, linear_map, plain
 from depthscope.models.model import Model
 from depthscope.models.neurons import mlp_calls, module_rows, neuron_rows
+from depthscope.models.packed import packed
 from depthscope.routes import MLP
 
 
@@ -203,6 +204,11 @@ def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
             if is_linear(module, called):
                 whole = linear_map(module, called)
                 maps, wrapped = [(name, whole.weight, whole.bias)], [*wrapped, name]
+            elif packed(module):
+                raise UnsupportedError(
+                    f"{model.name}: {name} of block {block} ({type(module).__name__}) is quantised and not linear in its "
+                    "input, so it has no weights that can be read"
+                )
         for path, weight, bias in maps:
             if weight.shape[1] == model.unembedding.weight.shape[1]:
                 own = _folded(weight, bias, None if norm is None else modules[norm], norm)

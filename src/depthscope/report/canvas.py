@@ -17,7 +17,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from depthscope.report.measured import Value
-from depthscope.report.panels import Axis, Bars, Heat, Mark, Panel, Points, Strips
+from depthscope.report.panels import Axis, Bars, Heat, Mark, Panel, Points, Strips, decade_ticks
 
 WIDTH = 7.2
 """Inches: the text width of a two-column page."""
@@ -182,7 +182,7 @@ def _style(points: Points) -> dict[str, Any]:
 
 def _heat(figure: Figure, axes: Axes, mark: Heat) -> None:
     """Draw a heat map and its colour bar."""
-    values = np.array([[math.nan if one is None else one.mean for one in row] for row in mark.cells], dtype=float)
+    values = mark.shades
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if mark.signed:
@@ -193,6 +193,11 @@ def _heat(figure: Figure, axes: Axes, mark: Heat) -> None:
     x, y, width, height = axes.get_position().bounds
     beside = figure.add_axes((x + width + 0.08 / WIDTH, y, 0.07 / WIDTH, height))
     bar = figure.colorbar(mesh, cax=beside, format=FuncFormatter(_written(".0%" if mark.share else "~g")))
+    if mark.log:
+        ticks = decade_ticks(values)
+        bar.set_ticks(ticks, labels=[f"{10**at:.3g}" for at in ticks])
+    if mark.columns:
+        axes.set_xticks(range(len(mark.columns)), mark.columns)
     bar.outline.set_visible(False)  # type: ignore[operator]
     beside.tick_params(labelsize=6.5)
 

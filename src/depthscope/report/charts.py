@@ -154,9 +154,12 @@ def heat(
     axes: tuple[str, str],
     look: Look = OWN,
     height: int = 300,
+    columns_named: Sequence[str] = (),
+    log: bool = False,
 ) -> Panel:
     """A heat map of values by (row, column), rows upwards; cells without a value stay empty.
 
+    `columns_named`: the columns' names, if they are not numbers from 0. `log`: colours by the logarithm.
     For a signed quantity, values below 0 are grey. Raises RunError for a map of more than MOST_CELLS.
     """
     rows, columns = shape
@@ -168,12 +171,16 @@ def heat(
         cells=tuple(tuple(known.get((row, column)) for column in range(columns)) for row in range(rows)),
         names=axes,
         share=is_share(metric),
-        signed=metric.lowest is not None and metric.lowest < 0,
+        signed=not log and metric.lowest is not None and metric.lowest < 0,
+        columns=tuple(columns_named),
+        log=log,
     )
     y, x = (
         Axis(title=title, range=(-0.5, count - 0.5), step=float(layer_step(count)), grid=False)
         for title, count in zip(axes, shape, strict=True)
     )
+    if columns_named:
+        x = replace(x, scale="category")
     return Panel(name=name, title=title, unit=_unit(metric), marks=(mark,), x=x, y=(y,), together=False, height=height)
 
 

@@ -51,8 +51,8 @@ def render_comparison(runs: Sequence[RunDirectory]) -> str:
         tables=tables,
         names=names,
         warnings=warnings(compared),
-        numbers=_numbers(compared),
-        facts=_facts(compared),
+        numbers=numbers_table(compared),
+        facts=facts_table(compared),
         sections=shown,
         method={"replay": method.REPLAY, "estimator": method.ESTIMATOR},
     )
@@ -132,7 +132,7 @@ def _protocols(one: Compared) -> bool:
     return any(own.get("protocol") == "lad2024" for own in one.run.settings.experiments.values())
 
 
-def _numbers(compared: Sequence[Compared]) -> TextTable:
+def numbers_table(compared: Sequence[Compared]) -> TextTable:
     """The key numbers, a column per model."""
     cells = {
         (number.title, one.look.name): (number.value, number.interval or number.note)
@@ -147,7 +147,7 @@ def _numbers(compared: Sequence[Compared]) -> TextTable:
     )
 
 
-def _facts(compared: Sequence[Compared]) -> TextTable:
+def facts_table(compared: Sequence[Compared]) -> TextTable:
     """Models and texts, a column per run."""
     entries: dict[str, dict[str, str]] = {}
     for one in compared:

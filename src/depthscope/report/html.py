@@ -21,7 +21,7 @@ from depthscope.report.panels import Panel
 from depthscope.report.section import Section
 from depthscope.report.traces import alone, axis, hovermode, layout, traces
 
-TEMPLATES = ("base.html", "parts.html", "page.html", "comparison.html")
+TEMPLATES = ("base.html", "parts.html", "page.html", "comparison.html", "series.html")
 
 
 @runtime_checkable

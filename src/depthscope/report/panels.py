@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Float64
+
 from depthscope.report.measured import Value
 from depthscope.report.palette import SOFT, Look
 
@@ -171,6 +174,10 @@ class Heat:
     """Whether values are shares, displayed in per cent."""
     signed: bool = False
     """Whether values may be negative (grey); 0 is then the middle of the colour scale."""
+    columns: tuple[str, ...] = ()
+    """The columns' names, on an axis of categories; empty: columns are numbered from 0."""
+    log: bool = False
+    """Whether colours are by the logarithm of the value. Values that are not positive are empty cells then."""
     end: float | None = None
     """The absolute value at which the colour scale ends, from 0 or, if signed, from minus this; None: that of the data."""
     row: int = 0
@@ -181,9 +188,29 @@ class Heat:
         return [(0.0, SOFT[0]), (0.5, WHITE), (1.0, self.look.light)] if self.signed else _from_white(self.look)
 
     @property
+    def shades(self) -> Float64[np.ndarray, "row column"]:
+        """What the colours are by: the means, or their logarithms to base 10; NaN for empty cells."""
+        means = np.array([[math.nan if one is None else one.mean for one in row] for row in self.cells], dtype=float)
+        if not self.log:
+            return means
+        return np.log10(np.where(means > 0, means, np.nan))
+
+    @property
     def crowded(self) -> bool:
         """Whether there are so many cells that gaps would hide them."""
         return max(len(self.cells), *map(len, self.cells), 0) > CROWDED
+
+
+def decade_ticks(logarithms: Float64[np.ndarray, "row column"]) -> list[float]:
+    """Places of ticks for values given by their logarithms to base 10: powers of ten, or 1, 2 and 5 of each if few."""
+    known = logarithms[np.isfinite(logarithms)]
+    if not len(known):
+        return []
+    low, high = known.min(), known.max()
+    within = (1, 2, 5) if high - low < 2.5 else (1,)
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [decade + math.log10(digit) for decade in decades for digit in within]
+    return [at for at in ticks if low - 1e-9 <= at <= high + 1e-9]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

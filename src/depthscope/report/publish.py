@@ -16,6 +16,7 @@ from depthscope.report.section import Section
 from depthscope.report.unexpected import as_run_error
 from depthscope.run.files import write_file
 from depthscope.run.store import RunDirectory
+from depthscope.untrusted import read_bounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,14 +45,22 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "depthscope",
 }
-UNDATED: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-"""Metadata that keeps timestamps out of the files."""
+OURS = "depthscope figure"
+"""What files of figures say of their origin: only such a file is replaced."""
+METADATA: Any = {
+    "svg": {"Date": None, "Creator": OURS},
+    "pdf": {"CreationDate": None, "Creator": OURS},
+    "png": {"Software": OURS},
+}
+"""Metadata of the files, without timestamps."""
+MOST_BYTES = 1 << 30
 
 
 def publish_run(run: RunDirectory, folder: Path) -> list[Path]:
     """Write each figure of a run to `folder`/NAME.svg, .pdf and .png, and return the files.
 
-    Figures without data are skipped. Raises DepthscopeError if matplotlib is missing, RunError if a file cannot be written.
+    Figures without data are skipped. Raises DepthscopeError if matplotlib is missing, RunError if a file cannot be written or
+    would replace one that is not a figure of depthscope's.
     """
     return _publish(_figures_of(run), run.settings.subject, folder)
 
@@ -91,8 +100,19 @@ def _publish(sections: Iterable[tuple[str, str, Section]], model: str, folder: P
 
 def _saved(figure: "Figure", folder: Path, name: str) -> list[Path]:
     files = [folder / f"{name}.{kind}" for kind in FORMATS]
+    for file in files:
+        _require_replaceable(file)
     for file, kind in zip(files, FORMATS, strict=True):
         stream = BytesIO()  # libraries have exceptions of their own for a full disk
-        figure.savefig(stream, format=kind, dpi=300, metadata=UNDATED[kind])
+        figure.savefig(stream, format=kind, dpi=300, metadata=METADATA[kind])
         write_file(file, stream.getvalue())
     return files
+
+
+def _require_replaceable(file: Path) -> None:
+    """Raise RunError if there is a file that is not a figure of depthscope's."""
+    if file.exists() and not file.is_dir() and OURS.encode() not in read_bounded(file, RunError, MOST_BYTES):
+        raise RunError(
+            f"{file} is not a figure that depthscope wrote, so it is not overwritten. Move it or delete it, or write the "
+            "figures into another folder (--figures)"
+        )

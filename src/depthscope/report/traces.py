@@ -11,10 +11,24 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float64
 
 from depthscope.report.measured import Value
 from depthscope.report.palette import Look
-from depthscope.report.panels import RELATIVE_DEPTH, Axis, Bars, Heat, Hover, Mark, Note, Panel, Place, Points, Strips
+from depthscope.report.panels import (
+    RELATIVE_DEPTH,
+    Axis,
+    Bars,
+    Heat,
+    Hover,
+    Mark,
+    Note,
+    Panel,
+    Place,
+    Points,
+    Strips,
+    decade_ticks,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,9 +229,12 @@ def _heat(mark: Heat) -> go.Heatmap:
     bounds = f" (%{{customdata[0]:{form}}} to %{{customdata[1]:{form}}})" if known else ""
     rows, columns = map(in_template, mark.names)
     gap = 0 if mark.crowded else 1
+    shown = "customdata[2]" if mark.log else "z"
+    ends = numbers[..., [1, 2, 0]] if mark.log else numbers[..., 1:]
     return go.Heatmap(
-        z=numbers[..., 0],
-        customdata=numbers[..., 1:],
+        z=mark.shades,
+        x=[plain(one) for one in mark.columns] or None,
+        customdata=ends,
         meta=mark.look.name,
         colorscale=[[at, colour] for at, colour in mark.colours],
         zmid=0 if mark.signed and mark.end is None else None,
@@ -228,13 +245,19 @@ def _heat(mark: Heat) -> go.Heatmap:
             "outlinewidth": 0,
             "xpad": 4,
             "len": 1,
-            "tickformat": ".0%" if mark.share else "~g",
+            **(_decades(mark.shades) if mark.log else {"tickformat": ".0%" if mark.share else "~g"}),
         },
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{z:{form}}}</b>{bounds}<extra></extra>",
+        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{{shown}:{form}}}</b>{bounds}<extra></extra>",
         hoverongaps=False,
         xgap=gap,
         ygap=gap,
     )
+
+
+def _decades(shades: Float64[np.ndarray, "row column"]) -> dict[str, Any]:
+    """Ticks of a colour bar by logarithms: at powers of ten, or at 1, 2 and 5 of each where there are few."""
+    ticks = decade_ticks(shades)
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{10**at:.3g}" for at in ticks]}
 
 
 def _strips(mark: Strips) -> go.Heatmap:

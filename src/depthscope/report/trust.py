@@ -82,8 +82,8 @@ def precision_goal(manifest: Manifest) -> str | None:
     rows = "edit and layer" if manifest.settings.precision_of is None else "cell"
     said = f"KL of every {rows} within ±{_share(found.goal)}: {_reached(found, manifest.text)}. {_widest(found)}"
     return (
-        f"{said} Each 95% is per row, not for the {found.rows} rows together. These intervals stay valid although "
-        "precision was checked after every chunk of text, and so are wider than those in tables and figures."
+        f"{said}{_share_measured(found)} Each 95% is per row, not for the {found.rows} rows together. These intervals are "
+        f"valid together {_looks(found)}, and so are wider than those in tables and figures."
     )
 
 
@@ -102,6 +102,18 @@ def _reached(found: PrecisionOutcome, text: TextEntry) -> str:
     count = f"{found.rows - found.rows_reached} of {found.rows}"
     missed = [f"{row.row} ±{_share(row.half_width_relative, found.goal)}" for row in found.missed]
     return f"not reached after {used}, when {ended}, for {count}: {listed(missed)}"
+
+
+def _looks(found: PrecisionOutcome) -> str:
+    return "after every document" if found.looks is None else f"at {len(found.looks)} planned looks"
+
+
+def _share_measured(found: PrecisionOutcome) -> str:
+    """Rows known early were left out of later text."""
+    share = found.measured_share
+    if share is None or share >= 1:
+        return ""
+    return f" A row that was known was not measured any more: on average a row was measured on {share:.0%} of these tokens."
 
 
 def _widest(found: PrecisionOutcome) -> str:

@@ -10,6 +10,7 @@ on 127.0.0.1 only and asks for a token; it reports nothing to its makers. A clus
 import os
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,8 @@ MOST_TRIES = 4
 """How often a unit is computed, and a replica started, when its process ends each time."""
 STARTS = 3
 """How often Ray starts a replica again that died while it was being built."""
+PAUSE = 0.5
+"""Seconds before a replica that Ray is starting again is asked again."""
 PATIENCE = 60.0
 """Seconds without any replica after which it is said that there is none."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -110,7 +113,7 @@ class RayRunner:
         self._waiting: deque[_Job] = deque()
         self._idle: list[Any] = []
         self._under_way: dict[Any, tuple[Any, _Job | None]] = {}
-        self._failed_starts = 0
+        self._failed_starts = self._refused = 0
 
     def __enter__(self) -> "RayRunner":
         return self
@@ -164,7 +167,7 @@ class RayRunner:
                 self._idle.append(replica)
                 if job is None:
                     self._processors.add(result)
-                    self._failed_starts = 0
+                    self._failed_starts = self._refused = 0
                     continue
                 self._assign()
                 self.halved += result.halved
@@ -211,7 +214,16 @@ class RayRunner:
 
     def _lost(self, replica: Any, job: _Job | None, error: Exception) -> None:
         """A replica's process or machine died: its unit goes to the next idle replica, and Ray starts it again."""
-        if job is None:
+        if isinstance(error, exceptions.ActorUnavailableError) and job is None:
+            # Ray is starting the process again; a call during that time fails at once.
+            self._refused += 1
+            if self._refused * PAUSE > PATIENCE:
+                raise RunError(
+                    f"a replica has not come back for {PATIENCE:.0f} s ({_reason(error)}). What was finished before is kept: "
+                    "give the same command again"
+                ) from error
+            time.sleep(PAUSE)
+        elif job is None:
             self._failed_starts += 1
             if self._failed_starts >= MOST_TRIES:
                 raise RunError(

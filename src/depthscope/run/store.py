@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import polars as pl
 
 from depthscope.errors import DamagedError, DamageWarning, RunError
 from depthscope.run import layout, recovery, resumed
 from depthscope.run.bounded_tables import AGAIN, frame_of, table_of
-from depthscope.run.files import make_directory, unfinished, why, write_file
+from depthscope.run.files import unfinished, write_file
 from depthscope.run.frames import parquet, sealed_bytes
 from depthscope.run.inside import inside, table_names
 from depthscope.run.layout import LOCK, MANIFEST, STAGES
+from depthscope.run.lock import locked
 from depthscope.schema import seal
 from depthscope.schema.found_stages import Stages
 from depthscope.schema.manifest import COMPLETE, RUNNING, Manifest, Settings
@@ -87,7 +87,7 @@ class RunDirectory:
         path = Path(path)
         settings = Settings.from_json(settings.to_json())  # as read from a file: lists instead of tuples
         cls.check_place(path)
-        with _locked(path):
+        with locked(path):
             run = cls._there(path, settings)
             if run is None:
                 run = cls(path, Manifest(settings=settings))
@@ -241,23 +241,6 @@ class RunDirectory:
             raise DamagedError(f"{file} is not the file that belongs here: expected {expected}, got {found}. {remedy}")
         elif found != expected:
             raise DamagedError(f"{file} was made with other settings than this run's. {remedy}")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the directory, created if needed, against a second writer. The system releases the lock if the process dies."""
-    try:
-        make_directory(path)
-        lock = filelock.FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise RunError(f"{path} is being written by another process: wait for it, or give another --out") from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {why(error)}. Give another --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _in_order_of(there: Any, content: Any) -> Any:

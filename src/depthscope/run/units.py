@@ -6,7 +6,7 @@ is, is up to those who submit and perform it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import polars as pl
@@ -30,26 +30,14 @@ def work_units(windows: int, per_unit: int) -> list[Unit]:
     return [Unit(index, start, min(start + per_unit, windows)) for index, start in enumerate(starts)]
 
 
-def document_units(windows: Sequence[int], per_unit: int) -> list[Unit]:
-    """Units of whole documents, as many as fit into `per_unit` windows; the i-th document has `windows[i]` windows.
-
-    A longer document is divided into separate units of nearly equal size, so that every document ends with a unit.
-    """
+def units_between(stops: Sequence[int], per_unit: int) -> list[Unit]:
+    """Units of at most `per_unit` windows, of nearly equal size between two stops, so that a unit ends at every stop."""
     sizes: list[int] = []
-    room = 0
-    for count in windows:
-        if count <= room:
-            sizes[-1] += count
-            room -= count
-        elif count <= per_unit:
-            sizes.append(count)
-            room = per_unit - count
-        else:
-            parts = -(-count // per_unit)
-            sizes += [(count + part) // parts for part in range(parts)]
-            room = 0
-    stops = list(accumulate(sizes))
-    return [Unit(index, stop - size, stop) for index, (size, stop) in enumerate(zip(sizes, stops, strict=True))]
+    for before, stop in pairwise([0, *stops]):
+        parts = -(-(stop - before) // per_unit)
+        sizes += [(stop - before + part) // parts for part in range(parts)]
+    ends = list(accumulate(sizes))
+    return [Unit(index, end - size, end) for index, (size, end) in enumerate(zip(sizes, ends, strict=True))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,11 @@ class Registry(Mapping[str, Declared]):
     def __iter__(self) -> Iterator[str]:
         return iter((*self._built_in, *self._added))
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The names of those registered from outside the package."""
+        return tuple(self._added)
+
     def __len__(self) -> int:
         return len(self._built_in) + len(self._added)
 

@@ -78,6 +78,11 @@ class LensKind:
     """`module:function` or the function: it takes a Model (and the directory, if trained) and returns a Lens."""
     trained: bool = False
     """Whether it is trained and stored in a directory; its values are in a table of their own, next to the other lens's."""
+    called: str = ""
+    """Its title within a sentence; by default the title in lower case."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "called", self.called or self.title.lower())
 
     def maker(self) -> Callable[..., Any]:
         """The function that creates it for a model."""
@@ -125,6 +130,7 @@ LENSES: Registry[LensKind] = Registry(
             definition="the logit lens after a linear map, one per depth: the mean over windows and positions of the Jacobian "
             "of the last residual stream, there and later, with respect to the stream (Gurnee et al. 2026)",
             make="depthscope.experiments.lenses:stored_jacobian_lens",
+            called="Jacobian lens",
             trained=True,
         ),
     ),

@@ -97,6 +97,11 @@ class Settings(Entry):
     """The experiment that should reach it instead of the sweep."""
     most_tokens: int | None = None
     document_order_seed: int | None = None
+    """Of runs of earlier versions, which read whole documents."""
+    window_order_seed: int | None = None
+    """Seed of the random order in which windows are read for a precision goal."""
+    look_growth: float | None = None
+    """Windows at a look at the precision as a multiple of those at the look before."""
     window: int | None = None
     """Tokens of a window."""
     bos: str | None = None
@@ -109,7 +114,7 @@ class Settings(Entry):
     """SHA-256 of the token ids."""
     windows_per_unit: int | None = None
     most_windows_per_unit: int | None = None
-    """For a run with a precision goal, whose work units end with a document."""
+    """For a run with a precision goal, where a work unit ends at every look."""
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Each experiment's settings, by its name."""
     others: dict[str, Any] = field(default_factory=dict)
@@ -277,7 +282,14 @@ class PrecisionOutcome(Entry):
     projected_at_paper_tokens: float | None
     """Half-width of the widest row as a share of its mean, extrapolated by the square root law."""
     fewest_documents: int
-    tightest_documents: int
+    tightest_documents: int | None = None
+    """Of runs of earlier versions, which looked after every document."""
+    measured_share: float | None = None
+    """Tokens that a row was measured on, as a share of those read, mean over rows: rows that are known are left out."""
+    looks: list[int] | None = None
+    """Windows after which intervals were or would have been looked at."""
+    critical_value: float | None = None
+    """Half-width of these intervals in standard errors, before the correction for the number of documents."""
     intervals: str = PER_ROW
     """What the 95 % of the intervals holds for."""
 

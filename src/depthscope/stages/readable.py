@@ -1,15 +1,16 @@
-"""Which lens can be read: the logit lens where its KL falls with depth, otherwise the tuned lens, then the
-Jacobian lens, otherwise none.
+"""Which lens can be read: the logit lens where its KL falls with depth, otherwise the first fitted lens whose KL does (the
+tuned lens, then the Jacobian lens), otherwise none.
 
 The KL divergence of the logit lens to the final distribution rises to mid-depth in some models, whose residual streams are
 not yet in the basis of the unembedding. "Share of the progress made" has no meaning on such a curve.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
+
+from depthscope.schema.lens import FITTED
 
 MOST_RISE = 0.1
 """A curve is monotone enough if it rises, in total, by at most this share of what it falls."""
@@ -26,13 +27,12 @@ def monotone_enough(kl: Float64[np.ndarray, " depths"]) -> bool:
     return bool(np.isfinite(steps).all() and falls > 0 and steps[steps > 0].sum() <= MOST_RISE * falls)
 
 
-def lens_to_read(values: Mapping[str, Float64[np.ndarray, "_ _"]]) -> Literal["lens", "tuned", "jacobian"] | None:
-    """The lens whose values can be read, by the first row of its KL: "lens" (the run's), "tuned", "jacobian", or None for
-    none of them.
+def lens_to_read(values: Mapping[str, Float64[np.ndarray, "_ _"]]) -> str | None:
+    """The lens whose values can be read, by the first row of its KL: "lens" (the run's), the first of FITTED that can, or None.
 
     The first row, of the original documents, decides for all replicates.
     """
-    for lens in ("lens", "tuned", "jacobian"):
+    for lens in ("lens", *FITTED):
         if f"{lens}.kl" in values and monotone_enough(values[f"{lens}.kl"][0]):
             return lens
     return None

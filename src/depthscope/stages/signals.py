@@ -146,11 +146,12 @@ def _resampled(
         for (document,), part in shard.group_by("document", maintain_order=True)
     )
     for document, pieces in groupby(parts, key=lambda part: part[0]):
-        tokens, sums = 0, np.zeros(0)
+        tokens, sums = np.zeros(0, dtype=np.int64), np.zeros(0)
         for _, part in pieces:
             names = names or part.select(keys).rows()
             own = part.select(metrics).to_numpy().T.ravel()
-            tokens, sums = tokens + int(part["tokens"][0]), own + (sums if len(sums) else 0.0)
+            counts = np.tile(part["tokens"].to_numpy(), len(metrics))
+            tokens, sums = (counts + tokens, own + sums) if len(sums) else (counts, own)
         bootstrap = bootstrap or PoissonBootstrap(len(sums))
         bootstrap.add(document, tokens, sums)
     assert bootstrap is not None, "a run has at least one window"

@@ -21,8 +21,6 @@ from depthscope.statistics.jackknife import Scale, effective_number, jackknife_i
 FEWEST_LAYERS = 4
 """With fewer there is no middle to compare the first and last layer with."""
 FEWEST_DOCUMENTS = 8
-FITTED = {lens.TUNED: "tuned", lens.JACOBIAN: "Jacobian"}
-"""The lenses that are read where the logit lens cannot be, as messages name them."""
 
 
 def verdicts(measured: ResampledLayers) -> list[SignatureVerdict]:
@@ -67,7 +65,8 @@ def _verdict(signature: Signature, measured: ResampledLayers) -> SignatureVerdic
     low, high = _interval(signature, effects, needs, measured)
     if not np.isfinite([low, high]).all():
         return concluded(CANNOT_TELL, "the interval is not bounded: documents differ too much", value)
-    read_by = next((f", read by the {kind} lens" for need in needs if (kind := FITTED.get(need.split(".")[0]))), "")
+    fitted = next((name for need in needs if (name := need.split(".")[0]) in lens.FITTED), None)
+    read_by = f", read by the {lens.LENSES[fitted].called}" if fitted else ""
     if low >= signature.threshold:
         return concluded(SUPPORTED, f"the whole interval reaches the threshold{read_by}", value, low, high)
     if high < signature.threshold:
@@ -83,8 +82,8 @@ def _needs(names: tuple[str, ...], measured: ResampledLayers) -> tuple[list[str]
     if any(name.startswith("lens.") for name in names) and "lens.kl" in measured.values:
         readable = lens_to_read(measured.values)
         if readable is None:
-            others = [kind for name, kind in FITTED.items() if f"{name}.kl" in measured.values]
-            fitted = f"that of the {' and the '.join(others)} lens does not fall either" if others else "no tuned lens"
+            others = [lens.LENSES[name].called for name in lens.FITTED if f"{name}.kl" in measured.values]
+            fitted = f"that of the {' and the '.join(others)} does not fall either" if others else "no fitted lens"
             return [], f"the KL of the lens does not fall with depth, so it cannot be read ({fitted})"
         needs = [name.replace("lens.", f"{readable}.") for name in names]
     missing = [need for need in needs if need not in measured.values]

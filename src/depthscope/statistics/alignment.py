@@ -86,7 +86,7 @@ def _fisher(cka: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]
     return np.arctanh(np.clip(cka, -1 + 1e-12, 1 - 1e-12))
 
 
-def _batches(residuals: Samples, batch: int) -> list[Samples]:
+def _batches(residuals: Samples, batch: int) -> list[Float[np.ndarray, "_ depths d_model"]]:
     parts = [residuals[start : start + batch] for start in range(0, len(residuals), batch)]
     return [part for part in parts if len(part) >= SMALLEST]
 

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
-from depthscope.engine.reductions import PLAIN
+from depthscope.engine.reductions import PLAIN, Reductions
 from depthscope.engine.sizes import Sizes, sizes_for
 from depthscope.errors import DepthscopeError, MemoryShortError, NumericError
 from depthscope.experiments import sweep
 from depthscope.experiments.experiment import (
+    Aimed,
     Explained,
+    Halving,
     OwnUnits,
     Partial,
     Prepared,
@@ -27,9 +31,10 @@ from depthscope.models.memory import MEASURING, memory_errors, require_headroom
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.printable import printable
+from depthscope.run.by_document import by_document
 from depthscope.run.cluster import RAY, Cluster
 from depthscope.run.store import RunDirectory
-from depthscope.run.units import LocalRunner, Runner, Unit, document_units, run_units, work_units
+from depthscope.run.units import Done, LocalRunner, Runner, Unit, run_units, units_between, work_units
 from depthscope.schema.experiments import STAGES, declared_experiments
 from depthscope.schema.manifest import (
     AdapterEntry,
@@ -45,7 +50,7 @@ from depthscope.stages.signals import ResampledLayers, read_measured
 from depthscope.studies import precision
 from depthscope.studies.placement import placed
 from depthscope.studies.provenance import chosen_form, kernels, versions
-from depthscope.studies.read_windows import require_memory_for
+from depthscope.studies.read_windows import read_windows, require_memory_for
 from depthscope.studies.settings import StudySettings
 from depthscope.studies.threads import same_sums
 from depthscope.studies.unit_work import OwnTask, SharedTask, Work
@@ -123,7 +128,7 @@ def run_experiments(
         require_headroom("writing the tables")
         for experiment in made:
             with same_sums():
-                tables = experiment.tables(run.shards(experiment.name, units_of[experiment.name]))
+                tables = experiment.tables(_shards(run, subject, experiment, units_of[experiment.name]))
             for name, table in tables.items():
                 run.write_table(name, table, experiment.name)
             if isinstance(experiment, Explained):
@@ -173,11 +178,36 @@ def _make_experiments(names: Sequence[str], subject: Subject) -> tuple[list[Read
 
 
 def _windows(model: Model, corpus: Corpus, settings: StudySettings, tell: Progress) -> Windows:
-    """The text in reading order; with a precision goal, the largest amount that may be read."""
+    """The text; with a precision goal, the largest amount that may be read."""
     if settings.precision is not None:
         corpus = precision.longest_text(corpus)
-    windows = make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
-    return windows if settings.precision is None else windows.in_random_order(precision.ORDER_SEED)
+    return make_windows(corpus, model, length=settings.window, bos=settings.bos, tell=tell)
+
+
+def _order(subject: Studied) -> precision.ReadingOrder:
+    """The order in which the shared pass reads the text: as it is, unless there is a precision goal."""
+    if subject.settings.precision is None:
+        return precision.ReadingOrder(subject.windows, [])
+    return precision.ReadingOrder.of(subject.windows)
+
+
+def _shards(run: RunDirectory, subject: Studied, experiment: Running, units: int) -> Iterable[pl.DataFrame]:
+    """An experiment's shards, each document's rows together."""
+    if isinstance(experiment, OwnUnits):
+        return run.shards(experiment.name, units)
+    read = partial(run.shards, experiment.name, units)
+    if subject.settings.precision is not None and isinstance(experiment, Aimed):
+        return _together(subject, lambda: experiment.summed(read()), units)
+    return _together(subject, read, units)
+
+
+def _together(subject: Studied, read: Callable[[], Iterable[pl.DataFrame]], units: int) -> Iterable[pl.DataFrame]:
+    """The shards of the shared pass, each document's rows together; those of `units` units, sums over documents."""
+    if subject.settings.precision is None:
+        return read()
+    order = _order(subject)
+    windows = order.windows.part(0, _units(subject, order)[units - 1].stop)
+    return by_document(read, np.unique(windows.document).tolist())
 
 
 def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayers:
@@ -187,7 +217,7 @@ def _measured(run: RunDirectory, subject: Studied, units: int) -> ResampledLayer
         found = run.shards(experiment, units)
         return sweep.summed(found, subject.windows.length) if experiment == sweep.NAME else found
 
-    return read_measured(run, shards, subject.model.depth)
+    return read_measured(run, lambda name: _together(subject, partial(shards, name), units), subject.model.depth)
 
 
 def _all_units(
@@ -199,18 +229,25 @@ def _all_units(
     cluster: Cluster | None,
 ) -> int:
     """Do the units that lack a shard, here or on a cluster. Returns how many units of the shared pass make up the text."""
-    model, units, logits = subject.model, _units(subject), _logits(subject, readings)
+    model, order, logits = subject.model, _order(subject), _logits(subject, readings)
+    units = _units(subject, order)
     chosen = chosen_form(model, logits)
     _note_kernels(run, kernels(model, *chosen) | ({} if cluster is None else {"engine": RAY}))
     most = len(units) + sum(experiment.units for experiment in others)
     with placed(cluster, model, [*readings, *others], chosen, logits, most) as runner:
-        done = _shared_pass(run, subject, units, readings, tell, runner)
+        if subject.settings.precision is None:
+            done = _shared_pass(run, subject, units, readings, tell, runner)
+        else:
+            done = _aimed_pass(run, subject, order, readings, tell, chosen[0])
         for experiment in others:
             _own_units(run, model, experiment, tell, runner)
         if cluster is not None:
             run.update(kernels={**run.manifest.kernels, "engine": str(runner)})
-        if runner.halved:
-            run.update(kernels={**run.manifest.kernels, "halved": f"{runner.halved} pieces, not enough memory"})
+        halved = runner.halved
+        if subject.settings.precision is not None:
+            halved = sum(reading.halved for reading in readings if isinstance(reading, Halving))
+        if halved:
+            run.update(kernels={**run.manifest.kernels, "halved": f"{halved} pieces, not enough memory"})
     return done
 
 
@@ -224,26 +261,69 @@ def _shared_pass(
 ) -> int:
     """Run the model once per unit; every reading whose shard is missing takes what it needs from that run.
 
-    Returns how many units make up the text: all of them, or those read until the goal of the run was reached.
+    Returns how many units make up the text.
     """
     names = [reading.name for reading in readings]
-    what = names[0] if len(names) == 1 else "reading the text"
 
     def task(index: int, missing: Sequence[str]) -> SharedTask:
         return SharedTask(tuple(missing), subject.windows.part(units[index].start, units[index].stop))
 
-    goal = _goal(run, subject, readings)
-    shards = iter(()) if goal is None else run.shards(goal.aimed.name, len(units))
+    for index in run_units(run, names, len(units) if readings else 0, task, runner):
+        tell(_pass_called(names), index + 1, len(units))
+    return len(units)
+
+
+def _aimed_pass(
+    run: RunDirectory,
+    subject: Studied,
+    order: precision.ReadingOrder,
+    readings: Sequence[Reading],
+    tell: Progress,
+    form: Reductions,
+) -> int:
+    """The same up to the run's precision goal, in this process: which rows a unit needs depends on the units before it.
+
+    Returns how many units were read until the goal was reached.
+    """
+    units, names = _units(subject, order), [reading.name for reading in readings]
+    goal = _goal(run, subject, readings, order)
+    by_name = {reading.name: reading for reading in readings}
+
+    def work(index: int, missing: Sequence[str]) -> Mapping[str, pl.DataFrame]:
+        windows = order.windows.part(units[index].start, units[index].stop)
+        now = {**by_name, goal.aimed.name: goal.reading}
+        return read_windows(subject.model, [now[name] for name in missing], windows, form)
+
+    def task(index: int, missing: Sequence[str]) -> tuple[int, Sequence[str]]:
+        return index, missing
+
     done = len(units)
-    for index in run_units(run, names, len(units) if readings else 0, task, runner, in_order=goal is not None):
-        tell(what, index + 1, len(units))
-        if goal is not None and goal.met_with(next(shards)):
+    for index in run_units(run, names, len(units), task, LocalRunner(lambda one: Done(work(*one)))):
+        tell(_pass_called(names), index + 1, len(units))
+        if _met(run, goal, units[index], work):
             done = index + 1
             break
-    if goal is not None:
-        tell(what, len(units), len(units))
-        precision.record(run, goal, subject.corpus, _text(subject.windows.part(0, units[done - 1].stop)))
+    tell(_pass_called(names), len(units), len(units))
+    precision.record(run, goal, subject.corpus, _text(order.windows.part(0, units[done - 1].stop)))
     return done
+
+
+def _pass_called(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else "reading the text"
+
+
+def _met(
+    run: RunDirectory,
+    goal: precision.PrecisionGoal,
+    unit: Unit,
+    work: Callable[[int, Sequence[str]], Mapping[str, pl.DataFrame]],
+) -> bool:
+    """Whether to stop after this unit. Its shard is measured again if it lacks rows that this goal needs."""
+    shard = run.shard(goal.aimed.name, unit.index)
+    if not goal.measures(shard):
+        shard = work(unit.index, [goal.aimed.name])[goal.aimed.name]
+        run.write_shard(goal.aimed.name, unit.index, shard)
+    return goal.met_with(shard, unit.stop - unit.start)
 
 
 def _logits(subject: Studied, readings: Sequence[Reading]) -> float:
@@ -263,16 +343,16 @@ def _note_kernels(run: RunDirectory, now: dict[str, str]) -> None:
     run.update(kernels=now)
 
 
-def _goal(run: RunDirectory, subject: Studied, readings: Sequence[Reading]) -> precision.PrecisionGoal | None:
-    """The precision that the shared pass should reach; None if there is no such goal."""
-    wanted = subject.settings.precision
-    if wanted is None:
-        return None
-    precision.take_up(run, wanted)
-    aimed = precision.aim_of(readings)
+def _goal(
+    run: RunDirectory, subject: Studied, readings: Sequence[Reading], order: precision.ReadingOrder
+) -> precision.PrecisionGoal:
+    """The precision that the shared pass should reach, of a study that has one."""
+    wanted, aimed = subject.settings.precision, precision.aim_of(readings)
+    assert wanted is not None
     assert aimed is not None
+    precision.take_up(run, wanted)
     floor = run.manifest.noise_floor
-    return precision.PrecisionGoal(wanted, aimed, subject.windows, floor if isinstance(floor, float) else None)
+    return precision.PrecisionGoal(wanted, aimed, order, floor if isinstance(floor, float) else None)
 
 
 def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Progress, runner: Runner) -> None:
@@ -289,11 +369,11 @@ def _own_units(run: RunDirectory, model: Model, experiment: OwnUnits, tell: Prog
         tell(experiment.name, unit + 1, experiment.units)
 
 
-def _units(subject: Studied) -> list[Unit]:
+def _units(subject: Studied, order: precision.ReadingOrder) -> list[Unit]:
     per_unit = _per_unit(subject)
     if subject.settings.precision is None:
         return work_units(len(subject.windows), per_unit)
-    return document_units([count for _, count in subject.windows.per_document()], per_unit)
+    return units_between(order.looks, per_unit)
 
 
 def _sizes(model: Model) -> Sizes:

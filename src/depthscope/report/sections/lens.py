@@ -85,7 +85,7 @@ def _fitted_sentences(name: str, kl: Series, values: Mapping[Metric, Series]) ->
     both = [depth for depth in fitted if depth in kl and depth < max(kl)]
     if not both or max(both) < 1:
         return []
-    middle, lens = max(both) // 2 + 1, FITTED[name].title.replace("Tuned", "tuned")
+    middle, lens = max(both) // 2 + 1, LENSES[name].called
     said = (
         f"At x_{middle} KL is {spoken(fitted[middle], KL)} under the {lens}, {spoken(kl[middle], KL)} without its map"
     )
