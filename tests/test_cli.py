@@ -81,7 +81,8 @@ def run(*arguments: str) -> str:
 
 
 MODEL = "--dtype --device --revision --stream --unused-tensors --device-map --adapter"
-TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL}"
+ENGINE = "--engine --address --replicas --cpus-per-replica --gpus-per-replica"
+TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL} {ENGINE}"
 SHARED = f"--window --bos {TEXT}"
 
 

@@ -12,8 +12,9 @@ from depthscope.api.study import Study
 from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.errors import DepthscopeError, RunError
 from depthscope.printable import shown
+from depthscope.run.cluster import Cluster
 from depthscope.run.layout import table_path
-from depthscope.run.series import SeriesDirectory
+from depthscope.run.series import RUNS, SeriesDirectory
 from depthscope.schema.formation import NAME as FORMATION
 from depthscope.schema.series import MemberEntry
 from depthscope.studies.checkpoints import revision_studies
@@ -108,13 +109,17 @@ def study_revisions(
 
 
 def run_planned(
-    planned: Sequence[Planned], out: str | Path, progress: bool | Progress = True, report: Report | None = None
+    planned: Sequence[Planned],
+    out: str | Path,
+    progress: bool | Progress = True,
+    report: Report | None = None,
+    cluster: Cluster | None = None,
 ) -> Series:
     """Do the remaining studies of a series, write each study's page, the tables over training runs and the series' page."""
 
     def finished(study: Planned, state: str, why: str) -> None:
         if state == DONE:
-            Study(Path(out) / "runs" / study.name).report()
+            Study(Path(out) / RUNS / study.name).report()
         if report is not None:
             report(study, state, why)
 
@@ -122,9 +127,9 @@ def run_planned(
         from depthscope.progress import progress_bar
 
         with progress_bar() as tell:
-            directory = run_series(planned, out, tell, finished)
+            directory = run_series(planned, out, tell, finished, cluster)
     else:
-        directory = run_series(planned, out, progress or None, finished)
+        directory = run_series(planned, out, progress or None, finished, cluster)
     write_formation(directory)
     series = Series(out)
     series.report()

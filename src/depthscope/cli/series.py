@@ -1,5 +1,6 @@
 """Several studies with one command: `depthscope study --recipe` and `depthscope study MODEL --revisions`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,8 @@ def several(request: Request, *, revisions: Revisions = None, recipe: Recipe = N
         names = [name.strip() for name in (revisions or "").split(",") if name.strip()]
         planned = revision_studies(request.model, names, request.text(), loading, request.settings)
         name = slug(f"{request.model}-{request.data}-training")
-    _run(planned, request.out or Path("runs") / name)
+    request.placement.check()
+    _run(planned, request.out or Path("runs") / name, asdict(request.placement))
     return True
 
 
@@ -73,7 +75,8 @@ def _check_recipe_alone(request: Request, revisions: str | None) -> None:
     }
     if given:
         raise DepthscopeError(
-            f"--recipe states what is studied and how: move {', '.join(given)} into the file. Only --out can be given too"
+            f"--recipe states what is studied and how: move {', '.join(given)} into the file. Only --out, --engine and its "
+            "options can be given too"
         )
     if request.out is not None:
         options.check_path("--out", request.out)
@@ -91,7 +94,7 @@ def _changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != usual(name)}
 
 
-def _run(planned: "list[Planned]", out: Path) -> None:
+def _run(planned: "list[Planned]", out: Path, placement: dict[str, Any]) -> None:
     from depthscope.report.page_file import require_replaceable
     from depthscope.run.series import PAGE, SeriesDirectory
 
@@ -99,12 +102,13 @@ def _run(planned: "list[Planned]", out: Path) -> None:
     require_replaceable(out / PAGE)
     options.require_room_to_import()
     from depthscope.api.series import run_planned
+    from depthscope.run.cluster import cluster_of
 
     options.silence_advice()
     where = printable(out)
     console.print(f"{len(planned)} {'study' if len(planned) == 1 else 'studies'}, into {where}")
     try:
-        series = run_planned(planned, out, report=_say)
+        series = run_planned(planned, out, report=_say, cluster=cluster_of(**placement))
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None

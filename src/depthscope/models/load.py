@@ -99,13 +99,7 @@ def load(
         )
     check_placing(device_map, device, stream, adapter)
     if isinstance(source, PreTrainedModel):
-        if device_map is not None:
-            raise UnsupportedError(
-                "a model that is loaded already is where it is: give its folder with --device-map instead"
-            )
-        if stream == "yes":
-            raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
-        loaded = _Loaded(hf=source, name=source.name_or_path or type(source).__name__, commit=revision)
+        loaded = _handed_in(source, revision, stream, device_map)
     elif isinstance(source, str | Path):
         if unused_tensors not in ("refuse", "ignore"):
             raise ModelError(f"unused_tensors is {unused_tensors!r}: expected 'refuse' or 'ignore'")
@@ -123,17 +117,35 @@ def load(
     model.adapter = put
     if isinstance(source, str | Path):
         model.source = {
-            "source": _anywhere(str(source)),
+            **_again(model, str(source), adapter, device_map),
             "tokenizer": tokenizer,
             "revision": loaded.commit or revision,
             "dtype": dtype,
-            "device": model.device.type,
-            "stream": "yes" if model.stack.streamed else "no",
-            "adapter": None if adapter is None else _anywhere(str(adapter)),
             "unused_tensors": unused_tensors,
-            "verify": False,  # whoever loads it again compares it with this one
         }
     return model
+
+
+def _handed_in(source: PreTrainedModel, revision: str | None, stream: str, device_map: DeviceMap | None) -> "_Loaded":
+    if device_map is not None:
+        raise UnsupportedError(
+            "a model that is loaded already is where it is: give its folder with --device-map instead"
+        )
+    if stream == "yes":
+        raise UnsupportedError("a model that is loaded already cannot be streamed: give its folder instead")
+    return _Loaded(hf=source, name=source.name_or_path or type(source).__name__, commit=revision)
+
+
+def _again(model: Model, source: str, adapter: str | Path | None, device_map: DeviceMap | None) -> dict[str, Any]:
+    """Arguments by which another process in another directory loads the same model the same way."""
+    return {
+        "source": _anywhere(source),
+        "device": model.device.type if device_map is None else "auto",
+        "device_map": _anywhere(device_map) if isinstance(device_map, str) else device_map,
+        "stream": "yes" if model.stack.streamed else "no",
+        "adapter": None if adapter is None else _anywhere(str(adapter)),
+        "verify": False,  # whoever loads it again compares it with this one
+    }
 
 
 def _anywhere(source: str) -> str:

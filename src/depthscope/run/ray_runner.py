@@ -77,7 +77,8 @@ class _Replica:
 
     def _performing(self, held: list[Any]) -> Performs:
         if self._built is None:
-            self._built = ray.get(held[0])()
+            build: Any = ray.get(held[0])
+            self._built = build()
         assert self._built is not None
         return self._built
 

@@ -8,7 +8,8 @@ from typing import Any
 from depthscope.errors import DepthscopeError
 from depthscope.models.load import load
 from depthscope.models.model import Model
-from depthscope.run.series import SeriesDirectory
+from depthscope.run.cluster import Cluster
+from depthscope.run.series import RUNS, SeriesDirectory
 from depthscope.run.store import MANIFEST, RunDirectory
 from depthscope.schema.experiments import STAGES
 from depthscope.studies.planned import Planned, check_planned
@@ -20,9 +21,13 @@ Report = Callable[[Planned, str, str], None]
 
 
 def run_series(
-    planned: Sequence[Planned], out: str | Path, progress: Progress | None = None, report: Report | None = None
+    planned: Sequence[Planned],
+    out: str | Path,
+    progress: Progress | None = None,
+    report: Report | None = None,
+    cluster: Cluster | None = None,
 ) -> SeriesDirectory:
-    """Do the remaining studies of a series in directory `out`.
+    """Do the remaining studies of a series in directory `out`, with a `cluster` on it.
 
     A study that was finished with the same request, from files that have not changed since, is skipped without loading its
     model. A study that cannot be done is recorded with the reason, and the others go on. A model is loaded once for
@@ -39,9 +44,8 @@ def run_series(
                 continue
             series.update(one.name, finished=False, failed=None, sources=None)
             try:
-                run_study(
-                    loaded.model(one), one.text, series.path / "runs" / one.name, one.checked, _named(one, progress)
-                )
+                into = series.path / RUNS / one.name
+                run_study(loaded.model(one), one.text, into, one.checked, _named(one, progress), cluster)
             except DepthscopeError as error:
                 series.update(one.name, failed=str(error))
                 say(one, FAILED, str(error))
