@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from depthscope.report.measured import Value
+from depthscope.report.measured import Value, scientific
 from depthscope.report.panels import Axis, Bars, Heat, Mark, Panel, Points, Strips, decade_ticks
 
 WIDTH = 7.2
@@ -195,7 +195,7 @@ def _heat(figure: Figure, axes: Axes, mark: Heat) -> None:
     bar = figure.colorbar(mesh, cax=beside, format=FuncFormatter(_written(".0%" if mark.share else "~g")))
     if mark.log:
         ticks = decade_ticks(values)
-        bar.set_ticks(ticks, labels=[f"{10**at:.3g}" for at in ticks])
+        bar.set_ticks(ticks, labels=[scientific(10**at, 1) for at in ticks])
     if mark.columns:
         axes.set_xticks(range(len(mark.columns)), mark.columns)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -88,13 +88,14 @@ def render_series(series: SeriesDirectory) -> str:
 def _trainings(series: SeriesDirectory) -> list[Training]:
     table = _formation(series)
     found = []
-    for place, members in enumerate(trajectories(series)):
+    every = list(trajectories(series))
+    for place, members in enumerate(every):
         entry = members[0][0]
         own = None if table is None else table.filter(trained=entry.trained, text=entry.text)
         found.append(
             Training(
                 name=f"training-{place}",
-                title=Path(entry.trained or "").name,
+                title=_short(entry.trained or "") if len(every) > 1 else "",
                 members=members,
                 formation=None if own is None or own.is_empty() else own,
             )
@@ -127,7 +128,11 @@ def _caveats(runs: Sequence[Member], trained: Sequence[Training], compared: Sequ
             f"Only the first {MOST_RUNS} of {there} runs are compared here, as many as a figure can distinguish: depthscope "
             "compare shows others."
         )
-    if several := [one.title for one in trained if len({run.settings.token_hash for _, run in one.members}) > 1]:
+    if several := [
+        _short(one.members[0][0].trained or "")
+        for one in trained
+        if len({run.settings.token_hash for _, run in one.members}) > 1
+    ]:
         said.append(f"The checkpoints of {joined(several)} were measured on different tokens.")
     return said
 
@@ -156,5 +161,10 @@ def _row(series: SeriesDirectory, member: MemberEntry) -> Row:
 def _title(members: Sequence[MemberEntry]) -> str:
     models = list(dict.fromkeys(member.trained or member.model for member in members))
     if len(models) == 1 and members[0].trained is not None:
-        return f"{Path(models[0]).name} over training"
-    return joined([Path(name).name for name in models]) if len(models) <= 3 else f"{len(models)} models"
+        return f"{_short(models[0])} over training"
+    return joined([_short(name) for name in models]) if len(models) <= 3 else f"{len(models)} models"
+
+
+def _short(model: str) -> str:
+    """The name of a model; of a path the last two components."""
+    return "/".join(Path(model).parts[-2:])

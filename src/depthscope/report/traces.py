@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from depthscope.report.measured import Value
+from depthscope.report.measured import Value, scientific
 from depthscope.report.palette import Look
 from depthscope.report.panels import (
     RELATIVE_DEPTH,
@@ -245,7 +245,7 @@ def _heat(mark: Heat) -> go.Heatmap:
             "outlinewidth": 0,
             "xpad": 4,
             "len": 1,
-            **(_decades(mark.shades) if mark.log else {"tickformat": ".0%" if mark.share else "~g"}),
+            **(_decades(mark.shades) if mark.log else {"tickformat": ".3~%" if mark.share else "~g"}),
         },
         hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{{shown}:{form}}}</b>{bounds}<extra></extra>",
         hoverongaps=False,
@@ -257,7 +257,7 @@ def _heat(mark: Heat) -> go.Heatmap:
 def _decades(shades: Float64[np.ndarray, "row column"]) -> dict[str, Any]:
     """Ticks of a colour bar by logarithms: at powers of ten, or at 1, 2 and 5 of each where there are few."""
     ticks = decade_ticks(shades)
-    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{10**at:.3g}" for at in ticks]}
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [scientific(10**at, 1) for at in ticks]}
 
 
 def _strips(mark: Strips) -> go.Heatmap:

@@ -1,7 +1,7 @@
 """A training run on the page of a series: each quantity as a map of depth × training, and when each layer's effect forms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -21,7 +21,9 @@ from depthscope.schema.formation import CHANGE, HALF_CHANGE
 from depthscope.schema.series import MemberEntry
 from depthscope.schema.sweep import LOSS
 
-LOOK_FOR = "layers whose half comes early: dropping them becomes costly before dropping the others does."
+LOOK_FOR = (
+    "layers whose effect grows (full points) and the order in which they do; hollow points are of effects that shrink."
+)
 CHECKPOINT = "checkpoint"
 STEP = "step"
 
@@ -33,9 +35,14 @@ class Training:
     name: str
     """Of its sections and panels."""
     title: str
+    """Before the titles of its sections; empty if there is no other training run."""
     members: Sequence[tuple[MemberEntry, RunDirectory]]
     formation: pl.DataFrame | None
     """Its rows of FORMATION_TABLE."""
+
+    def called(self, section: str) -> str:
+        """The title of one of its sections."""
+        return f"{self.title}: {section[0].lower()}{section[1:]}" if self.title else section
 
     @property
     def axis(self) -> str:
@@ -84,7 +91,7 @@ def training_sections(training: Training) -> list[TrainingSection]:
             found.append(
                 TrainingSection(
                     name=f"{training.name}-{kind.name}",
-                    title=f"{training.title}: {kind.title[0].lower()}{kind.title[1:]}",
+                    title=training.called(kind.title),
                     source=kind.source,
                     look_for="the training step at which a shape that the last checkpoint has first appears.",
                     section=section,
@@ -108,7 +115,7 @@ def _formed(training: Training) -> TrainingSection:
         missing.append("No table says when effects form: it needs sweeps of the same tokens at checkpoints with steps.")
     return TrainingSection(
         name=f"{training.name}-formation",
-        title=f"{training.title}: when the layers’ effects form",
+        title=training.called("When the layers’ effects form"),
         source="Lad et al. 2024, figure 3, at every checkpoint",
         look_for=LOOK_FOR,
         section=Section(
@@ -184,13 +191,23 @@ def _half_change(training: Training, table: pl.DataFrame) -> list[Panel]:
             name=f"{training.name}-half-{edit}",
             title=f"{title_of(edit)}: half of the change in KL",
             unit="1 + step",
-            marks=(line(curve, HALF_CHANGE, XAxis(title="layer", last=depth - 1)),),
+            marks=(
+                _grown(
+                    line(curve, HALF_CHANGE, XAxis(title="layer", last=depth - 1)), series(table, CHANGE, edit=edit)
+                ),
+            ),
             x=XAxis(title="layer", last=depth - 1).axis(),
             y=(Axis(scale="log"),),
             together=False,
         )
         for edit, curve in curves
     ]
+
+
+def _grown(points: Points, change: Series) -> Points:
+    """The points of effects that shrink over training hollow."""
+    layers = [int(row.layer) for row in points.rows()]
+    return replace(points, hollow=tuple(change[layer].mean < 0 for layer in layers))
 
 
 def _plus_one(value: Value) -> Value:
@@ -217,7 +234,7 @@ def _maps(training: Training, kind: Overlay) -> tuple[Section, pl.DataFrame]:
         if any(quantity.log for quantity in kind.quantities) and panels
         else [],
         definitions=[*dict.fromkeys(definitions)],
-        across=2,
+        across=3 if len(panels) % 3 == 0 else 2,
     )
     return section, pl.DataFrame(rows, schema=MAPS, orient="row")
 
