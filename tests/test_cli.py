@@ -114,7 +114,7 @@ SHARED = f"--window --bos {TEXT}"
             "generate",
             "--prompt --edit --route --tokens --temperature --top-p --top-k --seed --stop --chat --bos " + MODEL,
         ),
-        ("tune", f"--out --lens --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
+        ("tune", f"--out --lens --most-windows --data --tokens --window --bos --special-tokens --chat --pack {MODEL}"),
         ("convert", f"--out {MODEL}"),
         (
             "eval",

@@ -167,6 +167,10 @@ def test_a_lens_of_another_model_kind_or_dtype_is_refused(tiny_of, tmp_path):
         ds.lens(model, [1, 2, 3], lens="jacobian")
     with pytest.raises(DepthscopeError, match="'logit' is no lens that is fitted: expected tuned or jacobian"):
         ds.tune_lens(model, ["a"], out=tmp_path, lens="logit")
+    with pytest.raises(DepthscopeError, match="most_windows is for a Jacobian lens"):
+        ds.tune_lens(model, ["a"], out=tmp_path, lens="tuned", most_windows=3)
+    with pytest.raises(DepthscopeError, match="most_windows is 0: expected a whole number from 1 on"):
+        ds.tune_lens(model, ["a"], out=tmp_path, lens="jacobian", most_windows=0)
 
 
 def test_a_model_that_torch_cannot_differentiate_is_one_clear_line(tiny_of, monkeypatch):

@@ -7,15 +7,17 @@ from typing import Any
 
 from depthscope.api.inputs import corpus, model_of
 from depthscope.data.corpus import BOOKSHELF, Corpus
-from depthscope.errors import RunError
+from depthscope.errors import DepthscopeError, RunError
+from depthscope.experiments.fit_jacobian import JacobianRecipe
 from depthscope.experiments.lens_text import lens_text
 from depthscope.experiments.published_lens import converted
 from depthscope.experiments.read_lenses import FIT
 from depthscope.experiments.tuned_lens import CONFIG, FittedLens, read_config, require_replaceable
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
+from depthscope.printable import shown
 from depthscope.run.lock import locked
-from depthscope.schema.lens import TUNED, check_fitted
+from depthscope.schema.lens import JACOBIAN, TUNED, check_fitted
 from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
 
@@ -30,17 +32,21 @@ def tune_lens(
     window: int | None = None,
     bos: str = "auto",
     lens: str = TUNED,
+    most_windows: int | None = None,
     progress: bool | Progress = True,
 ) -> FittedLens:
     """Fit a tuned lens (Belrose et al. 2023), or with `lens="jacobian"` a Jacobian lens, on a text and store it in `out`.
 
     The same call resumes a fit that was interrupted, and reads a lens that is complete. `tokens` is how much text trains it
     (131,072 by default); every 8th document is held out, and that text comes on top. Measure on other documents: a study with
-    `lens="tuned"` trains on what it does not measure. `model`, `text`, `window` and `bos` are as for `study`. Raises DataError
-    for too little text, UnsupportedError where a Jacobian lens needs gradients that the model does not have, DepthscopeError if
-    `out` has a lens fitted for another model, on other text or in another way, and RunError if another process is writing it.
+    `lens="tuned"` trains on what it does not measure. A Jacobian lens ends after `most_windows` windows at the latest (1,000
+    by default): few are enough for its predictions, more for its matrices. `model`, `text`, `window` and `bos` are as for
+    `study`. Raises DataError for too little text, UnsupportedError where a Jacobian lens needs gradients that the model does
+    not have, DepthscopeError if `out` has a lens fitted for another model, on other text or in another way, and RunError if
+    another process is writing it.
     """
     check_fitted(lens)
+    recipe = {} if most_windows is None else {"recipe": _recipe(lens, most_windows)}
     if window is not None:
         check_window(window)
     text = text if isinstance(text, Corpus) else corpus(text)
@@ -50,7 +56,7 @@ def tune_lens(
     def fitted(tell: Progress | None) -> FittedLens:
         with locked(Path(out)):
             chosen = lens_text(text, model, length=window, bos=bos, tell=tell)
-            return FIT[lens](model, chosen, out, tell=tell)
+            return FIT[lens](model, chosen, out, tell=tell, **recipe)
 
     if progress is True:
         from depthscope.progress import progress_bar
@@ -58,6 +64,16 @@ def tune_lens(
         with progress_bar() as tell:
             return fitted(tell)
     return fitted(progress or None)
+
+
+def _recipe(lens: str, most_windows: Any) -> JacobianRecipe:
+    if lens != JACOBIAN:
+        raise DepthscopeError(
+            f"most_windows is for a Jacobian lens, and a {lens} lens ends by its held-out KL: leave it out"
+        )
+    if not isinstance(most_windows, int) or isinstance(most_windows, bool) or most_windows < 1:
+        raise DepthscopeError(f"most_windows is {shown(most_windows)}: expected a whole number from 1 on")
+    return JacobianRecipe(most=most_windows)
 
 
 @memory_errors("convert a lens", "Load the model with stream='yes'")

@@ -23,6 +23,15 @@ Window = Annotated[
     int | None, typer.Option(help="Tokens in a window.", show_default="the model's context, at most 512")
 ]
 Lens = Annotated[str, typer.Option(help="Which lens: tuned or jacobian.")]
+MostWindows = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --lens jacobian: end after so many windows at the latest. Few are enough for the lens's predictions, more "
+        "for its matrices.",
+        show_default="1,000",
+    ),
+]
 Bos = Annotated[str, typer.Option(help="BOS token before each window: auto, none or window.")]
 
 
@@ -32,6 +41,7 @@ def command(
     *,
     out: Out,
     lens: Lens = TUNED,
+    most_windows: MostWindows = None,
     data: options.Data = options.DEFAULT_DATA,
     tokens: Tokens = None,
     window: Window = None,
@@ -60,7 +70,7 @@ def command(
 
     loaded = loading.load(model)
     try:
-        fitted = tune_lens(loaded, text, out=out, window=window, bos=bos, lens=lens)
+        fitted = tune_lens(loaded, text, out=out, window=window, bos=bos, lens=lens, most_windows=most_windows)
     except KeyboardInterrupt as stop:
         errors_console.print(f"stopped; the same command resumes it ({printable(out)})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
