@@ -32,7 +32,7 @@ def served(tmp_path_factory):
 
 async def read_all(page, names, text, surgery):
     """What the page asks when a prompt is read, apart from what takes longest."""
-    await page.ask(names["lens"], text, "probability")
+    await page.ask(names["lens"], text, "probability", ["logit"])
     await page.ask(names["heads"], text)
     if surgery:
         await page.ask(names["surgery"], text, "last token")
@@ -77,7 +77,7 @@ async def abandon(address, names, count):
     """Questions whose askers leave at once: (accepted, refused)."""
     async with clients(address) as client:
         found = [
-            (await PageClient(client).join(names["lens"], f"abandoned {i}", "entropy")).status_code
+            (await PageClient(client).join(names["lens"], f"abandoned {i}", "entropy", ["logit"])).status_code
             for i in range(count)
         ]
     return found.count(200), found.count(503)
@@ -99,7 +99,7 @@ def test_abandoned_questions_are_bounded_and_forgotten(served, tries):
 
     async def asked_again():
         async with clients(address) as client, PageClient(client) as page:
-            await asyncio.wait_for(page.ask(names["lens"], "after the flood", "entropy"), 10 * GRACE)
+            await asyncio.wait_for(page.ask(names["lens"], "after the flood", "entropy", ["logit"]), 10 * GRACE)
 
     asyncio.run(asked_again())
 
@@ -124,11 +124,11 @@ def test_results_are_cached_within_their_bounds(gpt2, monkeypatch):
     session = Session(gpt2)
     with session.reading("one") as first:
         assert first.held < 10_000
-        assert first.lens.height > 0
+        assert first.lens("logit").height > 0
         _ = first.baseline
         held = first.held
     streams = {id(one): one.nbytes for one in first.baseline.residuals}
-    assert held >= sum(streams.values()) + first.lens.estimated_size()
+    assert held >= sum(streams.values()) + first.lens("logit").estimated_size()
     monkeypatch.setattr(prompts, "MOST_KEPT", 3 * held)
     for text in ("two", "ten", "six", "red", "big"):
         with session.reading(text) as prompt:
