@@ -330,6 +330,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "word_tokens": "number of tokens in the words of `merge`, `merge_first` and the class `word`; null for other metrics",
     },
     "formation.FORMATION_TABLE": {
+        "study": "the study of the run's last checkpoint, which distinguishes training runs measured with other settings",
         "trained": "the model whose checkpoints were measured: a folder of folders, or a Hugging Face id",
         "text": "source of the text",
         "mean": "the estimate, in `unit`; null where the change may be 0",

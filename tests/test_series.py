@@ -186,6 +186,22 @@ def test_each_model_is_studied_on_each_text_and_loaded_once(checkpoints, tmp_pat
     assert [study.run.settings.pack is not None for study in series.studies.values()] == [False, True] * 2
 
 
+def test_training_runs_with_other_settings_are_apart(checkpoints, tmp_path):
+    models = "".join(
+        f'[[models]]\nmodel = "{checkpoints}"\nrevisions = "all"\nname = "{name}"\nwindow = {window}\n'
+        for name, window in (("short", 8), ("long", 16))
+    )
+    file = recipe(tmp_path, f'tokens = 64\nexperiments = ["sweep"]\nedits = ["drop"]\n{models}')
+    series = ds.study_recipe(file, out=tmp_path / "out", progress=False)
+    rows = series.table("formation").group_by("study", maintain_order=True).len()
+    assert sorted(rows["study"]) == ["long-step10", "short-step10"]
+    assert rows["len"].n_unique() == 1
+    page = render_series(series.directory)
+    assert "training-0-drop-kl" in page
+    assert "training-1-drop-kl" in page
+    assert "long-step10" in page
+
+
 def test_a_study_that_cannot_be_done_is_reported_and_the_others_are_done(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints, tmp_path / "own")
     (folder / "step2" / "model.safetensors").write_bytes(b"no weights")

@@ -54,7 +54,6 @@ def write_series(series: SeriesDirectory, out: Path | None = None) -> Path:
 
 def render_series(series: SeriesDirectory) -> str:
     """The page as HTML."""
-    runs = series.runs()
     trained = _trainings(series)
     tables: dict[str, str] = {}
     shown = []
@@ -62,7 +61,7 @@ def render_series(series: SeriesDirectory) -> str:
         for one in training_sections(training):
             saved = _packed(one.name, one.frame, tables)
             shown.append(section_shown(one, one.section, saved, []))
-    compared = side_by_side([run for _, run in _compared(runs)[:MOST_RUNS]]) if len(_compared(runs)) > 1 else []
+    compared = side_by_side([run for _, run in _compared(series)[:MOST_RUNS]]) if len(_compared(series)) > 1 else []
     for kind, section, frames in comparison_sections(compared) if compared else ():
         saved = [name for label, frame in frames.items() for name in _packed(label, frame, tables)]
         shown.append(section_shown(kind, section, saved, []))
@@ -77,7 +76,7 @@ def render_series(series: SeriesDirectory) -> str:
         tables=tables,
         rows=[_row(series, member) for member in series.members],
         failures=[(member.name, member.failed) for member in series.members if member.failed],
-        warnings=_caveats(runs, trained, compared),
+        warnings=_caveats(len(_compared(series)), trained, compared),
         numbers=numbers_table(compared) if compared else None,
         facts=facts_table(compared) if compared else None,
         sections=shown,
@@ -91,7 +90,7 @@ def _trainings(series: SeriesDirectory) -> list[Training]:
     every = list(trajectories(series))
     for place, members in enumerate(every):
         entry = members[0][0]
-        own = None if table is None else table.filter(trained=entry.trained, text=entry.text)
+        own = None if table is None else table.filter(study=members[-1][0].name)
         found.append(
             Training(
                 name=f"training-{place}",
@@ -114,15 +113,14 @@ def _formation(series: SeriesDirectory) -> pl.DataFrame | None:
     return table
 
 
-def _compared(runs: Sequence[Member]) -> list[Member]:
-    """The runs that are compared: of each training run on each text only the last checkpoint."""
-    last = {(entry.trained, entry.text): entry.name for entry, _ in runs if entry.trained is not None}
-    return [(entry, run) for entry, run in runs if entry.trained is None or entry.name in last.values()]
+def _compared(series: SeriesDirectory) -> list[Member]:
+    """The runs that are compared: of each training run only the last checkpoint."""
+    earlier = {entry.name for members in trajectories(series) for entry, _ in members[:-1]}
+    return [(entry, run) for entry, run in series.runs() if entry.name not in earlier]
 
 
-def _caveats(runs: Sequence[Member], trained: Sequence[Training], compared: Sequence[Any]) -> list[str]:
+def _caveats(there: int, trained: Sequence[Training], compared: Sequence[Any]) -> list[str]:
     said = warnings(compared) if compared else []
-    there = len(_compared(runs))
     if there > MOST_RUNS:
         said.append(
             f"Only the first {MOST_RUNS} of {there} runs are compared here, as many as a figure can distinguish: depthscope "

@@ -22,5 +22,12 @@ CHANGE = Metric(
     "mean KL at the last checkpoint minus that at the first; 95% interval by the same bootstrap",
 )
 METRICS = (HALF_CHANGE, CHANGE)
-FORMATION_TABLE = {"trained": pl.String, "text": pl.String, "edit": pl.String, "layer": pl.Int32, **ESTIMATE}
+FORMATION_TABLE = {
+    "study": pl.String,
+    "trained": pl.String,
+    "text": pl.String,
+    "edit": pl.String,
+    "layer": pl.Int32,
+    **ESTIMATE,
+}
 """For each training run, text, edit and layer. There is no step where the interval of the change contains 0."""

@@ -54,7 +54,7 @@ def formation(members: Sequence[Member]) -> pl.DataFrame:
     places = np.log1p(np.array(steps, dtype=np.float64))
     sums, tokens, keys = _sums(runs)
     found = half_change(sums, tokens, places)
-    return _table(entries[0], keys, found, int(tokens.sum()), len(tokens))
+    return _table(entries[-1], keys, found, int(tokens.sum()), len(tokens))
 
 
 def _sums(
@@ -94,6 +94,7 @@ def _table(entry: MemberEntry, keys: Sequence[Key], found: HalfChange, tokens: i
     frames = [
         pl.DataFrame(
             {
+                "study": [entry.name] * len(keys),
                 "trained": [entry.trained] * len(keys),
                 "text": [entry.text] * len(keys),
                 "edit": edits,
