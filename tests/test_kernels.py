@@ -1,5 +1,6 @@
 """Law 4 across paths: packed products, compiled sums and shared components change no number beyond rounding."""
 
+import math
 import threading
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_packed_product_does_not_depend_on_what_is_computed_with_it(dtype):
     for rows in (1, 7, 64):
         parts = torch.cat([kernels.product(part, ready, bias) for part in given.split(rows)])
         assert torch.equal(parts, whole)
+
+
+def test_gelu_is_its_definition():
+    x = torch.cat([torch.linspace(-30, 30, 60_001), torch.tensor([-1e30, 1e30, 0.0])])
+    u = math.sqrt(2 / math.pi) * (x.double() + 0.044715 * x.double() ** 3)
+    torch.testing.assert_close(kernels.tanh_gelu(x).double(), x.double() * torch.sigmoid(2 * u), rtol=1e-5, atol=1e-7)
+    for given in (x.double(), x.bfloat16()):
+        torch.testing.assert_close(kernels.tanh_gelu(given), functional.gelu(given, approximate="tanh"))
+    tokens = x[:57_600].view(-1, 64)  # torch computes what does not fill a vector register in another way
+    parts = torch.cat([kernels.tanh_gelu(part) for part in tokens.split(7)])
+    assert torch.equal(parts, kernels.tanh_gelu(tokens)), "a token depends on others"
 
 
 def test_what_the_kernels_change_is_changed_back(gpt2):

@@ -9,9 +9,11 @@ result does not depend on how many others are computed with it. Results differ f
 sums are added in another order. The packed copies take as much memory again as the weights they are of, so a model is
 packed only if that is at most half of the memory available.
 
-GELU written out in single operations (GPT-2's, GPT-J's and BLOOM's tanh form) becomes torch's fused one, the same function.
+The tanh form of GELU, x · (1 + tanh u) / 2, is computed in float32 as x · σ(2u), the same function: torch has a fast
+vectorised exp, and no fast tanh. In other dtypes each of these operations would round, and torch's fused GELU is used.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers.activations import FastGELUActivation, NewGELUActivation
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from depthscope.models.hooks import patched, replaced
 from depthscope.models.memory import available_memory
 from depthscope.models.packed import as_stored
 
-TANH_GELU = (NewGELUActivation, FastGELUActivation, BloomGelu)
+TANH_GELU = (NewGELUActivation, FastGELUActivation, GELUTanh, BloomGelu)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 SHARE = 0.5
 """Share of the available memory that packed weights may take."""
@@ -90,7 +92,7 @@ class Kernels:
             if self._users == 1 and change > 0:
                 # A forward that somebody patched is part of the model that is measured: it stays.
                 own = [module for module in self._activations if not patched(module)]
-                self._replaced.enter_context(replaced(own, "forward", [_tanh_gelu] * len(own)))
+                self._replaced.enter_context(replaced(own, "forward", [tanh_gelu] * len(own)))
             elif self._users == 0:
                 self._replaced.close()
 
@@ -136,8 +138,16 @@ class _Answers(TorchFunctionMode):
         return self.answers.get(func, func)(*args, **(kwargs or {}))
 
 
-def _tanh_gelu(given: Tensor) -> Tensor:
-    return functional.gelu(given, approximate="tanh")
+LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+"""2u = LINEAR · x + CUBIC · x³ in the tanh form of GELU (Hendrycks and Gimpel 2016)."""
+
+
+def tanh_gelu(given: Tensor) -> Tensor:
+    """GELU in its tanh form, on a CPU, without gradients."""
+    if given.dtype != torch.float32:
+        return functional.gelu(given, approximate="tanh")
+    doubled = given * given
+    return doubled.mul_(CUBIC).add_(LINEAR).mul_(given).sigmoid_().mul_(given)
 
 
 def packed(weight: Tensor) -> Tensor:
