@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from depthscope.schema import signatures
+from depthscope.schema import depth_probes, patching, signatures
 from depthscope.schema.found_stages import SignatureVerdict
 from depthscope.schema.signatures import SIGNATURES, TABLE_1, THRESHOLDS
 from depthscope.schema.stages import CANNOT_TELL, NOT_SUPPORTED, STAGES, SUPPORTED
@@ -73,8 +73,8 @@ def test_every_cell_of_table_1_is_a_signature_and_each_stage_has_one_that_define
         assert {one.name for one in SIGNATURES.values() if one.stage == stage and one.source == TABLE_1} == names
     defining = [one for one in SIGNATURES.values() if one.defining]
     assert [one.stage for one in defining] == list(STAGES)
-    assert all(one.measured and one.name in CELLS[one.stage] for one in defining)
-    assert set(EFFECTS) == {name for name, one in SIGNATURES.items() if one.measured}
+    assert all(not one.shown_by and one.name in CELLS[one.stage] for one in defining)
+    assert set(EFFECTS) == {name for name, one in SIGNATURES.items() if not one.shown_by}
 
 
 def test_every_signature_has_a_threshold_on_its_scale_with_a_reason_and_a_date():
@@ -222,9 +222,12 @@ def test_what_was_not_measured_is_inconclusive_and_says_why():
     measured = hypothesised()
     nothing = verdicts(replace(measured, values={}))
     assert {one.verdict for one in nothing} == {CANNOT_TELL}
-    assert all(one.effect is None and one.reason.startswith("not measured") for one in nothing)
-    for name in ("probing_accuracy_rises", "patching_importance_rises"):
-        assert verdict_of(name, measured).reason == "not measured by this version"
+    assert all(one.effect is None and one.reason.startswith(("not measured", "not tested")) for one in nothing)
+    for name, experiment in (
+        ("probing_accuracy_rises", depth_probes.EXPERIMENT),
+        ("patching_importance_rises", patching.EXPERIMENT),
+    ):
+        assert f"the experiment {experiment.name} shows it" in verdict_of(name, measured).reason
     shallow = verdicts(replace(measured, depth=3))
     assert {one.verdict for one in shallow} == {CANNOT_TELL}
     assert "3 layers leave no middle" in shallow[0].reason

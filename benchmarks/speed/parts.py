@@ -1,4 +1,4 @@
-"""What is measured besides sweeps against others: short prompts, growth with tokens and with layers, peak memory."""
+"""Measured besides sweeps against others: short prompts, surgery, growth with tokens and with layers, peak memory."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ from benchmarks.speed.rounds import median, ratios, seconds, take_turns
 from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, deepened, loaded, windows
 from benchmarks.speed.table import Fact
+from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
+from depthscope.explore.prompt import TOP
+from depthscope.explore.surgery import operate
 
 Tell = Callable[[str], None]
 
@@ -20,6 +23,9 @@ PROMPT = 12
 PROMPT_TARGETS = {"bookshelf-gpt2": 0.3, "bookshelf-neox": 0.3, "gpt2-small": 3.0}
 """Seconds, float32."""
 PROMPT_REPEATS = 5
+SURGERY_TOKENS = 256
+SURGERY_TARGET = 0.8
+"""Seconds, float32, with KL at the last token: what the explorer shows first."""
 DEPTHS = (6, 12, 18)
 DEPTH_TOLERANCE = 0.10
 LENGTHS = (1024, 2048)
@@ -48,6 +54,31 @@ def short(rounds: int, tell: Tell) -> list[Fact]:
                 seen=f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})",
                 target=f"< {target:g} s",
                 met=median(spent) < target,
+            )
+        )
+    return facts
+
+
+def surgery(rounds: int, tell: Tell) -> list[Fact]:
+    """The explorer's surgery on a prompt that fills the embedded models' context, the unmodified model's run included."""
+    facts = []
+    for name in (name for name in PROMPT_TARGETS if SHAPES[name].embedded):
+        model = loaded(SHAPES[name], "float32")
+        ids = windows(SHAPES[name], 1)[0][:, :SURGERY_TOKENS]
+
+        def once(model=model, ids=ids) -> None:
+            with model.measuring():
+                operate(model, Baseline(model, ids, ids), TOP)
+
+        once()
+        spent = [seconds(once) for _ in range(PROMPT_REPEATS)]
+        tell(f"  {name}: {median(spent):.2f} s")
+        facts.append(
+            Fact(
+                what=f"{name}, float32, the explorer's surgery on {SURGERY_TOKENS} tokens",
+                seen=f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})",
+                target=f"< {SURGERY_TARGET:g} s",
+                met=median(spent) < SURGERY_TARGET,
             )
         )
     return facts
@@ -138,6 +169,7 @@ def _spread(values: list[float]) -> str:
 
 PARTS: Mapping[str, Callable[[int, Tell], list[Fact]]] = {
     "short": short,
+    "surgery": surgery,
     "tokens": tokens,
     "depth": depth,
     "memory": memory,

@@ -96,6 +96,10 @@ SHAPES: Mapping[str, Shape] = {
             name="llama-16", family="llama", layers=16, width=1024, heads=16, key_value_heads=4, vocabulary=32_000,
             mlp=4096, context=2048, length=256,
         ),
+        Shape(
+            name="smollm2-135m", family="llama", layers=30, width=576, heads=9, key_value_heads=3, vocabulary=49_152,
+            mlp=1536, context=8192, length=256,
+        ),
         Shape(name="bookshelf-gpt2", family="gpt2", **_BOOKSHELF),
         Shape(name="bookshelf-neox", family="gpt_neox", rotary=0.25, **_BOOKSHELF),
         Shape(
@@ -104,7 +108,8 @@ SHAPES: Mapping[str, Shape] = {
         ),
     )
 }  # fmt: skip
-"""`llama-16` has 16 blocks with grouped queries and a gated MLP, 0.3 B parameters; `tiny` is for trying the benchmark."""
+"""`llama-16` has 16 blocks with grouped queries and a gated MLP, 0.3 B parameters; `smollm2-135m` the shape of that model, with
+random weights; `tiny` is for trying the benchmark."""
 
 SPREAD = 3.0
 """Random matrices are this much wider than their families draw them: predictions then differ, and edits matter."""

@@ -23,9 +23,12 @@ TARGETS = {
     ("gpt2-small", "float32", "all four", Hooks.name): 1.5,
     ("pythia-410m", "float32", "all four", Hooks.name): 1.8,
 }
-FLOOR_TARGETS = {"float32": 0.85, "bfloat16": 0.65}
-NARROW = 512
-"""Under this width the floor is no target: norms, activations and calls then cost as much as the products."""
+FLOOR_TARGETS = {
+    Floor.name: {"float32": 0.85, "bfloat16": 0.65},
+    PackedFloor.name: {"float32": 0.88, "bfloat16": 0.78},
+}
+EMBEDDED_TARGET = 0.70
+"""Of the floor, in float32: in narrow models norms, activations and calls cost as much as half of the products."""
 TOLERANCE = {"float32": (1e-3, 1e-5), "bfloat16": (0.05, 1e-3)}
 """Relative and absolute, for the mean KL of one edit: in bfloat16 the logits themselves are rounded to 8 bits."""
 
@@ -76,7 +79,6 @@ def _lines(shape: Shape, dtype: str, sweep: str, taken: Taken, notes: Mapping[st
     for name in (name for name in (*ALTERNATIVES, PackedFloor.name) if name in taken or name in notes):
         is_floor = name in (Floor.name, PackedFloor.name)
         others = taken[name][sweep] if name in taken else []
-        target = TARGETS.get((shape.name, dtype, sweep, name))
         lines.append(
             Comparison(
                 model=shape.name,
@@ -87,12 +89,20 @@ def _lines(shape: Shape, dtype: str, sweep: str, taken: Taken, notes: Mapping[st
                 ours=shape.tokens / median(own),
                 theirs=shape.tokens / median(others) if others else 0.0,
                 ratios=tuple(ratios(others, own)) if others else (),
-                target=FLOOR_TARGETS[dtype] if name == Floor.name and shape.width >= NARROW else target,
+                target=_target(shape, dtype, sweep, name),
                 share=is_floor,
                 note=notes.get(name, ""),
             )
         )
     return lines
+
+
+def _target(shape: Shape, dtype: str, sweep: str, against: str) -> float | None:
+    if against not in FLOOR_TARGETS:
+        return TARGETS.get((shape.name, dtype, sweep, against))
+    if shape.embedded:
+        return EMBEDDED_TARGET if (against, dtype) == (Floor.name, "float32") else None
+    return FLOOR_TARGETS[against][dtype]
 
 
 def _check(

@@ -41,7 +41,7 @@ class Signature:
     """A signature of a stage: the effect must reach the threshold.
 
     The effect is between `lowest` and `highest` for any measurement. `defining`: the stage is not named without it; one per
-    stage. `measured`: False if no experiment of this version measures it, so that its verdict is always inconclusive.
+    stage. `shown_by`: the experiment whose tables show it, if no verdict is drawn from them: then it is always inconclusive.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Signature:
     lowest: float = 0.0
     highest: float = math.inf
     defining: bool = False
-    measured: bool = True
+    shown_by: str = ""
 
     @property
     def threshold(self) -> float:
@@ -115,7 +115,7 @@ SIGNATURES = {
             source=TABLE_1,
             lowest=-1.0,
             highest=1.0,
-            measured=False,
+            shown_by="depth_probes",
         ),
         Signature(
             name="patching_importance_rises",
@@ -126,7 +126,7 @@ SIGNATURES = {
             source=TABLE_1,
             lowest=-1.0,
             highest=1.0,
-            measured=False,
+            shown_by="patching",
         ),
         Signature(
             name="attention_heavy",

@@ -46,8 +46,8 @@ def _verdict(signature: Signature, measured: ResampledLayers) -> SignatureVerdic
             threshold_date=THRESHOLDS_DATE.isoformat(),
         )
 
-    if not signature.measured:
-        return concluded(CANNOT_TELL, "not measured by this version")
+    if signature.shown_by:
+        return concluded(CANNOT_TELL, f"not tested: the experiment {signature.shown_by} shows it by depth")
     names, effect = EFFECTS[signature.name]
     needs, reason = _needs(names, measured)
     if reason is not None:
