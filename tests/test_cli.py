@@ -25,6 +25,15 @@ def in_this_process(*arguments: object, monkeypatch) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(before, after, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")  # restored at the end, whatever the command does
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    in_this_process("--help", monkeypatch=monkeypatch)
+    assert os.environ["OMP_WAIT_POLICY"] == after
+
+
 def test_a_sweep_from_start_to_page_and_again(tmp_path, monkeypatch, capsys):
     arguments = ("sweep", "--tokens", 300, "--window", 50, "--edits", "swap,drop-attn", "--out", "run")
     first = depthscope(*arguments, cwd=tmp_path)

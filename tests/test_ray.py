@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,66 @@ def test_a_unit_that_ends_its_process_each_time(runner):
     assert runner.halved == 1
     with pytest.raises(RunError, match=rf"work unit 1 was given to {MOST_TRIES} replicas, and each of their processes"):
         runner.next()
+
+
+def marked(by: str) -> list[str]:
+    """Command lines of the processes whose environment has this."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environment, line = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if by.encode() in environment and line:
+            found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+@pytest.mark.fault(
+    "a command with a Ray of its own is ended by Ctrl+C or by a scheduler",
+    "the exit status is 130 or 143, no process is left, and the finished units are kept",
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_leaves_no_process(tmp_path, number):
+    out, mark = tmp_path / "run", f"DEPTHSCOPE_TEST={tmp_path.name}"
+    code = "from depthscope.cli import main; main()"
+    options = [
+        "--edits",
+        "drop",
+        "--window",
+        "32",
+        "--tokens",
+        "20000",
+        "--engine",
+        "ray",
+        "--replicas",
+        "1",
+        "--out",
+        str(out),
+    ]
+    name, value = mark.split("=")
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, "sweep", *options],
+        env=os.environ | {name: value, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 240
+        while len(list(out.glob("shards/**/*.parquet"))) < 2 and command.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        command.send_signal(number)
+        _, errors = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    assert command.returncode == 128 + number, errors.decode()
+    assert b"Traceback" not in errors
+    until = time.monotonic() + 30
+    while (left := marked(mark)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left
+    assert len(list(out.glob("shards/**/*.parquet"))) >= 2
 
 
 def test_what_a_replica_raises_is_raised_here(runner):

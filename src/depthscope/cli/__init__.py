@@ -3,6 +3,7 @@
 This module imports next to nothing, so that signals are handled from the first moments on.
 """
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and exit with its status (see boundary)."""
+    # Torch's threads wait for each other some thousands of times a second. By default they spin, and beside another busy
+    # process each waits for one that is not running; asleep, they leave it the core. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with ending_on_signals():
         try:
             from depthscope.cli.boundary import run
