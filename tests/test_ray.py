@@ -121,6 +121,16 @@ def test_what_dies_loses_nothing(machines, tmp_path, tries):
     assert resumed.run.manifest.kernels["engine"].startswith("ray: replicas 2, each with 1 threads")
 
 
+def test_results_at_a_url_are_those_in_a_directory(machines, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHSCOPE_RUNS", str(tmp_path / "copies"))
+    how = HOW | {"tokens": 64, "experiments": ["sweep"], "edits": ["drop"]}
+    with threadpool_limits(1):
+        ds.study("bookshelf-gpt2", out=tmp_path / "local", **how)
+    share = {"engine": "ray", "address": machines.address, "replicas": 1, "cpus_per_replica": 1}
+    ds.study("bookshelf-gpt2", out=f"file://{tmp_path}/url", **how | share)
+    assert written(tmp_path / "url") == written(tmp_path / "local")
+
+
 def build() -> Any:
     """What ends its process for one unit, raises for another, and gives no shard for the others."""
 

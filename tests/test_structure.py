@@ -93,6 +93,15 @@ def test_only_one_module_imports_ray():
     assert importing == {"run/ray_runner.py"}
 
 
+def test_only_one_module_imports_fsspec():
+    importing = {
+        file.relative_to(SOURCE).as_posix()
+        for file in FILES
+        if any(name.split(".")[0] == "fsspec" for name in imported(file))
+    }
+    assert importing == {"run/remote.py"}
+
+
 def test_only_one_module_registers_hooks():
     registering = {file.relative_to(SOURCE).as_posix() for file in FILES if ".register_forward" in file.read_text()}
     assert registering == {"models/hooks.py"}, (

@@ -55,6 +55,10 @@ class DamageWarning(UserWarning):
     """Something stored was damaged or lost, and is computed or written again."""
 
 
+class RemoteWarning(UserWarning):
+    """Results that were to be at a URL are not all there: some are on this machine only."""
+
+
 class RunMismatchError(RunError):
     """The run directory was made with other settings; `differences` maps each to (stored value, requested value).
 

@@ -12,6 +12,7 @@ from depthscope.data.corpus import BOOKSHELF, Corpus
 from depthscope.edit_registry import Edit
 from depthscope.models.model import Model
 from depthscope.routes import Route
+from depthscope.run.mirror import destination
 from depthscope.run.store import RunDirectory
 from depthscope.studies.run_study import Progress
 from depthscope.studies.run_tasks import TaskRun, run_tasks, task_run
@@ -34,7 +35,7 @@ def evaluate(
     allow_task_code: bool = False,
     progress: bool | Progress = True,
 ) -> Study:
-    """Run tasks of the lm-evaluation-harness on a model and on edited versions of it; keep the result in the directory `out`.
+    """Run tasks of the lm-evaluation-harness on a model and on edited versions of it; keep the result in `out`, as `study`.
 
     `tasks` are names of the harness's tasks (`hellaswag`, `arc_easy`, `gsm8k`, …), or `bookshelf_last_word`,
     `bookshelf_next_sentence` and `bookshelf_write_word`, which need no network. `edits` are any of Edit, Route or text such
@@ -50,8 +51,6 @@ def evaluate(
     """
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
-    if out is not None:
-        RunDirectory.check_place(out)
     asked = task_run(
         tasks,
         edits,
@@ -63,8 +62,9 @@ def evaluate(
         include_path=include_path,
         allow_task_code=allow_task_code,
     )
-    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
-    return evaluated(model_of(model), asked, text, out, progress)
+    with destination(tempfile.mkdtemp(prefix="depthscope-") if out is None else out) as directory:
+        RunDirectory.check_place(directory)
+        return evaluated(model_of(model), asked, text, directory, progress)
 
 
 def evaluated(model: Model, asked: TaskRun, text: Corpus, out: Path, progress: bool | Progress = True) -> Study:

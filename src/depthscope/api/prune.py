@@ -16,6 +16,7 @@ from depthscope.printable import shown
 from depthscope.report.sections.prune import HEAD, outcome_of, rows, sentences
 from depthscope.routes import Route, parse_route
 from depthscope.run.layout import EXPORT, MANIFEST
+from depthscope.run.mirror import destination
 from depthscope.run.store import RunDirectory
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.prune import AGREEMENT, GIVEN, HELD_OUT, KL, LOSS, LOSS_CHANGE, UNMODIFIED
@@ -37,40 +38,40 @@ def prune(
     """Choose blocks to remove by the measured KL to the unmodified model, compare criteria, and write the model without them.
 
     One of `keep` ("75%"), `remove` (a number) and `drop` ("21-24", no search) says how many, or which. Every 2nd document is
-    held out of the search, and what each criterion's set costs is measured there. `out` is a run directory, with the tables
-    `prune_steps` and `prune_methods`; the same call resumes a search that was interrupted. With `export` the model without
-    the set that has the lowest KL on the search's documents is written to `out`/model as a plain transformers checkpoint;
-    `command` is what its model card gives as the command. `settings` are those of `depthscope prune`: components, method,
-    width, generations, offspring, survivors, draws, seed, window, bos; `model`, `text` and `tokens` are as for `study`.
-    Raises a DepthscopeError that states what was expected and what was found.
+    held out of the search, and what each criterion's set costs is measured there. `out` is a run directory or a URL, as for
+    `study`, with the tables `prune_steps` and `prune_methods`; the same call resumes a search that was interrupted. With
+    `export` the model without the set that has the lowest KL on the search's documents is written to `out`/model as a plain
+    transformers checkpoint; `command` is what its model card gives as the command. `settings` are those of `depthscope
+    prune`: components, method, width, generations, offspring, survivors, draws, seed, window, bos; `model`, `text` and
+    `tokens` are as for `study`. Raises a DepthscopeError that states what was expected and what was found.
     """
     asked = prune_settings(**settings)
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
     if not isinstance(out, str | Path):
-        raise DepthscopeError(f"out is the path of a directory, got {shown(out)}")
-    out = Path(out)
-    RunDirectory.check_place(out)
-    model = model_of(model)
-    if export:
-        require_place(model, out)
-
-    def chosen(tell: Progress | None) -> Study:
-        before = _exported(out)
-        run_study(model, text, out, asked, tell)
-        study = Study(out)
-        if before is not None:
-            study.run.update(prune=replace(outcome_of(study.run), exported=before))
+        raise DepthscopeError(f"out is the path of a directory or a URL, got {shown(out)}")
+    with destination(out) as directory:
+        RunDirectory.check_place(directory)
+        model = model_of(model)
         if export:
-            export_chosen(model, study, command=command, tell=tell)
-        return study
+            require_place(model, directory)
 
-    if progress is True:
-        from depthscope.progress import progress_bar
+        def chosen(tell: Progress | None) -> Study:
+            before = _exported(directory)
+            run_study(model, text, directory, asked, tell)
+            study = Study(directory)
+            if before is not None:
+                study.run.update(prune=replace(outcome_of(study.run), exported=before))
+            if export:
+                export_chosen(model, study, command=command, tell=tell)
+            return study
 
-        with progress_bar() as tell:
-            return chosen(tell)
-    return chosen(progress or None)
+        if progress is True:
+            from depthscope.progress import progress_bar
+
+            with progress_bar() as tell:
+                return chosen(tell)
+        return chosen(progress or None)
 
 
 def require_place(model: Model, out: Path) -> None:

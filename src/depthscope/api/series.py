@@ -14,6 +14,7 @@ from depthscope.errors import DepthscopeError, RunError
 from depthscope.printable import shown
 from depthscope.run.cluster import Cluster
 from depthscope.run.layout import table_path
+from depthscope.run.mirror import destination, local_copy
 from depthscope.run.series import RUNS, SeriesDirectory
 from depthscope.schema.formation import NAME as FORMATION
 from depthscope.schema.series import MemberEntry
@@ -29,7 +30,7 @@ class Series:
     """A series of studies in one directory: their runs, tables over all of them, and the page. Only reads files."""
 
     def __init__(self, path: str | Path) -> None:
-        self.directory = SeriesDirectory.reading(path)
+        self.directory = SeriesDirectory.reading(local_copy(path))
 
     @property
     def path(self) -> Path:
@@ -70,7 +71,7 @@ class Series:
 
 
 def study_recipe(recipe: str | Path, *, out: str | Path, progress: bool | Progress = True) -> Series:
-    """Study each model of a recipe on each text, and keep the results in the directory `out`.
+    """Study each model of a recipe on each text, and keep the results in `out`, a directory or a URL.
 
     A recipe is a TOML file with tables [[models]] and [[texts]] (see the guide on series). The same call resumes; with a recipe
     that has more models, texts or experiments, only what is new is done. A study that cannot be done is in `Series.failed`, and
@@ -89,7 +90,7 @@ def study_revisions(
     progress: bool | Progress = True,
     **settings: Any,
 ) -> Series:
-    """Study the checkpoints of a training run on one text, and keep the results in the directory `out`.
+    """Study the checkpoints of a training run on one text, and keep the results in `out`, a directory or a URL.
 
     `model` is a folder with a folder for each checkpoint, whose names are the revisions (`all` for every one), or a Hugging
     Face id with revisions there. `settings` are those of `ds.study` and of `ds.load` (dtype, device, stream, adapter). The
@@ -116,10 +117,16 @@ def run_planned(
     cluster: Cluster | None = None,
 ) -> Series:
     """Do the remaining studies of a series, write each study's page, the tables over training runs and the series' page."""
+    with destination(out) as directory:
+        return _run_in(directory, planned, progress, report, cluster)
 
+
+def _run_in(
+    out: Path, planned: Sequence[Planned], progress: bool | Progress, report: Report | None, cluster: Cluster | None
+) -> Series:
     def finished(study: Planned, state: str, why: str) -> None:
         if state == DONE:
-            Study(Path(out) / RUNS / study.name).report()
+            Study(out / RUNS / study.name).report()
         if report is not None:
             report(study, state, why)
 

@@ -15,6 +15,7 @@ from depthscope.errors import DepthscopeError, RouteError
 from depthscope.models.model import Model
 from depthscope.printable import shown
 from depthscope.run.cluster import LOCAL, cluster_of
+from depthscope.run.mirror import destination, local_copy
 from depthscope.run.store import RunDirectory
 from depthscope.schema.found_stages import Stages
 from depthscope.studies.run_study import Progress, run_study
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """A complete or incomplete study: its run directory, tables, figures and page. Only reads files."""
+    """A complete or incomplete study: its run directory, tables, figures and page. Only reads files.
+
+    `path` is the run directory, or a URL, of which a local copy is made first.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.run = RunDirectory.reading(path)
+        self.run = RunDirectory.reading(local_copy(path))
 
     @property
     def path(self) -> Path:
@@ -91,12 +95,15 @@ def study(
     gpus_per_replica: float | None = None,
     **settings: Any,
 ) -> Study:
-    """Measure a model on a text and keep the result in the directory `out` (a temporary one by default).
+    """Measure a model on a text and keep the result in `out`: a directory (a temporary one by default), or a URL.
 
     `model` may be a name or folder as for `load`, `text` anything that `corpus` accepts; `tokens` is how much of it to use.
     The same call on the same directory resumes; other experiments are added to those already there; what is damaged there is
     computed again, with a DamageWarning. `settings` are those of the study (`experiments`, `precision`, `window`, `bos`) and
     of its experiments, which the commands have as options: see the table of settings, or `depthscope study --help`.
+
+    A URL is one that fsspec opens, such as "s3://bucket/run": results are written to a local copy and pushed from there while
+    they are made, so that the same call on another machine resumes.
 
     With `engine` "ray", `replicas` of the model on a Ray cluster compute the work units, each on `cpus_per_replica` threads and
     `gpus_per_replica` GPUs: on the cluster at `address`, on that which this process is connected to, or on one that is started
@@ -117,20 +124,20 @@ def study(
     text = text if isinstance(text, Corpus) else corpus(text)
     text = text if tokens is None else replace(text, tokens=tokens)
     if out is not None and not isinstance(out, str | Path):
-        raise DepthscopeError(f"out is the path of a directory, got {shown(out)}")
-    out = Path(tempfile.mkdtemp(prefix="depthscope-")) if out is None else Path(out)
-    RunDirectory.check_place(out)
-    model = model_of(model)
-    if callable(progress):
-        run_study(model, text, out, asked, progress, cluster)
-    elif progress:
-        from depthscope.progress import progress_bar
+        raise DepthscopeError(f"out is the path of a directory or a URL, got {shown(out)}")
+    with destination(tempfile.mkdtemp(prefix="depthscope-") if out is None else out) as directory:
+        RunDirectory.check_place(directory)
+        model = model_of(model)
+        if callable(progress):
+            run_study(model, text, directory, asked, progress, cluster)
+        elif progress:
+            from depthscope.progress import progress_bar
 
-        with progress_bar() as tell:
-            run_study(model, text, out, asked, tell, cluster)
-    else:
-        run_study(model, text, out, asked, cluster=cluster)
-    return Study(out)
+            with progress_bar() as tell:
+                run_study(model, text, directory, asked, tell, cluster)
+        else:
+            run_study(model, text, directory, asked, cluster=cluster)
+    return Study(directory)
 
 
 def _others(edits: Any) -> list[Any]:

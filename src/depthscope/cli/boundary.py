@@ -17,7 +17,7 @@ from rich.text import Text
 from depthscope.cli.console import errors_console, print_error
 from depthscope.cli.signals import INTERRUPTED, received
 from depthscope.cli.streams import guarded_output
-from depthscope.errors import DamageWarning, DepthscopeError
+from depthscope.errors import DamageWarning, DepthscopeError, RemoteWarning
 from depthscope.printable import first_line, printable
 
 DEBUG = "--debug"
@@ -31,7 +31,7 @@ UsageError: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status. Raises what went wrong only with --debug, and KeyboardInterrupt."""
     debug = DEBUG in arguments
-    warnings.showwarning = _showing_damage(warnings.showwarning)
+    warnings.showwarning = _showing_results(warnings.showwarning)
     with guarded_output():
         try:
             return _command([argument for argument in arguments if argument != DEBUG])
@@ -124,11 +124,11 @@ def _short_of_memory(error: BaseException) -> bool:
     return short_of_memory(error)
 
 
-def _showing_damage(others: Callable[..., None]) -> Callable[..., None]:
-    """How warnings are shown: of a damaged file in one line, without the place in the code; `others` shows the rest."""
+def _showing_results(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: of results in one line, without the place in the code; `others` shows the rest."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, DamageWarning):
+        if issubclass(category, DamageWarning | RemoteWarning):
             errors_console.print(Text.assemble(("note:", "bold yellow"), " ", printable(message)), soft_wrap=True)
         else:
             others(message, category, *place, **more)

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from depthscope.cli import options
 from depthscope.cli.console import console
 from depthscope.printable import printable
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory or its URL.")]
 
 
 def command(run: RunPath) -> None:
@@ -21,7 +22,7 @@ def command(run: RunPath) -> None:
     """
     from depthscope.run.check import BAD, State, check_run
 
-    found = check_run(run)
+    found = check_run(options.run_path("RUN", run))
     groups: dict[str, Counter[State]] = {}
     for one in found:
         groups.setdefault(_group(one.file), Counter())[one.state] += 1
@@ -47,7 +48,7 @@ def _group(file: Path) -> str:
     return file.name if len(file.parts) == 1 else file.parent.as_posix()
 
 
-def _remedy(run: Path, bad: list[str]) -> str:
+def _remedy(run: str, bad: list[str]) -> str:
     """What to do about damaged and missing files."""
     said = []
     if "report.html" in bad:

@@ -13,6 +13,7 @@ from rich.table import Table
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
 from depthscope.cli.groups import Loading, grouped
+from depthscope.cli.request import say_kept
 from depthscope.cli.signals import status_of
 from depthscope.data.bos import AUTO
 from depthscope.printable import printable
@@ -28,7 +29,7 @@ Tasks = Annotated[
         "bookshelf_write_word need no network; hellaswag, arc_easy, gsm8k and others download a data set."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="The run directory. The same command resumes an incomplete run.")]
+Out = Annotated[str, typer.Option(metavar="DIR|URL", help=options.RUN_PLACE)]
 EditText = Annotated[
     list[str] | None,
     typer.Option(
@@ -90,7 +91,7 @@ def command(
     can stop it at any time: the same command resumes it.
     """
     loading.check(model)
-    options.check_path("--out", out)
+    options.check_place("--out", out)
     if include_path is not None:
         options.check_path("--include-path", include_path)
     settings = {
@@ -103,11 +104,15 @@ def command(
         "include_path": include_path,
         "allow_task_code": allow_task_code,
     }
-    study = _run(partial(loading.load, model), tasks, edit or (), out, (data, tokens), settings)
-    page = study.report()
-    _print(study.table("tasks").to_dicts())
-    console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
-    console.print(f"page   {printable(page)}", soft_wrap=True)
+    from depthscope.run.mirror import destination
+
+    with destination(out) as directory:
+        study = _run(partial(loading.load, model), tasks, edit or (), directory, (data, tokens), settings)
+        page = study.report()
+        _print(study.table("tasks").to_dicts())
+        console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
+        console.print(f"page   {printable(page)}", soft_wrap=True)
+    say_kept(out)
 
 
 def _run(

@@ -19,6 +19,10 @@ from depthscope.schema.declaration import Option, check_text
 if TYPE_CHECKING:
     from depthscope.models.model import Model
 
+RUN_PLACE = (
+    "The run directory, or a URL that fsspec opens (s3://bucket/run). The same command resumes an incomplete run; with a URL "
+    "on another machine too."
+)
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -44,8 +48,8 @@ Tokens = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None,
-    typer.Option(help="The run directory. The same command resumes an incomplete run.", show_default="runs/MODEL-DATA"),
+    str | None,
+    typer.Option(metavar="DIR|URL", help=RUN_PLACE, show_default="runs/MODEL-DATA"),
 ]
 Dtype = Annotated[str, typer.Option(help="auto (float32; bfloat16 for GGUF), float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda or cuda:N.")]
@@ -225,6 +229,26 @@ def check_path(option: str, path: Path) -> None:
             f"{option} is {shown(str(path))}: expected a path of at most {LONGEST_PATH} bytes, {LONGEST_PART} for each name in "
             "it, without null characters"
         )
+
+
+def check_place(option: str, place: str | Path) -> None:
+    """Raise DepthscopeError for a path as `check_path` does, or for a URL that cannot be opened with what is installed."""
+    from depthscope.run.remote import check_url, is_url
+
+    if is_url(place):
+        check_text(option, str(place), LONGEST_PATH)
+        check_url(str(place))
+    else:
+        check_path(option, Path(place))
+
+
+def run_path(option: str, place: str) -> Path:
+    """The directory of a run or series to read: the place itself, or a copy of what is at a URL. Raises DepthscopeError for
+    one that cannot be read."""
+    check_place(option, place)
+    from depthscope.run.mirror import local_copy
+
+    return local_copy(place)
 
 
 def _on_disk(path: Path) -> bool:

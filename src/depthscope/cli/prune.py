@@ -11,12 +11,13 @@ from rich.table import Table
 
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
-from depthscope.cli.request import Request, measuring, slug
+from depthscope.cli.request import Request, measuring, say_kept, slug
 from depthscope.cli.signals import status_of
 from depthscope.printable import printable
 
 if TYPE_CHECKING:
     from depthscope.api.study import Study
+    from depthscope.data.corpus import Corpus
 
 NoExport = Annotated[bool, typer.Option("--no-export", help="Search and measure only; write no model.")]
 
@@ -34,16 +35,25 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
     Give one of --keep, --remove and --drop. Every 2nd document is held out of the search; what each criterion's set costs is
     measured there, so that you see which criterion misleads. The same command resumes a search that was interrupted.
     """
-    from depthscope.report.page_file import require_replaceable
-    from depthscope.run.layout import PAGE
-    from depthscope.run.store import RunDirectory
+    from depthscope.run.mirror import destination
     from depthscope.studies.prune_settings import prune_settings
 
     request.check()
     prune_settings(**request.settings)
     text = request.text()
     text.check()
-    directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}-prune")
+    out = request.place(slug(f"{request.model}-{request.data}-prune"))
+    with destination(out) as directory:
+        _prune(request, text, directory, no_export)
+    say_kept(out)
+
+
+def _prune(request: Request, text: "Corpus", directory: Path, no_export: bool) -> None:
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
+    from depthscope.run.remote import shown_place
+    from depthscope.run.store import RunDirectory
+
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
@@ -52,7 +62,8 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
 
     loaded = request.load()
     # A card is read elsewhere: the directory's name is enough.
-    line = shlex.join(["depthscope", *(directory.name if one == str(directory) else one for one in sys.argv[1:])])
+    line = shlex.join(["depthscope", *(directory.name if one == request.out else one for one in sys.argv[1:])])
+    where = shown_place(directory if request.out is None else request.out)
     try:
         if not no_export:
             require_place(loaded, directory)
@@ -66,7 +77,7 @@ def command(request: Request, *, no_export: NoExport = False) -> None:
                 written = export_chosen(loaded, study, command=line, tell=tell)
             console.print(f"model  {printable(written)}", soft_wrap=True)
     except KeyboardInterrupt as stop:
-        errors_console.print(f"stopped; the same command resumes it ({printable(directory)})", soft_wrap=True)
+        errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
 
 

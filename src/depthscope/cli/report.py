@@ -11,7 +11,8 @@ from depthscope.errors import DepthscopeError
 from depthscope.printable import printable
 
 Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN ...", help="A run directory, several to compare, or that of a series.")
+    list[str],
+    typer.Argument(metavar="RUN ...", help="A run directory or its URL, several to compare, or that of a series."),
 ]
 Page = Annotated[
     Path | None,
@@ -33,22 +34,23 @@ Reference = Annotated[
 
 def command(runs: Runs, out: Page = None, figures: Figures = None, reference: Reference = None) -> None:
     """Write the page of a run, or one page that compares several: one HTML file that opens offline. Needs no torch."""
-    for option, path in (("--out", out), ("--figures", figures), *(("RUN", run) for run in runs)):
+    for option, path in (("--out", out), ("--figures", figures)):
         if path is not None:
             options.check_path(option, path)
+    paths = [options.run_path("RUN", run) for run in runs]
     from depthscope.run.series import is_series
 
-    if len(runs) == 1 and is_series(runs[0]):
+    if len(paths) == 1 and is_series(paths[0]):
         if figures or reference:
             option = "--figures" if figures else "--reference"
             raise DepthscopeError(
-                f"{option} is for runs, and {runs[0]} is a series of them: name runs in {runs[0] / 'runs'}"
+                f"{option} is for runs, and {paths[0]} is a series of them: name runs in {paths[0] / 'runs'}"
             )
-        write_series(runs[0], out)
-    elif len(runs) == 1:
-        write_one(runs[0], out, figures, reference)
+        write_series(paths[0], out)
+    elif len(paths) == 1:
+        write_one(paths[0], out, figures, reference)
     else:
-        write_several(runs, out, figures, reference)
+        write_several(paths, out, figures, reference)
 
 
 def write_one(path: Path, out: Path | None, figures: Path | None, reference: str | None = None) -> None:

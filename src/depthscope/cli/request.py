@@ -49,7 +49,11 @@ class Request(Subject):
         self.loading.check(self.model)
         self.placement.check()
         if self.out is not None:
-            options.check_path("--out", self.out)
+            options.check_place("--out", self.out)
+
+    def place(self, name: str) -> str | Path:
+        """Where the results go: --out, or runs/NAME."""
+        return Path("runs") / name if self.out is None else self.out
 
     def text(self) -> "Corpus":
         """The requested text."""
@@ -90,9 +94,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
 
     Errors in options, text or directory are reported before torch is imported and the model is loaded.
     """
-    from depthscope.report.page_file import require_replaceable
-    from depthscope.run.layout import PAGE
-    from depthscope.run.store import RunDirectory
+    from depthscope.run.mirror import destination
     from depthscope.studies.settings import study_settings
 
     request.check()
@@ -100,7 +102,20 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     names = study_settings(**asked).experiments
     text = request.text()
     text.check()
-    directory = request.out or Path("runs") / slug(f"{request.model}-{request.data}")
+    out = request.place(slug(f"{request.model}-{request.data}"))
+    with destination(out) as directory:
+        _measure_and_show(request, text, directory, asked, names if asked.get("experiments") else ())
+    say_kept(out)
+
+
+def _measure_and_show(
+    request: Request, text: "Corpus", directory: Path, asked: dict[str, Any], summarised: Sequence[str]
+) -> None:
+    from depthscope.report.page_file import require_replaceable
+    from depthscope.run.layout import PAGE
+    from depthscope.run.remote import shown_place
+    from depthscope.run.store import RunDirectory
+
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
@@ -109,7 +124,7 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
     loaded = request.load()
     blocks = f"{loaded.depth} blocks" + (" (streamed: read as they run)" if loaded.facts.streamed else "")
     blocks += "" if loaded.gguf is None else f", {loaded.gguf}"
-    where = printable(directory)
+    where = shown_place(directory if request.out is None else request.out)
     console.print(styled(loaded.name, "bold") + f": {printable(blocks)}, {printable(request.data)}, into {where}")
     try:
         study = run_study(loaded, text, out=directory, **asdict(request.placement), **asked)
@@ -117,9 +132,17 @@ def run_and_show(request: Request, experiments: Sequence[str] = ()) -> None:
         errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
     page = study.report()
-    print_summary(study.run, names if asked.get("experiments") else ())
+    print_summary(study.run, summarised)
     console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
     console.print(f"page   {printable(page)}", soft_wrap=True)
+
+
+def say_kept(out: str | Path) -> None:
+    """Print the URL that results were written to; nothing for a directory, whose files have been named."""
+    from depthscope.run.remote import is_url, shown_place
+
+    if is_url(out):
+        console.print(f"kept   {shown_place(out)}", soft_wrap=True)
 
 
 def slug(text: str) -> str:

@@ -9,7 +9,7 @@ import typer
 from depthscope.cli import options
 from depthscope.cli.console import console, errors_console
 from depthscope.cli.groups import changed
-from depthscope.cli.request import Request, slug
+from depthscope.cli.request import Request, say_kept, slug
 from depthscope.cli.signals import status_of
 from depthscope.errors import DepthscopeError
 from depthscope.printable import printable
@@ -57,7 +57,18 @@ def several(request: Request, *, revisions: Revisions = None, recipe: Recipe = N
         planned = revision_studies(request.model, names, request.text(), loading, request.settings)
         name = slug(f"{request.model}-{request.data}-training")
     request.placement.check()
-    _run(planned, request.out or Path("runs") / name, asdict(request.placement))
+    out = request.place(name)
+    from depthscope.run.mirror import destination
+    from depthscope.run.remote import shown_place
+
+    with destination(out) as directory:
+        failed = _run(planned, directory, shown_place(out), asdict(request.placement))
+    say_kept(out)
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise DepthscopeError(
+            f"{len(failed)} of {len(planned)} studies could not be done; the same command tries them again. {first}: {why}"
+        )
     return True
 
 
@@ -79,7 +90,7 @@ def _check_recipe_alone(request: Request, revisions: str | None) -> None:
             "options can be given too"
         )
     if request.out is not None:
-        options.check_path("--out", request.out)
+        options.check_place("--out", request.out)
 
 
 def _changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +105,8 @@ def _changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != usual(name)}
 
 
-def _run(planned: "list[Planned]", out: Path, placement: dict[str, Any]) -> None:
+def _run(planned: "list[Planned]", out: Path, where: str, placement: dict[str, Any]) -> dict[str, str]:
+    """Do the studies in a directory, which is at `where` to the user; returns why some could not be done, by name."""
     from depthscope.report.page_file import require_replaceable
     from depthscope.run.series import PAGE, SeriesDirectory
 
@@ -105,7 +117,6 @@ def _run(planned: "list[Planned]", out: Path, placement: dict[str, Any]) -> None
     from depthscope.run.cluster import cluster_of
 
     options.silence_advice()
-    where = printable(out)
     console.print(f"{len(planned)} {'study' if len(planned) == 1 else 'studies'}, into {where}")
     try:
         series = run_planned(planned, out, report=_say, cluster=cluster_of(**placement))
@@ -113,12 +124,7 @@ def _run(planned: "list[Planned]", out: Path, placement: dict[str, Any]) -> None
         errors_console.print(f"stopped; the same command resumes it ({where})", soft_wrap=True)
         raise typer.Exit(status_of(stop)) from None
     console.print(f"page   {printable(series.path / PAGE)}", soft_wrap=True)
-    if series.failed:
-        first, why = next(iter(series.failed.items()))
-        raise DepthscopeError(
-            f"{len(series.failed)} of {len(planned)} studies could not be done; the same command tries them again. "
-            f"{first}: {why}"
-        )
+    return series.failed
 
 
 def _say(study: "Planned", state: str, why: str) -> None:

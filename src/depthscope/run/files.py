@@ -7,7 +7,7 @@ atomic, or on disks that acknowledge what they have not stored.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,19 @@ UNFINISHED = ".unfinished"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush directories."""
+
+_told: dict[Path, Callable[[Path], None]] = {}
+
+
+@contextmanager
+def told_of_files(directory: Path, tell: Callable[[Path], None]) -> Iterator[None]:
+    """While open, `tell` is called with every file in the directory that this process has written. What it raises, whoever
+    wrote the file gets."""
+    _told[directory] = tell
+    try:
+        yield
+    finally:
+        del _told[directory]
 
 
 def unfinished(path: Path) -> Path:
@@ -48,6 +61,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # it may be gone, or never have existed
             temporary.unlink()
+    for directory, tell in list(_told.items()):
+        if path.is_relative_to(directory):
+            tell(path)
 
 
 def write_file(path: Path, content: bytes) -> None:
