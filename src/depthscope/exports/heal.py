@@ -142,7 +142,7 @@ def heal(
     kept = student if improved else load(str(student.folder), dtype=_name(student.hf.dtype), device=str(student.device))
     card = Card(
         about=f"{shown_name(student)}, a cut of {shown_name(teacher)} ({teacher.family}), healed.",
-        chosen=_told(student, teacher, training, held_out, recipe, state, table, improved),
+        chosen=_watched(student, teacher, training, held_out, recipe, state, table, improved),
         command=command,
         quality=table.filter(pl.col("edit").is_in([BASELINE_EDIT, AFTER if improved else BEFORE])),
         text="held-out documents",
@@ -254,7 +254,7 @@ def _table(windows: Windows, values: dict[str, PerToken]) -> pl.DataFrame:
 KEYS = {"edit": pl.String}
 
 
-def _told(
+def _watched(
     student: Model,
     teacher: Model,
     training: Windows,

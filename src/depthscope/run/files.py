@@ -20,18 +20,18 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush directories."""
 
-_told: dict[Path, Callable[[Path], None]] = {}
+_watched: dict[Path, Callable[[Path], None]] = {}
 
 
 @contextmanager
-def told_of_files(directory: Path, tell: Callable[[Path], None]) -> Iterator[None]:
-    """While open, `tell` is called with every file in the directory that this process has written. What it raises, whoever
-    wrote the file gets."""
-    _told[directory] = tell
+def watching_files(directory: Path, on_written: Callable[[Path], None]) -> Iterator[None]:
+    """While open, `on_written` is called with every file in the directory that this process has written. What it raises is
+    raised where the file was written."""
+    _watched[directory] = on_written
     try:
         yield
     finally:
-        del _told[directory]
+        del _watched[directory]
 
 
 def unfinished(path: Path) -> Path:
@@ -61,9 +61,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # it may be gone, or never have existed
             temporary.unlink()
-    for directory, tell in list(_told.items()):
+    for directory, on_written in list(_watched.items()):
         if path.is_relative_to(directory):
-            tell(path)
+            on_written(path)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from depthscope.errors import RemoteWarning, RunError
 from depthscope.printable import first_line
 from depthscope.run import layout, series
-from depthscope.run.files import UNFINISHED, make_directory, told_of_files, unfinished, why
+from depthscope.run.files import UNFINISHED, make_directory, watching_files, unfinished, why
 from depthscope.run.known import Known, stamp
 from depthscope.run.lock import locked
 from depthscope.run.remote import Remote, is_url
@@ -155,7 +155,7 @@ class Mirror:
         try:
             self.pull()
             self._add(self._changed_here())
-            with told_of_files(self.path, self._written):
+            with watching_files(self.path, self._written):
                 yield
             self._add(self._changed_here())
         except BaseException as error:
