@@ -24,7 +24,7 @@ from pathlib import Path
 from depthscope.errors import RemoteWarning, RunError
 from depthscope.printable import first_line
 from depthscope.run import layout, series
-from depthscope.run.files import UNFINISHED, make_directory, watching_files, unfinished, why
+from depthscope.run.files import UNFINISHED, make_directory, unfinished, watching_files, why
 from depthscope.run.known import Known, stamp
 from depthscope.run.lock import locked
 from depthscope.run.remote import Remote, is_url
