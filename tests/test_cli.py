@@ -25,13 +25,18 @@ def in_this_process(*arguments: object, monkeypatch) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(before, after, monkeypatch, capsys):
-    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")  # restored at the end, whatever the command does
-    if before is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, found, monkeypatch, capsys):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is restored at the end, whatever the command does
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     in_this_process("--help", monkeypatch=monkeypatch)
-    assert os.environ["OMP_WAIT_POLICY"] == after
+    assert os.environ.get("GOMP_SPINCOUNT") == found
 
 
 def test_a_sweep_from_start_to_page_and_again(tmp_path, monkeypatch, capsys):

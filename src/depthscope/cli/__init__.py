@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and exit with its status (see boundary)."""
-    # Torch's threads wait for each other some thousands of times a second. By default they spin, and beside another busy
-    # process each waits for one that is not running; asleep, they leave it the core. OpenMP reads this when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Torch's threads wait for each other some thousands of times a second. By default they spin for milliseconds, and beside
+    # another busy process each spins on the core that the other one needs. OpenMP reads this when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with ending_on_signals():
         try:
             from depthscope.cli.boundary import run
