@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import depthscope as ds
+from depthscope.data.corpus import Corpus
 from depthscope.data.windows import Windows, make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.experiments.sweep import Sweep, possible_edits
@@ -42,7 +43,7 @@ class Taken:
         return f"{self.tokens:,} tokens, {self.seconds:.1f} s{goal}"
 
 
-def aimed(model: Model, corpus: ds.Corpus, goal: float, edits: Sequence[str] | None, window: int | None) -> Taken:
+def aimed(model: Model, corpus: Corpus, goal: float, edits: Sequence[str] | None, window: int | None) -> Taken:
     """A study with a goal, as a user runs it, with its directory, tables and page left to the caller."""
     begun = time.perf_counter()
     study = ds.study(model, corpus, experiments=["sweep"], edits=edits, precision=goal, window=window, progress=False)
@@ -59,7 +60,7 @@ def in_documents(windows: Windows, seed: int) -> list[int]:
 
 
 def uniform(
-    model: Model, corpus: ds.Corpus, goal: float, edits: Sequence[str] | None, window: int | None, seed: int
+    model: Model, corpus: Corpus, goal: float, edits: Sequence[str] | None, window: int | None, seed: int
 ) -> Taken:
     """Whole documents, every edit, until the last row is known."""
     begun = time.perf_counter()
@@ -72,9 +73,10 @@ def uniform(
     looked = RepeatedIntervals(len(sweep.edits), critical_value(looks))
     each = np.full(len(sweep.edits), windows.length)
     at_once = max(1, UNIT // windows.length)
-    widest = np.inf
+    widest, read = np.inf, 0
     for first in range(0, len(order), at_once):
         rows = order[first : first + at_once]
+        read += len(rows)
         batch = windows.take(np.array(rows))
         with model.measuring():
             baseline = Baseline(model, *batch.batch(), keep=sweep.keep, named=batch.called)
@@ -86,7 +88,6 @@ def uniform(
                 widest = float(((found.high - found.mean) / found.mean).max())
         if widest <= goal:
             break
-    read = min(first + at_once, len(order))
     return Taken(read * windows.length, time.perf_counter() - begun, widest <= goal, widest)
 
 
