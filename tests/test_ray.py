@@ -201,9 +201,12 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path, number):
         str(out),
     ]
     name, value = mark.split("=")
+    outside = {
+        key: one for key, one in os.environ.items() if not key.startswith("RAY_")
+    }  # what this process's Ray has set
     command = subprocess.Popen(
         [sys.executable, "-c", code, "sweep", *options],
-        env=os.environ | {name: value, "OMP_NUM_THREADS": "1"},
+        env=outside | {name: value, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -310,7 +310,6 @@ def _on_loopback() -> Iterator[None]:
     before, environment = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(LOOPBACK)
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ[LOOPBACK] = "0"
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """Where a study's units are computed: in this process, or by replicas of its model on a Ray cluster."""
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,6 +34,8 @@ def placed(
         yield LocalRunner(Work(model, experiments, chosen[0]).perform)
         return
     # These need packages of an extra.
+    if cluster.address is None and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # for the Ray that is started; read when Ray is imported
     from depthscope.run.ray_runner import RayRunner
     from depthscope.studies.detached import detached
     from depthscope.studies.replica import blueprint, require_loadable
