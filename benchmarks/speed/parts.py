@@ -45,17 +45,7 @@ def short(rounds: int, tell: Tell) -> list[Fact]:
         def once(model=model, ids=ids, targets=targets) -> None:
             RouteMeter(model, sweep_routes(tuple(KINDS), model.depth)).measure(ids, targets)
 
-        once()
-        spent = [seconds(once) for _ in range(PROMPT_REPEATS)]
-        tell(f"  {name}: {median(spent):.2f} s")
-        facts.append(
-            Fact(
-                what=f"{name}, float32, all four edits on {PROMPT} tokens",
-                seen=f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})",
-                target=f"< {target:g} s",
-                met=median(spent) < target,
-            )
-        )
+        facts.append(_timed(f"{name}, float32, all four edits on {PROMPT} tokens", once, target, tell))
     return facts
 
 
@@ -70,18 +60,19 @@ def surgery(rounds: int, tell: Tell) -> list[Fact]:
             with model.measuring():
                 operate(model, Baseline(model, ids, ids), TOP)
 
-        once()
-        spent = [seconds(once) for _ in range(PROMPT_REPEATS)]
-        tell(f"  {name}: {median(spent):.2f} s")
         facts.append(
-            Fact(
-                what=f"{name}, float32, the explorer's surgery on {SURGERY_TOKENS} tokens",
-                seen=f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})",
-                target=f"< {SURGERY_TARGET:g} s",
-                met=median(spent) < SURGERY_TARGET,
-            )
+            _timed(f"{name}, float32, the explorer's surgery on {SURGERY_TOKENS} tokens", once, SURGERY_TARGET, tell)
         )
     return facts
+
+
+def _timed(what: str, once: Callable[[], None], target: float, tell: Tell) -> Fact:
+    """The median of some repetitions, after one that is not timed, against a target in seconds."""
+    once()
+    spent = [seconds(once) for _ in range(PROMPT_REPEATS)]
+    tell(f"  {what}: {median(spent):.2f} s")
+    seen = f"{median(spent):.2f} s ({min(spent):.2f} – {max(spent):.2f})"
+    return Fact(what=what, seen=seen, target=f"< {target:g} s", met=median(spent) < target)
 
 
 def tokens(rounds: int, tell: Tell) -> list[Fact]:
