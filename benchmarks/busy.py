@@ -1,8 +1,9 @@
-"""A sweep beside other work: torch's threads spinning for as long as they like, or briefly, and one thread only.
+"""A sweep in a process set up in different ways, on an idle machine and beside other work.
 
-    python -m benchmarks.busy [--rounds 3] [--busy 0 1] [--ways "default" "brief" "one thread"]
+    python -m benchmarks.busy [--rounds 3] [--busy 0 1] [--ways default brief "one thread" kept] [--tokens 512] [--window 64]
 
-A drop sweep of bookshelf-gpt2 on 512 tokens, in processes of their own that take turns, while so many endless loops run.
+default: nothing set. brief: torch's waiting threads spin briefly. kept: so, and the allocator keeps freed memory.
+A drop sweep of bookshelf-gpt2, in processes of their own that take turns, while so many endless loops run.
 Prints the seconds of each, and the medians. Loading the model is not timed.
 """
 
@@ -14,14 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-WAYS = {"default": {}, "brief": {"GOMP_SPINCOUNT": "1000"}, "one thread": {"OMP_NUM_THREADS": "1"}}
-SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+BRIEF = {"GOMP_SPINCOUNT": "1000"}
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+WAYS = {"default": {}, "brief": BRIEF, "one thread": {"OMP_NUM_THREADS": "1"}, "kept": BRIEF | KEPT}
+SETTINGS = {"OMP_WAIT_POLICY", "GLIBC_TUNABLES"}.union(*WAYS.values())
 SWEEP = """
-import time
+import sys, time
 import depthscope as ds
-model, text = ds.load("bookshelf-gpt2"), ds.corpus("bookshelf", tokens=512)
+tokens, window = map(int, sys.argv[1:])
+model, text = ds.load("bookshelf-gpt2"), ds.corpus("bookshelf", tokens=tokens)
 begun = time.perf_counter()
-ds.study(model, text, experiments=["sweep"], edits=["drop"], window=64, progress=False)
+ds.study(model, text, experiments=["sweep"], edits=["drop"], window=window, progress=False)
 print(time.perf_counter() - begun)
 """
 
@@ -46,11 +50,15 @@ def loops(count: int) -> Iterator[None]:
             one.wait()
 
 
-def seconds(way: str) -> float:
+def seconds(way: str, tokens: int, window: int) -> float:
     """Of one sweep."""
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(
-        [sys.executable, "-c", SWEEP], env=kept | WAYS[way], capture_output=True, text=True, check=True
+        [sys.executable, "-c", SWEEP, str(tokens), str(window)],
+        env=kept | WAYS[way],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout)
 
@@ -61,13 +69,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--window", type=int, default=64)
     options = parser.parse_args()
     for count in options.busy:
         spent: dict[str, list[float]] = {way: [] for way in options.ways}
         with loops(count):
             for _ in range(options.rounds):
                 for way in options.ways:
-                    spent[way].append(seconds(way))
+                    spent[way].append(seconds(way, options.tokens, options.window))
         for way, values in spent.items():
             each = ", ".join(f"{one:.1f}" for one in values)
             print(f"{count} busy, {way}: median {median(values):.1f} s ({each})", flush=True)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: messages, exit status, no traceback, nothing lost."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from depthscope.cli import app, main
+from depthscope.cli.request import Request
 
 
 def depthscope(*arguments: object, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -37,6 +39,20 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, foun
         monkeypatch.setenv(name, value)
     in_this_process("--help", monkeypatch=monkeypatch)
     assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+def test_a_command_leaves_the_garbage_collector_as_it_was_and_does_not_search_what_it_loaded(tmp_path, monkeypatch):
+    during = []
+    load = Request.load
+    monkeypatch.setattr(Request, "load", lambda self: (during.append(gc.isenabled()), load(self))[1])
+    command = ("sweep", "--tokens", 64, "--window", 32, "--edits", "drop", "--out", tmp_path / "run")
+    try:
+        before = gc.get_freeze_count()
+        assert in_this_process(*command, monkeypatch=monkeypatch) == 0
+        assert (during, gc.isenabled()) == ([False], True)
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 def test_a_sweep_from_start_to_page_and_again(tmp_path, monkeypatch, capsys):

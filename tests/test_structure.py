@@ -32,7 +32,7 @@ LAYERS = [
     {"routes"},
     {"untrusted"},
     {"printable"},
-    {"errors"},
+    {"errors", "allocator"},
 ]
 """Highest first: a module may import from layers below its own, and from its own package."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from depthscope.allocator import keep_freed
 from depthscope.cli.signals import ending_on_signals, status_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def main() -> None:
     # another busy process each spins on the core that the other one needs. OpenMP reads this when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_freed()
     with ending_on_signals():
         try:
             from depthscope.cli.boundary import run

@@ -1,9 +1,11 @@
 """The options shared by all measuring commands, and running the measurement."""
 
+import gc
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -119,9 +121,10 @@ def _measure_and_show(
     RunDirectory.check_place(directory)
     require_replaceable(directory / PAGE)
     options.require_room_to_import()
-    from depthscope.api.study import study as run_study
+    with _collecting_later():
+        from depthscope.api.study import study as run_study
 
-    loaded = request.load()
+        loaded = request.load()
     blocks = f"{loaded.depth} blocks" + (" (streamed: read as they run)" if loaded.facts.streamed else "")
     blocks += "" if loaded.gguf is None else f", {loaded.gguf}"
     where = shown_place(directory if request.out is None else request.out)
@@ -135,6 +138,23 @@ def _measure_and_show(
     print_summary(study.run, summarised)
     console.print(f"tables {printable(study.path / 'tables')}", soft_wrap=True)
     console.print(f"page   {printable(page)}", soft_wrap=True)
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile, and none later among what is made here.
+
+    Torch and transformers make a million objects that stay. Python would look through them again and again, for a tenth of the
+    time of a small study.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def say_kept(out: str | Path) -> None:

@@ -14,8 +14,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
+from depthscope.allocator import give_back
 from depthscope.explore.gate import App, Receive, Refusal, Scope, Send
-from depthscope.explore.memory import give_back
 
 MOST_PAGES = 64
 MOST_WAITING = 16

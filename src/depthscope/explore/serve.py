@@ -18,9 +18,9 @@ import gradio as gr
 import uvicorn
 from gradio.themes import Base
 
+from depthscope.allocator import keep_compact
 from depthscope.errors import DepthscopeError
 from depthscope.explore.gate import Gate
-from depthscope.explore.memory import keep_compact
 from depthscope.explore.open_pages import MOST_PAGES, OpenPages
 
 LOOPBACK = "127.0.0.1"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from depthscope.allocator import keep_freed
 from depthscope.engine.reductions import Reductions
 from depthscope.errors import ModelError, RunError
 from depthscope.models.load import load
@@ -42,6 +43,7 @@ class Blueprint:
 
     def __call__(self) -> "Replica":
         """Load and check the model. Raises what loading raises, and RunError, with what differs, if it is another model."""
+        keep_freed()
         torch.set_num_threads(self.threads)
         threadpool_limits(limits=self.threads)
         with memory_errors("load a replica of the model", REDUCE):

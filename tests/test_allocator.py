@@ -1,0 +1,37 @@
+"""What is asked of glibc's allocator, and when nothing is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from depthscope import allocator
+
+pytestmark = pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc")
+
+FIFTY_TENSORS = """
+import resource
+import torch
+from depthscope import allocator
+allocator.WAY()
+for _ in range(3):
+    torch.ones(2**22)
+begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    torch.ones(2**22)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
+"""
+
+
+def faults(way: str, **environment: str) -> int:
+    """Pages that the system had to provide in a process that allocates and frees fifty tensors."""
+    code = FIFTY_TENSORS.replace("WAY", way)
+    return int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+
+
+def test_kept_memory_is_used_again_and_a_server_gives_it_back():
+    assert 5 * faults("keep_freed") < faults("keep_compact")
+
+
+def test_limits_set_in_the_environment_stand():
+    assert 5 * faults("keep_freed") < faults("keep_freed", MALLOC_MMAP_THRESHOLD_="131072")
