@@ -1,6 +1,7 @@
 """Record the KL of every token under every edit of a sweep, for windows drawn at random from each document.
 
     python -m benchmarks.precision.record MODEL OUT [--data bookshelf] [--window N] [--edits …] [--documents N] [--each 2]
+                                          [--dtype auto]
 
 The first random window of every document is read first, then the second of each. OUT gets one file per window, so a run that
 is stopped keeps what it has and goes on later. Recorded besides: what the unmodified model says of the same tokens, as
@@ -102,10 +103,11 @@ def main() -> None:
     parser.add_argument("--window", type=int)
     parser.add_argument("--edits")
     parser.add_argument("--documents", type=int)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--each", type=int, default=2, help="windows of each document")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    model = load(options.model)
+    model = load(options.model, dtype=options.dtype)
     windows = make_windows(Corpus(source=options.data, tokens=1_000_000), model, length=options.window)
     kinds, _ = possible_edits(options.edits and options.edits.split(","), model)
     sweep = Sweep(model, windows.length, kinds)

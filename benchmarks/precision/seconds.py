@@ -1,17 +1,19 @@
-"""How long until every mean KL of a sweep is known to ± a goal: `--precision`, against reading the text uniformly.
+"""Seconds until every mean KL of a sweep is known to ± a goal: `--precision`, against reading the text uniformly.
 
     python -m benchmarks.precision.seconds MODEL [--goal 0.1] [--edits drop] [--window N] [--rounds 2] [--most TOKENS]
+                                           [--orders documents windows]
 
-Uniform reading takes whole documents in random order and measures every edit on all of them, with the same engine, the same
-intervals and looks at the same growth of the text, until the last row is known. Both take turns; a round has its own random
-order of documents for uniform reading (the order of `--precision` is fixed by the text). Printed per round: tokens, seconds and
-the ratio of seconds.
+Uniform reading measures every edit on all that it reads, with the same engine, intervals and growth from look to look, until
+the last row is known. It reads whole documents in random order (`documents`), or windows of all documents in random order
+(`windows`), as `--precision` does, which besides leaves out the edits that are known. All take turns; a round has random orders
+of its own for uniform reading (that of `--precision` is fixed by the text). Printed: tokens and seconds of each, and how many
+times those of `--precision` the seconds are.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,16 +61,30 @@ def in_documents(windows: Windows, seed: int) -> list[int]:
     return [row for number in numbers for row in np.flatnonzero(windows.document == number).tolist()]
 
 
+def in_any_order(windows: Windows, seed: int) -> list[int]:
+    """Rows of the windows in random order."""
+    return np.random.default_rng(seed).permutation(len(windows.document)).tolist()
+
+
+ORDERS = {"documents": in_documents, "windows": in_any_order}
+
+
 def uniform(
-    model: Model, corpus: Corpus, goal: float, edits: Sequence[str] | None, window: int | None, seed: int
+    model: Model,
+    corpus: Corpus,
+    goal: float,
+    edits: Sequence[str] | None,
+    window: int | None,
+    ordered: Callable[[Windows, int], list[int]],
+    seed: int,
 ) -> Taken:
-    """Whole documents, every edit, until the last row is known."""
+    """Every edit on all that is read, until the last row is known."""
     begun = time.perf_counter()
     windows = make_windows(corpus, model, length=window)
     kinds, _ = possible_edits(edits, model)
     sweep = Sweep(model, windows.length, kinds)
     place = [measure.name for measure in sweep.measures].index("kl")
-    order = in_documents(windows, seed)
+    order = ordered(windows, seed)
     looks = look_schedule(windows.document[order])
     looked = RepeatedIntervals(len(sweep.edits), critical_value(looks))
     each = np.full(len(sweep.edits), windows.length)
@@ -101,22 +117,23 @@ def main() -> None:
     parser.add_argument("--window", type=int)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--most", type=int, default=1_000_000, help="tokens of the text")
+    parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=list(ORDERS))
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     model = ds.load(options.model, dtype=options.dtype)
     corpus = ds.corpus(options.data, tokens=options.most)
     edits = options.edits.split(",") if options.edits else None
     ds.study(model, ds.corpus(options.data, tokens=512), experiments=["sweep"], edits=edits, window=64, progress=False)
-    ratios = []
+    ratios: dict[str, list[float]] = {name: [] for name in options.orders}
     for turn in range(options.rounds):
         own = aimed(model, corpus, options.goal, edits, options.window)
-        other = uniform(model, corpus, options.goal, edits, options.window, turn)
-        ratios.append(other.seconds / own.seconds)
-        print(
-            f"{options.model} ±{options.goal:.0%}: --precision {own}; uniform {other}; {ratios[-1]:.2f} times",
-            flush=True,
-        )
-    print(f"median {statistics.median(ratios):.2f}", flush=True)
+        print(f"{options.model} ±{options.goal:.0%}: --precision {own}", flush=True)
+        for name, of in ratios.items():
+            other = uniform(model, corpus, options.goal, edits, options.window, ORDERS[name], turn)
+            of.append(other.seconds / own.seconds)
+            print(f"{options.model} ±{options.goal:.0%}: {name} {other}; {of[-1]:.2f} times", flush=True)
+    for name, of in ratios.items():
+        print(f"{options.model} ±{options.goal:.0%}: {name} median {statistics.median(of):.2f} times", flush=True)
 
 
 if __name__ == "__main__":
