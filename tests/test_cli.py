@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from depthscope.cli import app, main
+from depthscope.cli.options import load_quietly
 from depthscope.cli.request import Request
+from depthscope.models import half_precision
 
 
 def depthscope(*arguments: object, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -39,6 +42,20 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, foun
         monkeypatch.setenv(name, value)
     in_this_process("--help", monkeypatch=monkeypatch)
     assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "times", "noted"), [("bfloat16", 7.6, True), ("bfloat16", 1.1, False), ("float32", 7.6, False)]
+)
+def test_slow_half_precision_is_noted(dtype, times, noted, monkeypatch, capsys):
+    monkeypatch.setattr(half_precision, "time_of_products", lambda _: times)
+    load_quietly("bookshelf-gpt2", dtype, "cpu", None, verify=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("note: products in bfloat16 take 8 times as long as in float32" in said) == noted
+
+
+def test_products_are_timed_against_float32():
+    assert 0.3 < half_precision.time_of_products(torch.float64) < 30
 
 
 def test_a_command_leaves_the_garbage_collector_as_it_was_and_does_not_search_what_it_loaded(tmp_path, monkeypatch):

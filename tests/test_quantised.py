@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import FAMILIES, tiny_model
 from safetensors.torch import load_file, save_file
 from saved_models import save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 
 import depthscope as ds
@@ -20,6 +22,7 @@ from depthscope.models import formats
 from depthscope.models.block_calls import single_calls
 from depthscope.models.load import load
 from depthscope.models.maps import allowed_error, linear_map
+from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.models.packed import EIGHT_BITS, packed, rounds_input
 from depthscope.models.verify import verify
@@ -287,3 +290,46 @@ def test_a_quantised_pickle_is_refused(quantised, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="weights only as pickle"):
         load(folder)
+
+
+def of_plain_weights(quantised: nn.Module, plain: nn.Module) -> list[str]:
+    """Give a model the weights of a quantised one, dequantised. Returns the names of the modules whose weights were packed."""
+    names = [name for name, module in quantised.named_modules() if packed(module)]
+    for name in names:
+        one, other = quantised.get_submodule(name), plain.get_submodule(name)
+        weight = dequantised(one)
+        other.weight.data = (weight.T if isinstance(other, Conv1D) else weight).float().contiguous()
+    return names
+
+
+def maps_read(model: Model) -> dict[str, Tensor]:
+    """Every weight map that analysis reads, by what it is; none of a kind that the model is refused for."""
+    found: dict[str, Tensor] = {}
+    for block in range(model.depth):
+        with suppress(UnsupportedError):
+            found[f"{block} MLP output"] = mlp_output_weights(model, block)
+        with suppress(UnsupportedError):
+            for path, read in reading_weights(model, block).items():
+                found |= {f"{block} {path}": read.weight, f"{block} {path} bias": read.bias}
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_read_from_every_family_are_those_of_its_dequantised_model(family, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = save(family, tmp_path / "model")
+    hf = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings("nf4"), dtype=torch.float32)
+    twin = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if not of_plain_weights(hf, twin):
+        pytest.skip("transformers quantises no layer of this family")
+    try:
+        hf(torch.tensor([[1, 2, 3]]))
+    except RuntimeError:  # its own code multiplies with a weight that is packed
+        with pytest.raises(UnsupportedError, match="cannot be taken apart"):
+            load(hf)
+        return
+    quantised, plain = load(hf), load(twin)
+    ids = plain.probe_ids(8)
+    torch.testing.assert_close(ds.logits(quantised, ids), ds.logits(plain, ids), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps_read(quantised), maps_read(plain), rtol=1e-3, atol=1e-4)

@@ -291,7 +291,7 @@ def test_too_few_documents_are_said(study, model, tmp_path):
 
 def test_a_kl_under_the_noise_floor_needs_no_more_text(study, model, tmp_path, widths, monkeypatch):
     from depthscope.models.noise_floor import NoiseFloor
-    from depthscope.studies import run_study as module
+    from depthscope.studies import entries as module
 
     monkeypatch.setattr(module, "noise_floor", lambda *_: NoiseFloor(1e6, "float32", "float64", 128))
     made, said = stops(study, tmp_path / "run", widths[0] / 100)

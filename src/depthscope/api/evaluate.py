@@ -14,8 +14,8 @@ from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.run.mirror import destination
 from depthscope.run.store import RunDirectory
-from depthscope.studies.run_study import Progress
 from depthscope.studies.run_tasks import TaskRun, run_tasks, task_run
+from depthscope.studies.studied import Progress
 
 
 def evaluate(

@@ -19,8 +19,8 @@ from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema.measures import BUILT_IN
 from depthscope.schema.speed import Speed
-from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
+from depthscope.studies.studied import Progress
 
 EDIT = "this model"
 """The edit's name in the rows of a card."""

@@ -14,8 +14,8 @@ from depthscope.exports.heal import heal as heal_export
 from depthscope.models.load import load
 from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
-from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
+from depthscope.studies.studied import Progress
 
 TOKENS = 65_536
 """Tokens of text, held-out documents included."""

@@ -16,8 +16,8 @@ from depthscope.models.memory import memory_errors
 from depthscope.models.model import Model
 from depthscope.routes import Route
 from depthscope.schema.measures import BUILT_IN, Measure, chosen
-from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
+from depthscope.studies.studied import Progress
 
 
 @memory_errors("measure edits", "Use a shorter window, fewer edits, or load the model with stream='yes'")

@@ -21,7 +21,8 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema.estimates import ESTIMATE
 from depthscope.schema.prune import AGREEMENT, GIVEN, HELD_OUT, KL, LOSS, LOSS_CHANGE, UNMODIFIED
 from depthscope.studies.prune_settings import prune_settings
-from depthscope.studies.run_study import Progress, run_study
+from depthscope.studies.run_study import run_study
+from depthscope.studies.studied import Progress
 
 
 def prune(

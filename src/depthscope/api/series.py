@@ -23,7 +23,7 @@ from depthscope.studies.formation import write_formation
 from depthscope.studies.planned import LOADING, Planned
 from depthscope.studies.recipe import read_recipe
 from depthscope.studies.run_series import DONE, Report, run_series
-from depthscope.studies.run_study import Progress
+from depthscope.studies.studied import Progress
 
 
 class Series:

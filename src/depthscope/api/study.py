@@ -18,8 +18,9 @@ from depthscope.run.cluster import LOCAL, cluster_of
 from depthscope.run.mirror import destination, local_copy
 from depthscope.run.store import RunDirectory
 from depthscope.schema.found_stages import Stages
-from depthscope.studies.run_study import Progress, run_study
+from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import study_settings
+from depthscope.studies.studied import Progress
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

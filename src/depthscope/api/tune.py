@@ -18,8 +18,8 @@ from depthscope.models.model import Model
 from depthscope.printable import shown
 from depthscope.run.lock import locked
 from depthscope.schema.lens import JACOBIAN, TUNED, check_fitted
-from depthscope.studies.run_study import Progress
 from depthscope.studies.settings import check_window
+from depthscope.studies.studied import Progress
 
 
 @memory_errors("fit a lens", "Use a shorter window, or load the model in another dtype")

@@ -12,13 +12,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import typer
-from rich.text import Text
 
-from depthscope.cli.console import errors_console, print_error
+from depthscope.cli.console import errors_console, print_error, print_note
 from depthscope.cli.signals import INTERRUPTED, received
 from depthscope.cli.streams import guarded_output
 from depthscope.errors import DamageWarning, DepthscopeError, RemoteWarning
-from depthscope.printable import first_line, printable
+from depthscope.printable import first_line
 
 DEBUG = "--debug"
 PLUGINS = "depthscope"
@@ -129,7 +128,7 @@ def _showing_results(others: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, DamageWarning | RemoteWarning):
-            errors_console.print(Text.assemble(("note:", "bold yellow"), " ", printable(message)), soft_wrap=True)
+            print_note(message)
         else:
             others(message, category, *place, **more)
 

@@ -53,6 +53,11 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+def print_note(message: object) -> None:
+    """Print, apart from the results, what a user may want to know about them."""
+    errors_console.print(Text.assemble(("note:", "bold yellow"), " ", printable(message)), soft_wrap=True)
+
+
 def print_error(message: object, given: Sequence[str] = (), label: str = "error") -> None:
     """Print an error message, whose first line says what is wrong.
 

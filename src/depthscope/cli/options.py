@@ -302,4 +302,21 @@ def load_quietly(
 
         silence_advice()
         settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream, "adapter": adapter}
-        return load(name, **settings, unused_tensors=unused_tensors, device_map=device_map, verify=verify)
+        model = load(name, **settings, unused_tensors=unused_tensors, device_map=device_map, verify=verify)
+    _note_slow_precision(model)
+    return model
+
+
+def _note_slow_precision(model: "Model") -> None:
+    """Say so where the processor takes much longer in the model's half precision than it would in float32."""
+    from depthscope.cli.console import print_note
+    from depthscope.models.half_precision import SLOWER, time_of_products
+
+    weight = model.unembedding.weight
+    if model.device.type != "cpu" or weight.dtype.itemsize > 2:
+        return
+    if (times := time_of_products(weight.dtype)) >= SLOWER:
+        print_note(
+            f"products in {model.facts.dtype} take {times:.0f} times as long as in float32 on this processor: "
+            "--dtype float32 is faster, with twice the memory for weights"
+        )

@@ -196,17 +196,19 @@ class Heads:
         *keys, second = [made(ids) for made in (*KEYS, second_previous_keys)]
         for wanted in (*keys, second):
             wanted[:, :, : len(self.bos)] = False  # BOS attracts attention whatever surrounds it
-        elsewhere = {} if controls is None else self._on_controls(controls.to(self.model.device), keys)
+        previous, *later = keys
+        elsewhere = {} if controls is None else self._on_controls(controls.to(self.model.device), later)
         quantities = [("attention", None), ("excess", None), ("over_null", None)]
         frames = []
         named = partial(_sequence, documents if controls is None else None)
         for block, pattern in enumerate(attention_patterns(self.model, ids, named=named)):
             if pattern is None:
                 continue
-            by_position = elsewhere.get(block) or [attention_elsewhere(pattern, wanted) for wanted in keys]
-            by_position[0] = previous_by_recency(pattern, keys[0], second, RECENCY_DECAY)
-            for metric, wanted, null in zip(metrics, keys, by_position, strict=True):
-                sums = attention_on(pattern, wanted)
+            weights = pattern.double()
+            by_recency = previous_by_recency(weights, previous, second, RECENCY_DECAY)
+            by_position = elsewhere.get(block) or [attention_elsewhere(weights, wanted) for wanted in later]
+            for metric, wanted, null in zip(metrics, keys, [by_recency, *by_position], strict=True):
+                sums = attention_on(weights, wanted)
                 values = torch.stack([sums, sums - even_attention_on(wanted)[:, None], sums - null], 1).cpu().numpy()
                 values = np.add.reduceat(values, starts, axis=0)
                 queries = np.add.reduceat(wanted.any(-1).sum(-1).cpu().numpy(), starts)

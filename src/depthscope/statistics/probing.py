@@ -39,14 +39,16 @@ def fit_probe(
     features: Float[np.ndarray, "examples features"], labels: Bool[np.ndarray, " examples"], strength: float = STRENGTH
 ) -> Probe:
     """A logistic regression with C = `strength`. Raises ValueError if all labels are the same."""
-    from sklearn.linear_model import LogisticRegression  # the import takes a second and is only needed here
+    from sklearn import config_context  # the import takes a second and is only needed here
+    from sklearn.linear_model import LogisticRegression
 
     exact = features.astype(np.float64)
     mean, spread = exact.mean(0), exact.std(0)
     spread[spread == 0] = 1.0  # a constant feature becomes 0, and so does its weight
     solver = "newton-cholesky" if features.shape[1] <= EXACT_UP_TO else "lbfgs"
     regression: Any = LogisticRegression(C=strength, solver=solver, max_iter=MOST_ITERATIONS)
-    regression.fit((exact - mean) / spread, labels)
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # a study fits a thousand small probes
+        regression.fit((exact - mean) / spread, labels)
     return Probe(mean, spread, regression.coef_[0].astype(np.float64), float(regression.intercept_[0]))
 
 

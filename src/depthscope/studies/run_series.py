@@ -13,7 +13,8 @@ from depthscope.run.series import RUNS, SeriesDirectory
 from depthscope.run.store import MANIFEST, RunDirectory
 from depthscope.schema.experiments import STAGES
 from depthscope.studies.planned import Planned, check_planned
-from depthscope.studies.run_study import Progress, run_study
+from depthscope.studies.run_study import run_study
+from depthscope.studies.studied import Progress
 
 SKIPPED, DONE, FAILED = "unchanged", "done", "failed"
 Report = Callable[[Planned, str, str], None]

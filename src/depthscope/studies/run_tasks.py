@@ -23,8 +23,9 @@ from depthscope.run.store import RunDirectory
 from depthscope.schema.declaration import check_text
 from depthscope.schema.stored import MOST_LAYERS
 from depthscope.schema.tasks import EDIT_TEXT, EVAL, MOST_EDITS, MOST_LIMIT, MOST_SHOTS, check_number, task_names
-from depthscope.studies.run_study import Progress, run_experiments, studied
+from depthscope.studies.run_study import run_experiments
 from depthscope.studies.settings import StudySettings, check_window
+from depthscope.studies.studied import Progress, studied
 
 if TYPE_CHECKING:
     from depthscope.experiments.task_harness import HarnessTasks
