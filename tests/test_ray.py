@@ -13,6 +13,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import depthscope as ds
+from depthscope.data.documents import READING
 from depthscope.errors import DepthscopeError, ModelError, NumericError, RunError
 from depthscope.models.load import load
 from depthscope.run.cluster import Cluster, cluster_of
@@ -74,7 +75,7 @@ class Chaos:
         self.after, self.done, self.killed = after, 0, 0
 
     def __call__(self, what: str, done: int, units: int) -> None:
-        if what == "finding documents":
+        if what == READING:  # no replica has been started
             return
         self.done += 1
         if self.after and self.done >= self.after[0]:
