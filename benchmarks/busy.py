@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
+from depthscope.allocator import KEPT
+
 BRIEF = {"GOMP_SPINCOUNT": "1000"}
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-WAYS = {"default": {}, "brief": BRIEF, "one thread": {"OMP_NUM_THREADS": "1"}, "kept": BRIEF | KEPT}
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(KEPT), "MALLOC_TRIM_THRESHOLD_": str(KEPT)}
+WAYS = {"default": {}, "brief": BRIEF, "one thread": {"OMP_NUM_THREADS": "1"}, "kept": BRIEF | KEEP}
 SETTINGS = {"OMP_WAIT_POLICY", "GLIBC_TUNABLES"}.union(*WAYS.values())
 SWEEP = """
 import sys, time

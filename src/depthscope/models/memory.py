@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from depthscope.allocator import give_back
 from depthscope.errors import DepthscopeError, MemoryShortError
 
 HEADROOM = 64 * 2**20
@@ -90,6 +91,9 @@ def require_memory(needed: int, what: str, reduce: str, available: int | None = 
 def require_headroom(what: str, address_space: int = UNIT) -> None:
     """Raise MemoryShortError unless HEADROOM is available, and this much of an address space that is limited: a failed
     allocation in Rust could not be caught."""
+    there, space = available_memory(), available_address_space()
+    if (there is not None and there < HEADROOM) or (space is not None and space < address_space):
+        give_back()  # what the allocator keeps for later tensors is available too
     if (left := available_address_space()) is not None:
         require_memory(address_space, f"{what} (address space)", f"Raise the limit (ulimit -v); {RESUMES}", left)
     require_memory(HEADROOM, what, f"Free memory, or raise the limit of the container; {RESUMES}")

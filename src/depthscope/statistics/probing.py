@@ -47,7 +47,7 @@ def fit_probe(
     spread[spread == 0] = 1.0  # a constant feature becomes 0, and so does its weight
     solver = "newton-cholesky" if features.shape[1] <= EXACT_UP_TO else "lbfgs"
     regression: Any = LogisticRegression(C=strength, solver=solver, max_iter=MOST_ITERATIONS)
-    with config_context(assume_finite=True, skip_parameter_validation=True):  # a study fits a thousand small probes
+    with config_context(skip_parameter_validation=True):  # a study fits a thousand small probes
         regression.fit((exact - mean) / spread, labels)
     return Probe(mean, spread, regression.coef_[0].astype(np.float64), float(regression.intercept_[0]))
 
