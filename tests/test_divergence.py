@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthscope.engine.divergence import compare, measure_baseline, reference
+from depthscope.engine.divergence import _TopToken, compare, measure_baseline, reference
 from depthscope.models.unembedding import ElementwiseMap, Unembedding
 
 MAPS = [
@@ -71,6 +71,26 @@ def test_of_equally_likely_tokens_the_lowest_id_is_the_top_one():
     found = reference(head, torch.randn(3, 4), slice_width=2).own
     assert found.top.tolist() == [0, 0, 0]
     torch.testing.assert_close(found.entropy, torch.full((3,), 9.0).double().log())
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 40), st.sampled_from([1, 7, 16, 64]), st.sampled_from([1, 2, 5]), st.booleans()
+)
+@settings(max_examples=80, deadline=None)
+def test_agreement_with_many_ties_and_masked_logits_is_that_of_an_argmax(tokens, vocabulary, width, levels, masked):
+    """Slices in which one row is searched, some are or all, whose logits are left as they were for what reads them next."""
+    logits = torch.randint(levels, (tokens, vocabulary)).float()
+    if masked:
+        logits[:, ::3] = -torch.inf
+    top = torch.where(torch.rand(tokens) < 0.5, logits.argmax(-1), torch.randint(vocabulary, (tokens,)))
+    searched = _TopToken(top, width)
+    maxima = []
+    for index, part in enumerate(logits.split(width, 1)):
+        kept = part.clone()
+        searched.look(index, part)
+        assert torch.equal(part, kept)
+        maxima.append(part.amax(-1))
+    assert torch.equal(searched.agrees(torch.stack(maxima).max(0).indices), logits.argmax(-1) == top)
 
 
 def test_extreme_logits_stay_finite():
