@@ -8,7 +8,8 @@ from typing import Any
 from families import tiny_model
 
 from depthscope.data.corpus import Corpus
-from depthscope.models.load import EMBEDDED, load
+from depthscope.models.load import load
+from depthscope.models.located import EMBEDDED
 from depthscope.run.store import RunDirectory
 from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import study_settings

@@ -127,7 +127,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-MODEL = "--dtype --device --revision --stream --unused-tensors --device-map --adapter"
+MODEL = "--dtype --device --revision --stream --unused-tensors --device-map --quantize --adapter"
 ENGINE = "--engine --address --replicas --cpus-per-replica --gpus-per-replica"
 TEXT = f"--data --tokens --out --special-tokens --chat --pack --cluster {MODEL} {ENGINE}"
 SHARED = f"--window --bos {TEXT}"
@@ -171,12 +171,12 @@ SHARED = f"--window --bos {TEXT}"
         (
             "export",
             "--out --edit --route --drop --measure --speed --data --tokens --window --bos --special-tokens --chat --pack "
-            "--cluster --dtype --device --revision --stream --unused-tensors --device-map",
+            "--cluster --dtype --device --revision --stream --unused-tensors --device-map --quantize",
         ),
         (
             "heal",
             "--teacher --out --data --tokens --window --bos --rank --rate --special-tokens --chat --pack --dtype --device "
-            "--revision --stream --unused-tensors --device-map",
+            "--revision --stream --unused-tensors --device-map --quantize",
         ),
         ("report", "--out --figures --reference"),
         ("compare", "--out --figures --reference"),

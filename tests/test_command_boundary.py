@@ -20,6 +20,7 @@ from depthscope.cli import app, boundary, commands, options
 from depthscope.cli.boundary import run
 from depthscope.cli.console import PlainConsole, styled
 from depthscope.cli.summary import print_summary
+from depthscope.models import from_files
 from depthscope.models import load as loading
 from depthscope.printable import ACTING, printable, shown
 from depthscope.progress import progress_bar
@@ -311,7 +312,7 @@ def test_values_in_messages_are_short_and_plain():
 def test_choices_are_those_of_the_loader():
     from depthscope.models.offload import streaming
 
-    assert (loading.AUTO, *loading.DTYPES) == options.DTYPES
+    assert (from_files.AUTO, *from_files.DTYPES) == options.DTYPES
     assert set(options.CHOICES["--stream"]) == set(streaming.CHOICES)
 
 

@@ -12,7 +12,8 @@ from test_load import refuse, saved  # noqa: F401 - a fixture
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models import configuration
 from depthscope.models import load as loading
-from depthscope.models.load import EMBEDDED, load
+from depthscope.models.load import load
+from depthscope.models.located import EMBEDDED
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from depthscope.api.prompt import logits
 from depthscope.errors import DepthscopeError, ModelError, NumericError, UnsupportedError, VerificationError
 from depthscope.models import verify
-from depthscope.models.load import EMBEDDED, embedded, load
+from depthscope.models.load import load
+from depthscope.models.located import EMBEDDED, embedded
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from report_runs import all_tables, made_up_stages, make_run, sweep_table
 from depthscope.api.study import Study
 from depthscope.errors import RunError
 from depthscope.experiments.neurons import Neurons
-from depthscope.models.load import EMBEDDED
+from depthscope.models.located import EMBEDDED
 from depthscope.schema.found_stages import Stages
 from depthscope.schema.stages import NOT_SUPPORTED, SUPPORTED
 

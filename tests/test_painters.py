@@ -13,7 +13,8 @@ import depthscope as ds
 from depthscope.cli.console import console
 from depthscope.errors import RouteError, UnsupportedError
 from depthscope.experiments.painters import NO_DRAW, Painters, middle_ranges, painters_routes
-from depthscope.models.load import EMBEDDED, load
+from depthscope.models.load import load
+from depthscope.models.located import EMBEDDED
 from depthscope.schema.painters import CLAIMED_ORDER, ORDERS, PAINTERS_ORDER_TABLE, PAINTERS_TABLE
 
 

@@ -14,7 +14,8 @@ import depthscope as ds
 from depthscope.cli import app
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models import kernels
-from depthscope.models.load import _from_pretrained, load
+from depthscope.models.from_files import from_files
+from depthscope.models.load import load
 from depthscope.models.noise_floor import noise_floor
 from depthscope.models.offload.hooked import kept_elsewhere
 from depthscope.models.stack import BlockStack, find_blocks
@@ -45,7 +46,7 @@ def replayed(stack: BlockStack, order: tuple[int, ...]) -> Tensor:
 def test_replay_and_weights_are_those_of_the_whole_model(family, tmp_path):
     folder, where = saved(family, tmp_path / family, small=True)
     cpu = torch.device("cpu")
-    loaded = [_from_pretrained(str(folder), None, "float32", cpu, "no", placed).hf.eval() for placed in (None, where)]
+    loaded = [from_files(str(folder), None, "float32", cpu, "no", placed).hf.eval() for placed in (None, where)]
     with torch.inference_mode():
         whole, parts = map(BlockStack, loaded)
         assert torch.equal(loaded[0](IDS, use_cache=False).logits, loaded[1](IDS, use_cache=False).logits)

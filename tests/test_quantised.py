@@ -278,11 +278,57 @@ def test_what_cannot_be_loaded_says_what_it_needs_before_weights_are_read(base, 
     there = formats.find_spec
     absent = {"gptqmodel", "optimum", "bitsandbytes"}
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name in absent else there(name))
-    monkeypatch.setattr("depthscope.models.load.read_headers", lambda _files: pytest.fail("weights were read"))
+    monkeypatch.setattr("depthscope.models.from_files.read_headers", lambda _files: pytest.fail("weights were read"))
     folder = written(shutil.copytree(base, tmp_path / "model"), {"a": torch.zeros(1)}, **declared)
     with pytest.raises((ModelError, UnsupportedError), match=said) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "name"), {"nf4": "nf4", "fp4": "fp4", "int8": "int8", "int8-weights": "ao-int8"}.items()
+)
+def test_quantising_while_loading_gives_the_model_that_transformers_quantises_and_saves(
+    quantize, name, base, quantised
+):
+    here, saved = load(base, dtype="float32", quantize=quantize), load(quantised(name), dtype="float32")
+    ids = here.probe_ids(16)
+    assert torch.equal(ds.logits(here, ids), ds.logits(saved, ids))
+    assert here.facts.quantisation == saved.facts.quantisation
+    assert here.facts.quantisation is not None
+    torch.testing.assert_close(maps_read(here), maps_read(saved), rtol=0, atol=0)
+    again = load(**here.source)
+    assert torch.equal(ds.logits(again, ids), ds.logits(here, ids))
+
+
+def test_what_cannot_be_quantised_while_loading_is_refused(base, quantised, tmp_path, monkeypatch):
+    with pytest.raises(UnsupportedError, match="quantised with bitsandbytes already: leave out --quantize fp4"):
+        load(quantised("nf4"), quantize="fp4")
+    with pytest.raises(UnsupportedError, match="cannot be streamed: its weights are quantised"):
+        load(base, quantize="nf4", stream="yes")
+    with pytest.raises(UnsupportedError, match="leave out --device-map"):
+        load(base, quantize="nf4", device_map="auto")
+    with pytest.raises(UnsupportedError, match="loaded already has its weights"):
+        load(tiny_model("llama"), quantize="nf4")
+    with pytest.raises(ModelError, match="expected one of nf4, fp4, int8, int8-weights"):
+        load(base, quantize="q5")
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedError, match="a GGUF file, quantised already"):
+        load(gguf, quantize="nf4")
+    there = formats.find_spec
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "bitsandbytes" else there(name))
+    with pytest.raises(ModelError, match=r"--quantize nf4 requires bitsandbytes: pip install 'depthscope\[quant\]'"):
+        load(base, quantize="nf4")
+
+
+def test_a_command_quantises_while_loading(base):
+    done = CliRunner().invoke(app, ["info", str(base), "--quantize", "nf4", "--dtype", "float32"])
+    assert done.exit_code == 0, done.output
+    assert "bitsandbytes" in done.output
+    refused = CliRunner().invoke(app, ["info", str(base), "--quantize", "q5"])
+    assert isinstance(refused.exception, ModelError)
+    assert str(refused.exception) == "quantize is 'q5': expected one of nf4, fp4, int8, int8-weights"
 
 
 def test_a_quantised_pickle_is_refused(quantised, tmp_path):

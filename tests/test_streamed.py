@@ -14,7 +14,8 @@ from depthscope.engine.execute import execute
 from depthscope.engine.plan import block_order, make_plan
 from depthscope.errors import ModelError, UnsupportedError
 from depthscope.models import kernels, memory
-from depthscope.models.load import _from_pretrained, load
+from depthscope.models.from_files import from_files
+from depthscope.models.load import load
 from depthscope.models.model import Model
 from depthscope.models.noise_floor import noise_floor
 from depthscope.models.offload import streaming
@@ -44,7 +45,7 @@ def both(folder: Path | str, **options) -> tuple[Model, Model]:
 def unchecked(folder: Path, dtype: torch.dtype) -> list[BlockStack]:
     """In memory and streamed, without the search for head and components."""
     name = str(dtype).removeprefix("torch.")
-    loaded = [_from_pretrained(str(folder), None, name, torch.device("cpu"), stream) for stream in ("no", "yes")]
+    loaded = [from_files(str(folder), None, name, torch.device("cpu"), stream) for stream in ("no", "yes")]
     with torch.inference_mode():
         return [BlockStack(one.hf, one.residency) for one in loaded]
 
@@ -76,7 +77,7 @@ def final_streams(model: Model, routes: list[Route], width: int = 1) -> dict[int
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_are_those_of_from_pretrained(family, folder_of):
+def test_weights_are_those_offrom_files(family, folder_of):
     whole, streamed = unchecked(folder_of(family), torch.float32)
     with torch.inference_mode():
         assert torch.equal(whole.model(IDS).logits, streamed.model(IDS).logits)

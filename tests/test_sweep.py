@@ -18,7 +18,8 @@ import depthscope as ds
 from depthscope.cli import app
 from depthscope.data.windows import make_windows
 from depthscope.errors import UnsupportedError
-from depthscope.models.load import EMBEDDED, load
+from depthscope.models.load import load
+from depthscope.models.located import EMBEDDED
 from depthscope.schema.sweep import DOCUMENT_SHARD, MEASURED, METRICS, SWEEP_TABLE, TOKEN_SHARD
 from depthscope.studies.run_study import run_study
 from depthscope.studies.settings import study_settings

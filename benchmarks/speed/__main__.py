@@ -13,7 +13,7 @@ from benchmarks.speed.shapes import MODELS, SHAPES
 from benchmarks.speed.sweeps import ALTERNATIVES, compare
 from benchmarks.speed.table import PAGE, Comparison, Fact, machine, results, written_into
 from benchmarks.speed.workers import ENVIRONMENTS
-from depthscope.models.load import DTYPES
+from depthscope.models.from_files import DTYPES
 
 QUICK = {"shapes": "gpt2-small", "alternatives": "hooks,floor", "parts": "sweeps,short", "rounds": 1, "windows": 1}
 RAW = ENVIRONMENTS.parent / "speed.json"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from depthscope.models.load import DTYPES, load
+from depthscope.models.from_files import DTYPES
+from depthscope.models.load import load
 from depthscope.models.model import Model
 
 

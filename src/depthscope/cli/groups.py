@@ -25,6 +25,7 @@ class Weights:
     stream: options.Stream = "auto"
     unused_tensors: options.UnusedTensors = "refuse"
     device_map: options.DeviceMap = None
+    quantize: options.Quantize = None
 
     def check(self, name: str) -> None:
         """Raise DepthscopeError for a value that is invalid for every model. Imports no torch."""

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from depthscope.errors import DepthscopeError
+from depthscope.models.formats import QUANTIZE, check_quantize
 from depthscope.printable import shown
 from depthscope.schema.declaration import Option, check_text
 
@@ -71,6 +72,16 @@ DeviceMap = Annotated[
         metavar="auto|balanced|FILE",
         help="Put the blocks on several devices or on disk with accelerate: auto, balanced, or a JSON file of devices by "
         'module like {"": "cpu", "model.layers.3": "disk"}. Not together with --device or --stream yes.',
+        show_default=False,
+    ),
+]
+
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(QUANTIZE),
+        help="Quantise plain weights while they are loaded: to 4 bits (nf4, fp4) or to 8 bits with bitsandbytes (int8, which "
+        "rounds what layers are given too), or to 8-bit weights with torchao. Extra quant.",
         show_default=False,
     ),
 ]
@@ -197,6 +208,7 @@ def check_loading(
     stream: str,
     unused_tensors: str,
     device_map: str | None = None,
+    quantize: str | None = None,
     adapter: str | None = None,
 ) -> None:
     """Raise DepthscopeError for a value that is invalid for every model. Imports no torch, opens no file."""
@@ -208,6 +220,8 @@ def check_loading(
     for option, value in (("--stream", stream), ("--unused-tensors", unused_tensors)):
         if value not in CHOICES[option]:
             raise DepthscopeError(f"{option} is {shown(value)}: expected one of {', '.join(CHOICES[option])}")
+    if quantize is not None:
+        check_quantize(quantize)
     if revision is not None:
         check_text("--revision", revision, LONGEST_REVISION)
     if device_map is not None:
@@ -286,6 +300,7 @@ def load_quietly(
     stream: str = "no",
     unused_tensors: str = "refuse",
     device_map: str | None = None,
+    quantize: str | None = None,
     adapter: str | None = None,
     verify: bool = True,
 ) -> "Model":
@@ -293,7 +308,7 @@ def load_quietly(
 
     Raises DepthscopeError for an option that no model can be loaded with, before torch is imported.
     """
-    check_loading(name, dtype, device, revision, stream, unused_tensors, device_map, adapter)
+    check_loading(name, dtype, device, revision, stream, unused_tensors, device_map, quantize, adapter)
     from depthscope.cli.console import busy
 
     require_room_to_import()
@@ -302,7 +317,8 @@ def load_quietly(
 
         silence_advice()
         settings = {"dtype": dtype, "device": device, "revision": revision, "stream": stream, "adapter": adapter}
-        model = load(name, **settings, unused_tensors=unused_tensors, device_map=device_map, verify=verify)
+        settings |= {"unused_tensors": unused_tensors, "device_map": device_map, "quantize": quantize}
+        model = load(name, **settings, verify=verify)
     _note_slow_precision(model)
     return model
 

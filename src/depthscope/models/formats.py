@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from depthscope.errors import ModelError, UnsupportedError
+from depthscope.printable import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,14 @@ FORMATS = {
     "awq": Format(GPTQMODEL | ACCELERATE),
 }
 """By transformers' name of the method."""
+QUANTIZE = {
+    "nf4": ("bitsandbytes", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+    "fp4": ("bitsandbytes", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
+    # With a threshold, whether a column is an outlier depends on the other windows of a batch.
+    "int8": ("bitsandbytes", {"load_in_8bit": True, "llm_int8_threshold": 0.0}),
+    "int8-weights": ("torchao", {}),
+}
+"""Formats that plain weights can be quantised to while loading, each a method and its settings."""
 EXTRA = ("bitsandbytes", "torchao", "compressed-tensors", "accelerate")
 """Packages of depthscope[quant]."""
 
@@ -59,12 +68,8 @@ def prepared(config: dict[str, Any], source: str) -> dict[str, Any]:
             f"{source} is quantised with {method}, which is not supported: expected {', '.join(FORMATS)}, a GGUF file, or "
             "plain weights. Dequantise it where it runs, and save the result"
         )
+    _require_packages(method, f"{source} is quantised with {method}, which")
     chosen, settings = FORMATS[method], config["quantization_config"]
-    if missing := [package for module, package in chosen.packages.items() if find_spec(module) is None]:
-        whence = "'depthscope[quant]'" if set(missing) <= set(EXTRA) else " ".join(missing)
-        raise ModelError(
-            f"{source} is quantised with {method}, which requires {' and '.join(missing)}: pip install {whence}"
-        )
     if not chosen.dequantised:
         return config
     if rounded := _rounded_inputs(settings):
@@ -73,6 +78,41 @@ def prepared(config: dict[str, Any], source: str) -> dict[str, Any]:
             "leave out: the model would be another one. Expected a scheme for weights alone"
         )
     return {**config, "quantization_config": {**settings, "dequantize": True}}
+
+
+def _require_packages(method: str, what: str) -> None:
+    if missing := [package for module, package in FORMATS[method].packages.items() if find_spec(module) is None]:
+        whence = "'depthscope[quant]'" if set(missing) <= set(EXTRA) else " ".join(missing)
+        raise ModelError(f"{what} requires {' and '.join(missing)}: pip install {whence}")
+
+
+def quantizing(config: dict[str, Any], quantize: str | None, dtype: Any, source: str) -> dict[str, Any]:
+    """What `from_pretrained` is given to quantise plain weights as one of QUANTIZE; nothing where `quantize` is None.
+
+    Raises UnsupportedError for weights that are quantised already and ModelError where packages are missing.
+    """
+    if quantize is None:
+        return {}
+    check_quantize(quantize)
+    if (method := method_of(config)) is not None:
+        raise UnsupportedError(f"{source} is quantised with {method} already: leave out --quantize {quantize}")
+    method, settings = QUANTIZE[quantize]
+    _require_packages(method, f"--quantize {quantize}")
+    if method == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    from transformers import BitsAndBytesConfig
+
+    computed = {"bnb_4bit_compute_dtype": dtype} if "load_in_4bit" in settings else {}
+    return {"quantization_config": BitsAndBytesConfig(**settings, **computed)}
+
+
+def check_quantize(quantize: str) -> None:
+    """Raise ModelError for a format that is not one of QUANTIZE."""
+    if quantize not in QUANTIZE:
+        raise ModelError(f"quantize is {shown(quantize)}: expected one of {', '.join(QUANTIZE)}")
 
 
 def dequantised(config: dict[str, Any]) -> str | None:

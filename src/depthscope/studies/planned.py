@@ -21,7 +21,7 @@ from depthscope.schema.measures import all_measures
 from depthscope.schema.series import FOLDER_NAME, MOST_STUDIES, MemberEntry
 from depthscope.studies.settings import StudySettings, study_settings
 
-LOADING = ("dtype", "device", "stream", "unused_tensors", "device_map", "adapter")
+LOADING = ("dtype", "device", "stream", "unused_tensors", "device_map", "quantize", "adapter")
 """How a model is loaded: options of `depthscope.load`, besides the revision."""
 READING = ("special_tokens", "chat", "pack", "cluster")
 """How a text is read: fields of Corpus, besides source and tokens."""
