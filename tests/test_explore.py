@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import socket
 from html import unescape
 from pathlib import Path
@@ -472,6 +473,14 @@ def test_figures_keep_emphasis_and_lose_links():
     assert shown.layout.title.text == "<i>t</i><br>&lt;span>x&lt;/span>"
 
 
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("full") / "run"
+    make_run(run, tables=all_tables(), stages=made_up_stages())
+    (run / "shards" / "sweep").mkdir(parents=True)
+    return run
+
+
 @pytest.mark.parametrize(
     "what", ["run.json", "stages.json", "tables", "tables/sweep.parquet", "shards", "shards/sweep"]
 )
@@ -479,11 +488,10 @@ def test_figures_keep_emphasis_and_lose_links():
 @pytest.mark.fault(
     "a run with links out of the explored folder, or with pipes", "not followed or opened; said in the list"
 )
-def test_links_out_of_the_folder_are_not_followed(tmp_path, what, kind):
+def test_links_out_of_the_folder_are_not_followed(full_run, tmp_path, what, kind):
     outside, folder = tmp_path / "outside", tmp_path / "folder"
     for run in (outside / "run", folder / "run", folder / "other"):
-        make_run(run, tables=all_tables(), stages=made_up_stages())
-        (run / "shards" / "sweep").mkdir(parents=True)
+        shutil.copytree(full_run, run)
     place = folder / "run" / what
     place.rename(place.with_name("away"))
     if kind == "pipe":

@@ -256,7 +256,7 @@ ON_THE_TEXT = [name for name, one in EXPERIMENTS.items() if one.tables and name 
 )
 @pytest.mark.parametrize("experiment", ON_THE_TEXT)
 def test_no_reading_gives_numbers_of_a_text_that_is_not_finite(untied, text, tmp_path, experiment):
-    options = {"tokens": 6 * 128, "window": 128, "unit_tokens": 256, "progress": False, "out": tmp_path / "run"}
+    options = {"tokens": 6 * 32, "window": 32, "unit_tokens": 64, "progress": False, "out": tmp_path / "run"}
     with pytest.raises(NumericError, match=r"from the embedding, before block 0, in window 0 of document 3"):
         ds.study(untied, text, experiments=experiment, **options)
     assert [shard.name for shard in (tmp_path / "run/shards" / experiment).iterdir()] == ["00000.parquet"]

@@ -349,9 +349,10 @@ def of_plain_weights(quantised: nn.Module, plain: nn.Module) -> list[str]:
 
 
 def maps_read(model: Model) -> dict[str, Tensor]:
-    """Every weight map that analysis reads, by what it is; none of a kind that the model is refused for."""
+    """Every weight map that analysis reads of the first and the last block, by what it is; none of a kind that the model is
+    refused for."""
     found: dict[str, Tensor] = {}
-    for block in range(model.depth):
+    for block in (0, model.depth - 1):
         with suppress(UnsupportedError):
             found[f"{block} MLP output"] = mlp_output_weights(model, block)
         with suppress(UnsupportedError):

@@ -172,8 +172,8 @@ READINGS = ("sweep", "map", "lens", "norms", "attention", "similarity", "geometr
 def test_all_tables_of_the_whole_text_are_those_of_a_run_without_a_goal(study, tmp_path, widths):
     """The order of reading and of documents in shards changes nothing but rounding."""
     names = (*READINGS, "stages")
-    without = study(tmp_path / "without", None, *names, tokens=TOKENS * 3, window=WINDOW)
-    whole = study(tmp_path / "whole", widths[0] / 100, *names, tokens=TOKENS * 3, window=WINDOW)
+    without = study(tmp_path / "without", None, *names, tokens=TOKENS * 2, window=WINDOW)
+    whole = study(tmp_path / "whole", widths[0] / 100, *names, tokens=TOKENS * 2, window=WINDOW)
     assert set(whole.run.tables()) == {*without.run.tables(), "precision"}
     for name in without.run.tables():
         assert_frame_equal(without.table(name), whole.table(name), rel_tol=1e-3, abs_tol=1e-5, check_row_order=True)

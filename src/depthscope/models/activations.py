@@ -89,7 +89,8 @@ class ActivationReader:
             return
 
         def keep(_module: nn.Module, args: tuple[Any, ...], _kwargs: Any) -> None:
-            seen.append(args[0].unflatten(0, shape) if args[0].ndim == 2 else args[0])  # some families flatten windows
+            given = args[0].to(self.model.device)
+            seen.append(given.unflatten(0, shape) if given.ndim == 2 else given)  # some families flatten windows
 
         with hooked(before=[(self._maps[block], keep)]):
             yield seen

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from depthscope.models.hooks import hooked, replaced
@@ -17,8 +18,10 @@ def eager_attention(hf: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def watched_pattern(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]) -> Iterator[None]:
-    """Keep the first pattern that a module of the block returns after its output, shaped [batch, heads, seq, seq]."""
+def watched_pattern(
+    block: nn.Module, shape: tuple[int, ...], seen: list[Tensor], device: torch.device
+) -> Iterator[None]:
+    """Keep, on a device, the first pattern that a module of the block returns after its output, [batch, heads, seq, seq]."""
 
     def keep(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         for value in output[1:] if isinstance(output, tuple | list) and not seen else ():
@@ -27,7 +30,7 @@ def watched_pattern(block: nn.Module, shape: tuple[int, ...], seen: list[Tensor]
                 and value.ndim == 4
                 and (value.shape[0], *value.shape[2:]) == (*shape, shape[1])
             ):
-                seen.append(value)
+                seen.append(value.to(device))
                 return
 
     with hooked(after=[(module, keep) for module in block.modules()]):

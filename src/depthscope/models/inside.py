@@ -115,8 +115,8 @@ class Inside:
             if mode == ZERO:
                 instead: Tensor = given.new_zeros(())
             elif mode == MEAN:
-                instead = self.substitute(kind, block).mean.to(given.dtype)
+                instead = self.substitute(kind, block).mean.to(given)
             else:
-                instead = self.substitute(kind, block).resampled(shape[1]).to(given.dtype)
+                instead = self.substitute(kind, block).resampled(shape[1]).to(given)
             inputs = torch.where(columns, instead, inputs)
         return inputs.reshape(given.shape)

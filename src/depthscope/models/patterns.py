@@ -36,7 +36,7 @@ def attention_patterns(
         for block in range(model.depth):
             before = after if residuals is None else residuals[block]
             seen: list[Tensor] = []
-            with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen):
+            with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen, before.device):
                 after = model.stack.call(block, before, entry.arguments)
             if residuals is None:
                 require_finite_streams(model, [before, after], named, first=block)
@@ -63,7 +63,7 @@ def pattern_heads(model: Model) -> list[int]:
             entry = model.stack.enter(ids)
             for block in range(model.depth):
                 seen: list[Tensor] = []
-                with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen):
+                with watched_pattern(model.stack.blocks[block], tuple(ids.shape), seen, ids.device):
                     after = model.stack.call(block, residuals[block], entry.arguments)
                 heads.append(seen[0].shape[1] if seen else 0)
                 if seen:

@@ -117,11 +117,11 @@ class ProjectionFinder:
         given: list[Tensor] = []
 
         def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given.append(first_tensor(args, kwargs).clone())
+            given.append(first_tensor(args, kwargs).to(residual.device, copy=True))
 
         with eager_attention(self.hf):
             entry = replace(self.stack.enter(self.ids), residual=residual)
-            watched = watched_pattern(self.stack.blocks[block], tuple(self.ids.shape), seen)
+            watched = watched_pattern(self.stack.blocks[block], tuple(self.ids.shape), seen, residual.device)
             with watched, hooked(before=[(module, keep)]):
                 self.stack.call_alone(block, entry)
         return (seen[0] if seen else None), given[-1]

@@ -93,7 +93,7 @@ def find_substitutes(
             stack.expect(range(max(projections) + 1))
             for block in range(max(projections) + 1):
                 seen: list[Tensor] = []
-                watched = [(projections[block].module, _keep(seen))] if block in projections else []
+                watched = [(projections[block].module, _keep(seen, batch.device))] if block in projections else []
                 with hooked(before=watched):
                     residual = stack.call(block, residual, entry.arguments, state)
                 if watched:
@@ -136,8 +136,8 @@ class _Sums:
         return Substitute(mean.to(self.drawn.dtype), self.drawn, squares.float())
 
 
-def _keep(seen: list[Tensor]) -> Any:
+def _keep(seen: list[Tensor], device: torch.device) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(first_tensor(args, kwargs))
+        seen.append(first_tensor(args, kwargs).to(device))
 
     return hook

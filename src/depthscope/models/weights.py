@@ -102,7 +102,7 @@ def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Floa
         require_finite_weights(model, block, [*model.stack.blocks[block].parameters()], "the weights")
         calls = mlp_calls(model, block)
         written = [
-            (rows.float().flatten(0, -2), place)
+            (rows.float().flatten(0, -2).to(model.device), place)
             for place, module in enumerate(model.component(MLP, block))
             for rows in module_rows(model, block, module, calls)
         ]
@@ -120,7 +120,7 @@ def mlp_output_weights(model: Model, block: int, processed: bool = True) -> Floa
 def _as_added(model: Model, block: int, rows: Tensor, place: int) -> Tensor:
     """Rows of the MLP's module at `place`, through the norm between it and the residual stream."""
     module, writer = model.component(MLP, block)[place], model.writers.parts[block][MLP][place]
-    return rows if writer is module else rows * norm_affine(writer, rows.shape[1]).scale
+    return rows if writer is module else rows * norm_affine(writer, rows.shape[1]).scale.to(rows.device)
 
 
 def centres_writing(model: Model) -> bool:
@@ -212,15 +212,16 @@ def _reading_weights(model: Model, block: int) -> dict[str, ReadingWeights]:
         for path, weight, bias in maps:
             if weight.shape[1] == model.unembedding.weight.shape[1]:
                 own = _folded(weight, bias, None if norm is None else modules[norm], norm)
-                found[path] = _kept(own) if model.stack.streamed else own
+                found[path] = _kept(own, model)
     if not found:
         raise UnsupportedError(f"{model.name}: nothing in block {block} is seen to read the residual stream linearly")
     return found
 
 
-def _kept(read: ReadingWeights) -> ReadingWeights:
-    """In memory of their own: a view would keep the whole block in memory."""
-    return replace(read, weight=read.weight.clone(), bias=read.bias.clone())
+def _kept(read: ReadingWeights, model: Model) -> ReadingWeights:
+    """Where the residual stream is; of a streamed model in memory of their own, as a view would keep the whole block."""
+    copied = {"device": model.device, "copy": model.stack.streamed}
+    return replace(read, weight=read.weight.to(**copied), bias=read.bias.to(**copied))
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None, name: str | None) -> ReadingWeights:

@@ -51,6 +51,8 @@ class Writers:
 
     parts: tuple[Parts, ...]
     scales: tuple[ElementwiseMap, ...]
+    device: torch.device
+    """Where the residual stream is; of a model in parts, blocks may be elsewhere."""
 
     @contextmanager
     def watched(self, block: int) -> Iterator[list[Writes]]:
@@ -62,7 +64,7 @@ class Writers:
         def keep(place: tuple[str, int]):
             def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
                 # Copied: Falcon adds the attention's output into the MLP's, in place.
-                seen[place] = self.scales[block](_tensor(output)).clone()
+                seen[place] = self.scales[block](_tensor(output)).to(self.device, copy=True)
                 if len(seen) == len(places):
                     # In the order of `places`, not of calls: sums of floats must not depend on which module ran first.
                     written.append(_writes({p: seen[p] for p in places}))
@@ -94,7 +96,8 @@ def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Wri
             kind: tuple(_norm_after(stack, block, module, residual, entry) or module for module in several)
             for kind, several in parts.items()
         }
-        plain = Writers((*found, own), (*scales, ElementwiseMap()))  # unscaled: the scale is what is looked for
+        # Unscaled: the scale is what is looked for.
+        plain = Writers((*found, own), (*scales, ElementwiseMap()), residual.device)
         with plain.watched(block) as written:
             after = stack.call(block, residual, entry.arguments)
         scale = _scale(residual, components.carried[block], written, after)
@@ -103,7 +106,7 @@ def find_writers(stack: BlockStack, components: Components, entry: Entry) -> Wri
         found.append(own)
         scales.append(scale)
         residual = after
-    return Writers(tuple(found), tuple(scales))
+    return Writers(tuple(found), tuple(scales), residual.device)
 
 
 def adds_exactly(stack: BlockStack, components: Components, writers: Writers, entry: Entry) -> bool:

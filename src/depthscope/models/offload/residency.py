@@ -5,8 +5,8 @@ calls a block (a sweep, a pattern, a check, the model's own forward) works as on
 separate thread reads the next. Which one is next follows from the plan of a sweep, given in advance; without a plan, from the
 order of the blocks. The block that will be needed last is evicted first.
 
-On CUDA a block is copied from pinned host memory to the card on a separate stream, during the computation. This has not been
-run yet: it was written where there is no GPU, and tests cover all of it but the calls to streams and events.
+On an accelerator a block is copied from host memory (pinned, with CUDA) on a stream of its own, during the computation. This
+has been run on a simulated accelerator only, where streams do not run at the same time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,10 +95,10 @@ def _laid_out(parameters: Sequence[tuple[nn.Module, str, Deferred]]) -> list[Wei
 
 @dataclass(slots=True)
 class _Loaded:
-    """A block's bytes on the device, and on CUDA the event after which they are there."""
+    """A block's bytes on the device, and the event after which they are there, if a stream of its own copies them."""
 
     bytes: Tensor
-    ready: torch.cuda.Event | None
+    ready: torch.Event | None
 
 
 class Residency:
@@ -127,7 +127,7 @@ class Residency:
         self._current = -1
         self._paused = False
         self._thread = ThreadPoolExecutor(1, "depthscope-blocks")
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = _stream(device)
         for index, block in enumerate(blocks):
             hook_for_good(block, self._before(index))
 
@@ -231,18 +231,17 @@ class Residency:
         """In the reading thread: from the checkpoint, or from the host's memory, to the device."""
         host = self.reader.read(block)
         if self._copies is None:
-            return _Loaded(host, None)
-        with torch.cuda.stream(self._copies):
+            return _Loaded(host.to(self.device), None)
+        with self._copies:
             there = host.to(self.device, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record(self._copies)
+            ready = self._copies.record_event()
         if not host.is_pinned():
             ready.synchronize()  # the host's copy may go only when it has been read
         return _Loaded(there, ready)
 
     def _install(self, block: int, loaded: _Loaded) -> None:
         if loaded.ready is not None:
-            computing = torch.cuda.current_stream(self.device)
+            computing = torch.accelerator.current_stream(self.device)
             computing.wait_event(loaded.ready)
             loaded.bytes.record_stream(computing)  # the memory is not given away before the computation has passed
         for weight in self.reader.weights[block]:
@@ -257,3 +256,13 @@ class Residency:
         self._present.remove(block)
         for weight, absent in zip(self.reader.weights[block], self._absent[block], strict=True):
             weight.module._parameters[weight.name] = absent
+
+
+def _stream(device: torch.device) -> torch.Stream | None:
+    """A stream for copies to a device; None where there is none: on the CPU, and with backends that have no further streams."""
+    if device.type == "cpu":
+        return None
+    try:
+        return torch.Stream(device)
+    except (RuntimeError, NotImplementedError):
+        return None

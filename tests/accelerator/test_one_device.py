@@ -1,0 +1,77 @@
+"""A model on one accelerator: streamed, read on a prompt, continued, and with lenses fitted there.
+
+What a study does is held in test_several_devices.py, where the residual stream is on an accelerator too.
+"""
+
+import pytest
+import torch
+from saved_models import save
+
+import depthscope as ds
+from accelerator.agreement import IDS, measured, require_same, require_same_table
+from depthscope.engine.baseline import Baseline
+from depthscope.explore.surgery import operate
+from depthscope.models.load import load
+
+DEVICE = "simulated:1"
+
+
+def test_devices_are_kept_apart():
+    """The devices refuse what a card refuses, or nothing here would mean anything."""
+    here, there, host = (torch.ones(3, 3, device=place) for place in ("simulated:0", "simulated:1", "cpu"))
+    for one, other in ((here, there), (here, host), (host, here)):
+        for act in (torch.add, torch.mm, lambda a, b: torch.cat([a, b]), lambda a, b: torch.where(a > 0, a, b)):
+            with pytest.raises(RuntimeError, match="same device"):
+                act(one, other)
+    with pytest.raises(TypeError):
+        here.numpy()
+
+
+def test_a_view_is_changed_where_it_lies():
+    """What the simulation itself could get wrong: operations in place go through copies on the host."""
+    for place in ("cpu", DEVICE):
+        square = torch.zeros(4, 4, device=place)
+        square.diagonal().add_(1.0)
+        square[1:3, ::2].mul_(2.0)
+        square.T[3].fill_(5.0)
+        assert square.tolist() == [[1, 0, 0, 5], [0, 1, 0, 5], [0, 0, 2, 5], [0, 0, 0, 5]]
+
+
+@pytest.mark.parametrize("stream", ["no", "yes"])
+def test_routes_are_measured_as_on_the_cpu(stream, tmp_path):
+    folder = save("llama", tmp_path / "model")
+    card = load(folder, device=DEVICE, stream=stream)
+    assert card.device == torch.device(DEVICE)
+    assert card.stack.streamed == (stream == "yes")
+    require_same(measured(card), measured(load(folder)))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = save("gpt2", tmp_path_factory.mktemp("model"))
+    return load(folder), load(folder, device=DEVICE)
+
+
+def test_prompts_are_read_and_continued_as_on_the_cpu(both):
+    host, card = both
+    text = "The cat sat on the mat"
+    assert ds.generate(card, text, tokens=12) == ds.generate(host, text, tokens=12)
+    require_same_table(ds.lens(card, text), ds.lens(host, text), "lens")
+    operated = []
+    for model in both:
+        ids = IDS[:1].to(model.device)
+        with model.measuring():
+            operated.append(operate(model, Baseline(model, ids, ids), 3))
+    torch.testing.assert_close(operated[1].kl, operated[0].kl, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("lens", ["tuned", "jacobian"])
+def test_lenses_are_fitted_on_the_device(lens, both, tmp_path):
+    card = both[1]
+    most = {"most_windows": 8} if lens == "jacobian" else {}
+    ds.tune_lens(card, ds.corpus("bookshelf", tokens=640), out=tmp_path / "lens", window=16, lens=lens, **most)
+    study = ds.study(
+        card, ds.corpus("bookshelf", tokens=160), out=tmp_path / "run", window=16, experiments=["lens"], lens=lens,
+        progress=False, **{f"{lens}_lens": str(tmp_path / "lens")},
+    )  # fmt: skip
+    assert study.table("lens")["mean"].is_finite().all()
