@@ -24,7 +24,10 @@ from depthscope.engine.measure_routes import RouteMeter
 GROUPS = {
     "products with weights": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
     "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm"),
-    "activations and norms": ("aten::gelu", "aten::silu", "aten::tanh", "aten::native_layer_norm", "aten::rsqrt", "aten::pow"),
+    "activations, norms and additions": (
+        "aten::gelu", "aten::silu", "aten::tanh", "aten::sigmoid", "aten::addcmul", "aten::mul", "aten::add",
+        "aten::native_layer_norm", "aten::rsqrt", "aten::pow", "aten::mean",
+    ),
     "sums over the vocabulary": (
         "## Call CompiledFxGraph", "Torch-Compiled Region", "aten::_softmax", "aten::amax", "aten::argmax", "aten::exp",
     ),

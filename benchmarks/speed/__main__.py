@@ -32,7 +32,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=3)
     add("--windows", type=int, help="windows of one repetition (by default what the shape says)")
     add("--again", action="store_true", help="measure the parts again, and keep what the last run found of the others")
-    add("--write", action="store_true", help=f"put the results into docs/{PAGE.name}")
+    add(
+        "--write",
+        nargs="?",
+        const="results",
+        metavar="BLOCK",
+        help=f"put the results into docs/{PAGE.name}, into a block",
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         for name, value in QUICK.items():
@@ -92,7 +98,7 @@ def main() -> None:
     block = results(comparisons, facts, said)
     print("\n" + block)
     if options.write:
-        PAGE.write_text(written_into(PAGE.read_text(), block))
+        PAGE.write_text(written_into(PAGE.read_text(), block, options.write))
 
 
 def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str = "") -> None:

@@ -57,6 +57,20 @@ def test_weights_and_noise_floor_are_those_of_the_whole_model(both):
             torch.testing.assert_close(weights.weight.cpu(), own_read[name].weight, atol=1e-6, rtol=1e-5)
 
 
+def test_prompts_are_continued_and_lenses_fitted_as_in_the_whole_model(both, tmp_path):
+    text = "The cat sat on the mat"
+    for edit in (None, "drop(1)", "swap(1)"):
+        first, second = (ds.generate(model, text, edit=edit, tokens=8) for model in both)
+        assert first == second, edit
+    tables = []
+    for place, model in enumerate(both):
+        fitted = tmp_path / f"lens{place}"
+        ds.tune_lens(model, ds.corpus("bookshelf", tokens=640), out=fitted, window=16, lens="jacobian", most_windows=4)
+        how = {"window": 16, "experiments": ["lens"], "lens": "jacobian", "jacobian_lens": str(fitted), "progress": False}
+        tables.append(ds.study(model, ds.corpus("bookshelf", tokens=160), out=tmp_path / str(place), **how).table("lens"))
+    require_same_table(tables[1], tables[0], "lens")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_the_tables_of_the_whole_model(name, both, tmp_path, request):
     if name in LONG and not request.config.getoption("--torture"):
