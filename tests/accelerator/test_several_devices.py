@@ -66,8 +66,16 @@ def test_prompts_are_continued_and_lenses_fitted_as_in_the_whole_model(both, tmp
     for place, model in enumerate(both):
         fitted = tmp_path / f"lens{place}"
         ds.tune_lens(model, ds.corpus("bookshelf", tokens=640), out=fitted, window=16, lens="jacobian", most_windows=4)
-        how = {"window": 16, "experiments": ["lens"], "lens": "jacobian", "jacobian_lens": str(fitted), "progress": False}
-        tables.append(ds.study(model, ds.corpus("bookshelf", tokens=160), out=tmp_path / str(place), **how).table("lens"))
+        how = {
+            "window": 16,
+            "experiments": ["lens"],
+            "lens": "jacobian",
+            "jacobian_lens": str(fitted),
+            "progress": False,
+        }
+        tables.append(
+            ds.study(model, ds.corpus("bookshelf", tokens=160), out=tmp_path / str(place), **how).table("lens")
+        )
     require_same_table(tables[1], tables[0], "lens")
 
 
