@@ -251,8 +251,8 @@ def _capped_cross(reductions: Reductions, own_logits: LogitSlice, logits: LogitS
 
 class _TopToken:
     """Whether given tokens are the most likely ones. Searches only the slices that contain them, and takes the maximum of the
-    other logits: on a CPU an argmax costs as much as twenty maxima, more than everything else computed from the logits. (On an
-    accelerator, selecting rows would wait for the device.)"""
+    other logits: on a CPU an argmax costs far more than a maximum, and more than everything else computed from the logits.
+    (On an accelerator, selecting rows would wait for the device.)"""
 
     def __init__(self, tokens: PerTokenIndex, slice_width: int) -> None:
         self.slice = tokens // slice_width

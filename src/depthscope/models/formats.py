@@ -93,7 +93,6 @@ def quantizing(config: dict[str, Any], quantize: str | None, dtype: Any, source:
     """
     if quantize is None:
         return {}
-    check_quantize(quantize)
     if (method := method_of(config)) is not None:
         raise UnsupportedError(f"{source} is quantised with {method} already: leave out --quantize {quantize}")
     method, settings = QUANTIZE[quantize]

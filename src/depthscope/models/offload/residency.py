@@ -264,5 +264,5 @@ def _stream(device: torch.device) -> torch.Stream | None:
         return None
     try:
         return torch.Stream(device)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return None
