@@ -22,10 +22,11 @@ study: .venv/.installed
 models: .venv/.installed
 	$(BIN)/depthscope models --get smollm2-135m --get gemma3-270m
 
-# Tests of the published model are skipped where it cannot be downloaded, and those on simulated accelerators without g++.
+# Tests of the published model are skipped where it cannot be downloaded, and those on simulated accelerators without g++. The
+# suite is about the CPU, so a card is hidden from it; pytest tests/accelerator --accelerator cuda is about the card.
 test: lint
 	-$(BIN)/depthscope models --get smollm2-135m
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/accelerator
 
 lint: .venv/.tested

@@ -131,6 +131,8 @@ HYBRIDS: dict[str, dict] = {
 
 WITHOUT_COMPONENTS = ("mamba",)
 FAMILIES = list(SHAPES)
+RECURRENT = ("A_log", "conv1d", "x_proj", "dt_proj")
+"""Parts of recurrent layers that are multiplied with each other: each spread out, they would make residual streams of 10⁸."""
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -148,7 +150,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
                 ("bias", "sinks")
             ):  # from_config leaves biases at zero: then silencing them would go unseen
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-            elif parameter.ndim > 1:
+            elif parameter.ndim > 1 and not any(part in name for part in RECURRENT):
                 parameter.mul_(5)
     return model.eval()
 

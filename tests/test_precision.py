@@ -14,7 +14,7 @@ IDS = torch.arange(1, 41).reshape(2, 20) * 31 % 90
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "gpt_neox", "phi", "llama", "qwen2", "gemma2", "granite", "falcon", "cohere"]
+    "family", ["gpt2", "gpt_neox", "phi", "llama", "qwen2", "gemma2", "granite", "falcon", "cohere", "mamba"]
 )
 def test_half_precision_against_float32(family):
     half = tiny_model(family, dtype=torch.bfloat16)

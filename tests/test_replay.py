@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from families import DEPTH, FAMILIES, WITHOUT_COMPONENTS
+from families import DEPTH, FAMILIES, HYBRIDS, WITHOUT_COMPONENTS, tiny_model
 from rebuilt import logits_of, with_order, without_component
 
 import depthscope as ds
 from depthscope.errors import UnsupportedError
+from depthscope.models.load import load
 from depthscope.models.verify import verify
 
 IDS = torch.arange(1, 29).reshape(2, 14) * 31 % 97
@@ -50,6 +51,16 @@ def test_silencing_is_the_model_with_the_components_output_weights_zeroed(tiny_o
         expected = logits_of(without_component(model.hf, layer, component), IDS)
         assert torch.equal(ds.logits(model, IDS, edit(layer)), expected)
         assert not torch.equal(expected, logits_of(model.hf, IDS))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
+def test_half_precision(family):
+    """What a family computes in float32 all the same, such as Mamba's residual stream, is converted where its own code does."""
+    model = load(tiny_model(family, dtype=torch.bfloat16))
+    assert torch.equal(ds.logits(model, IDS), logits_of(model.hf, IDS))
+    if family in FAMILIES:
+        for edit, order in ((ds.swap(1), [0, 2, 1, 3]), (ds.drop(2), [0, 1, 3]), (ds.repeat(0), [0, 0, 1, 2, 3])):
+            assert torch.equal(ds.logits(model, IDS, edit), logits_of(with_order(model.hf, order), IDS)), edit.name
 
 
 def test_parallel_is_the_mean_of_the_outputs(tiny):

@@ -43,7 +43,8 @@ class Line:
     @property
     def seen(self) -> str:
         """The value in words."""
-        return f"{self.value:.4g} {self.unit}".rstrip() + (f" ({self.note})" if self.note else "")
+        value = f"{self.value:,.0f}" if 1e4 <= abs(self.value) < 1e9 else f"{self.value:.4g}"
+        return f"{value} {self.unit}".rstrip() + (f" ({self.note})" if self.note else "")
 
 
 class Deadline:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.card.record import Deadline, Line, Step
+from benchmarks.speed.rounds import seconds
 from benchmarks.speed.routes import KINDS, pairs, sweep_routes
+from benchmarks.speed.shapes import SHAPES, loaded, windows
 from depthscope.data.corpus import Corpus
 from depthscope.data.windows import make_windows
 from depthscope.engine.baseline import Baseline, Keep
@@ -56,6 +59,7 @@ def steps(options: argparse.Namespace) -> dict[str, Step]:
         "a sweep against the CPU's": lambda d: _against_cpu(options.device, 2 if options.tiny else 8),
         "forms of the passes over the vocabulary": lambda d: _forms(options.device, options.tiny),
         "waiting for the device": lambda d: _waits(options.device),
+        "streamed blocks": lambda d: _streamed(options.device, options.tiny),
         "replay and edits, bfloat16": lambda d: _families(d, chosen, options.device, torch.bfloat16),
     }
 
@@ -126,10 +130,10 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs.double()).abs().max()) / allowed
 
 
-def _against_cpu(device: str, windows: int) -> Iterator[Line]:
+def _against_cpu(device: str, count: int) -> Iterator[Line]:
     """bookshelf-gpt2 in float32 on held-out text, here and on the CPU."""
     here, cpu = (load("bookshelf-gpt2", device=where) for where in (device, "cpu"))
-    text = make_windows(Corpus(source="bookshelf", tokens=windows * 128), cpu, length=128)
+    text = make_windows(Corpus(source="bookshelf", tokens=count * 128), cpu, length=128)
     ids, targets = text.batch()
     routes = sweep_routes(tuple(KINDS), cpu.depth)
     ours, theirs = (RouteMeter(model, routes).measure(ids, targets) for model in (here, cpu))
@@ -208,6 +212,24 @@ def _forms(device: str, tiny: bool) -> Iterator[Line]:
             away = max(float((getattr(plain, n) - getattr(other, n)).abs().max()) for n in ("kl", "entropy", "loss"))
             name = f"{form.name} sums, {family}, {str(dtype).removeprefix('torch.')}"
             yield Line(what=f"{name}: largest difference from the plain form", value=away, unit="nats", bound=1e-4)
+
+
+def _streamed(device: str, tiny: bool) -> Iterator[Line]:
+    """Blocks that are copied to the device while others compute there, against the same model kept on the device."""
+    shape = SHAPES["tiny" if tiny else "gpt2-small"]
+    ids, targets = windows(shape, 4)
+    with TemporaryDirectory() as folder:
+        loaded(shape, "float32", "cpu").hf.save_pretrained(folder)
+        streamed, kept = (load(folder, device=device, stream=how) for how in ("yes", "no"))
+        meters = [RouteMeter(model, sweep_routes(("swap", "drop"), model.depth)) for model in (streamed, kept)]
+        for attempt in ("first", "second"):  # the second finds the blocks in the host's memory
+            ours, theirs = (meter.measure(ids, targets) for meter in meters)
+            away = float((ours.kl - theirs.kl).abs().max())
+            what = f"streamed {shape.name}: largest difference of KL from the model kept on the device, {attempt} time"
+            yield Line(what=what, value=away, unit="nats", bound=1e-5)
+        spent = [seconds(lambda meter=meter: meter.measure(ids, targets), device) for meter in meters]
+    note = f"{spent[0]:.3g} s for {ids.numel():,} tokens and {len(meters[0].routes)} routes"
+    yield Line(what=f"streamed {shape.name}: times as long as kept", value=spent[0] / spent[1], unit="×", note=note)
 
 
 def _waits(device: str) -> Iterator[Line]:

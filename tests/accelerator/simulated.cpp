@@ -170,10 +170,8 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
 
 void record_stream(at::Tensor&, c10::Stream) {}
 
-void look(const at::Tensor& tensor, std::optional<c10::Device>& seen, const c10::OperatorHandle& op) {
-  if (!tensor.defined()) return;
-  // As on a card: a single number may come from the host.
-  if (tensor.device().is_cpu() && tensor.dim() == 0) return;
+void look(const at::Tensor& tensor, std::optional<c10::Device>& seen, bool numbers, const c10::OperatorHandle& op) {
+  if (!tensor.defined() || (numbers && tensor.device().is_cpu() && tensor.dim() == 0)) return;
   if (!seen) seen = tensor.device();
   TORCH_CHECK(*seen == tensor.device(), "Expected all tensors to be on the same device, but found at least two devices, ",
               *seen, " and ", tensor.device(), ", in ", op.operator_name());
@@ -182,14 +180,17 @@ void look(const at::Tensor& tensor, std::optional<c10::Device>& seen, const c10:
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   std::optional<c10::Device> seen;
   const auto name = op.schema().name();
+  const auto begins = [&](const char* start) { return name.rfind(start, 0) == 0; };
   // Indices may be on the host, as on a card.
-  const bool indexed = name == "aten::index.Tensor" || name == "aten::index" || name == "aten::index_put_" ||
-                       name == "aten::_index_put_impl_" || name == "aten::index_put";
+  const bool indexed = begins("aten::index.") || name == "aten::index" || begins("aten::index_put") ||
+                       begins("aten::_index_put_impl_");
+  // As on a card: a single number may come from the host, but not for operations of three tensors such as addcmul.
+  const bool numbers = !begins("aten::addc") && !begins("aten::lerp");
   for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (value.isTensor()) {
-      look(value.toTensor(), seen, op);
+      look(value.toTensor(), seen, numbers, op);
     } else if (value.isTensorList() && !indexed) {
-      for (const at::Tensor& one : value.toTensorVector()) look(one, seen, op);
+      for (const at::Tensor& one : value.toTensorVector()) look(one, seen, numbers, op);
     }
   }
   c10::OptionalDeviceGuard guard(seen && seen->is_privateuseone() ? seen : std::nullopt);

@@ -13,12 +13,17 @@ from depthscope.engine.baseline import Baseline
 from depthscope.explore.surgery import operate
 from depthscope.models.load import load
 
-DEVICE = "simulated:1"
+
+@pytest.fixture(scope="session")
+def device(devices):
+    return devices[1]
 
 
-def test_devices_are_kept_apart():
+def test_devices_are_kept_apart(devices):
     """The devices refuse what a card refuses, or nothing here would mean anything."""
-    here, there, host = (torch.ones(3, 3, device=place) for place in ("simulated:0", "simulated:1", "cpu"))
+    if devices[0] == devices[1]:
+        pytest.skip("needs two devices")
+    here, there, host = (torch.ones(3, 3, device=place) for place in (*devices, "cpu"))
     for one, other in ((here, there), (here, host), (host, here)):
         for act in (torch.add, torch.mm, lambda a, b: torch.cat([a, b]), lambda a, b: torch.where(a > 0, a, b)):
             with pytest.raises(RuntimeError, match="same device"):
@@ -27,9 +32,9 @@ def test_devices_are_kept_apart():
         here.numpy()
 
 
-def test_a_view_is_changed_where_it_lies():
+def test_a_view_is_changed_where_it_lies(device):
     """What the simulation itself could get wrong: operations in place go through copies on the host."""
-    for place in ("cpu", DEVICE):
+    for place in ("cpu", device):
         square = torch.zeros(4, 4, device=place)
         square.diagonal().add_(1.0)
         square[1:3, ::2].mul_(2.0)
@@ -38,18 +43,18 @@ def test_a_view_is_changed_where_it_lies():
 
 
 @pytest.mark.parametrize("stream", ["no", "yes"])
-def test_routes_are_measured_as_on_the_cpu(stream, tmp_path):
+def test_routes_are_measured_as_on_the_cpu(stream, device, tmp_path):
     folder = save("llama", tmp_path / "model")
-    card = load(folder, device=DEVICE, stream=stream)
-    assert card.device == torch.device(DEVICE)
+    card = load(folder, device=device, stream=stream)
+    assert card.device == torch.device(device)
     assert card.stack.streamed == (stream == "yes")
-    require_same(measured(card), measured(load(folder)))
+    require_same(measured(card), measured(load(folder, device="cpu")))
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(device, tmp_path_factory):
     folder = save("gpt2", tmp_path_factory.mktemp("model"))
-    return load(folder), load(folder, device=DEVICE)
+    return load(folder, device="cpu"), load(folder, device=device)
 
 
 def test_prompts_are_read_and_continued_as_on_the_cpu(both):

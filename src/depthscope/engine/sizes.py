@@ -1,7 +1,7 @@
 """How much is computed at once on a device. Affects speed and memory, and numbers only by rounding.
 
 The best sizes for a card are data: `cards.json` holds what `benchmarks/accelerator.py` measured, by card and by model width.
-A card that is not listed uses the sizes of the most similar one; while none is listed, ACCELERATOR.
+A card that is not listed uses the sizes of the most similar one; accelerators other than CUDA's use ACCELERATOR.
 """
 
 import json
@@ -37,7 +37,7 @@ class Sizes:
 CPU = Sizes(tokens=1024, together=1024, rows=1024, slice_width=2048)
 """Measured (benchmarks/speed): 8 MiB of float32 logits stay in the cache during the passes over them."""
 ACCELERATOR = Sizes(tokens=16_384, together=16_384, rows=8192, slice_width=16_384, reductions="triton")
-"""Estimated, not measured: large enough that a matrix product takes many times as long as its launch."""
+"""Estimated: large enough that a matrix product takes many times as long as its launch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ sums are added in another order. The packed copies take as much memory again as 
 packed only if that is at most half of the memory available.
 
 The tanh form of GELU, x · (1 + tanh u) / 2, is computed in float32 as x · σ(2u), the same function: torch has a fast
-vectorised exp, and no fast tanh. In other dtypes each of these operations would round, and torch's fused GELU is used.
+vectorised exp, and no fast tanh. In other dtypes each of these operations would round, and on an accelerator each would be a
+pass over its memory: there torch's fused GELU is used.
 """
 
 import math
@@ -144,8 +145,8 @@ _LINEAR = torch.tensor(LINEAR)
 
 
 def tanh_gelu(given: Tensor) -> Tensor:
-    """GELU in its tanh form, on a CPU, without gradients."""
-    if given.dtype != torch.float32:
+    """GELU in its tanh form, without gradients."""
+    if given.dtype != torch.float32 or given.device.type != "cpu":
         return functional.gelu(given, approximate="tanh")
     doubled = torch.addcmul(_LINEAR, given, given, value=CUBIC)  # of several operations the one with the fewest passes
     return doubled.mul_(given).sigmoid_().mul_(given)

@@ -72,10 +72,13 @@ def _log_probabilities(model: Model, ids: TokenIds, dtype: torch.dtype | None) -
     for index, (block, own) in enumerate(zip(model.stack.blocks, entry.arguments, strict=True)):
         with model.stack.resident(index):
             residual = _call(block, residual, own, model.unembedding.weight.dtype, dtype)
-    for module in model.unembedding.modules:
-        residual = (module if dtype is None else _copied(module, model.unembedding.weight.dtype, dtype))(residual)
-    hidden = model.unembedding.scale(residual).flatten(0, 1)
-    return _logits(model, hidden, dtype).double().log_softmax(-1)
+    if dtype is None:
+        logits = model.unembedding.logits(model.unembedding.hidden(residual))
+    else:
+        for module in model.unembedding.modules:
+            residual = _copied(module, model.unembedding.weight.dtype, dtype)(residual)
+        logits = _converted_logits(model, model.unembedding.scale(residual).flatten(0, 1), dtype)
+    return logits.double().log_softmax(-1)
 
 
 def _call(block: nn.Module, residual: Tensor, own: Arguments, from_: torch.dtype, dtype: torch.dtype | None) -> Tensor:
@@ -87,14 +90,13 @@ def _call(block: nn.Module, residual: Tensor, own: Arguments, from_: torch.dtype
     return residual_of(block(residual, *own.positional, **own.keyword))
 
 
-def _logits(model: Model, hidden: Hidden, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None:
-        return model.unembedding.logits(hidden)
+def _converted_logits(model: Model, hidden: Hidden, dtype: torch.dtype) -> Tensor:
     bias = model.unembedding.linear.bias
     biases = [None] * model.unembedding.vocabulary if bias is None else bias.to(dtype).split(ROWS)
     slices = zip(
         model.unembedding.weight.split(ROWS), biases, strict=False
     )  # whole, W_U converted may be larger than a block
+    hidden = hidden.to(dtype)
     return model.unembedding.map(torch.cat([nn.functional.linear(hidden, rows.to(dtype), b) for rows, b in slices], -1))
 
 

@@ -80,10 +80,11 @@ class Unembedding:
         return self.linear.weight.shape[0]
 
     def hidden(self, residual: Residual) -> Hidden:
-        """What W_U reads for the residual stream after the last block: normalised, positions laid end to end."""
+        """What W_U reads for the residual stream after the last block: normalised, positions laid end to end, in W_U's dtype
+        (Mamba's residual stream is in float32 in a model of any dtype)."""
         for module in self.modules:
             residual = module(residual)
-        return self.scale(residual).flatten(0, 1)
+        return self.scale(residual).flatten(0, 1).to(self.weight.dtype)
 
     def slice(self, hidden: Hidden, start: int, stop: int) -> LogitSlice:
         """Logits of vocabulary entries `start … stop-1`, in the model's own dtype."""

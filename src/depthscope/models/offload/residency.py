@@ -5,8 +5,7 @@ calls a block (a sweep, a pattern, a check, the model's own forward) works as on
 separate thread reads the next. Which one is next follows from the plan of a sweep, given in advance; without a plan, from the
 order of the blocks. The block that will be needed last is evicted first.
 
-On an accelerator a block is copied from host memory (pinned, with CUDA) on a stream of its own, during the computation. This
-has been run on a simulated accelerator only, where streams do not run at the same time.
+On an accelerator a block is copied from host memory (pinned, with CUDA) on a stream of its own, during the computation.
 """
 
 from collections.abc import Iterator, Sequence
