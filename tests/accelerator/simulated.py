@@ -37,6 +37,8 @@ def require_accelerators() -> None:
     module.current_device = lambda: 0
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = module.synchronize = lambda *_: None
+    module.get_rng_state = lambda *_: torch.get_rng_state()  # random numbers are the CPU's
+    module.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     torch._register_device_module(NAME, module)
 
 

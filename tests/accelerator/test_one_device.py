@@ -9,9 +9,15 @@ from saved_models import save
 
 import depthscope as ds
 from accelerator.agreement import IDS, measured, require_same, require_same_table
+from depthscope.data.corpus import Corpus
+from depthscope.data.tasks import LOCAL_TASKS
+from depthscope.data.windows import make_windows
 from depthscope.engine.baseline import Baseline
 from depthscope.explore.surgery import operate
+from depthscope.exports.export_route import export_route
+from depthscope.exports.heal import Recipe, heal
 from depthscope.models.load import load
+from depthscope.routes import parse_route
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +86,29 @@ def test_lenses_are_fitted_on_the_device(lens, both, tmp_path):
         progress=False, **{f"{lens}_lens": str(tmp_path / "lens")},
     )  # fmt: skip
     assert study.table("lens")["mean"].is_finite().all()
+
+
+def test_searches_and_tasks_run_on_the_device(both, tmp_path):
+    how = {"window": 16, "tokens": 128, "export": False, "progress": False, "remove": 1, "method": "greedy"}
+    searched = [ds.prune(model, out=tmp_path / f"cut{at}", **how) for at, model in enumerate(both)]
+    require_same_table(searched[1].table("prune_steps"), searched[0].table("prune_steps"), "prune_steps")
+    pytest.importorskip("lm_eval", reason="tasks need lm-eval")
+    how = {"limit": 3, "tokens": 100, "window": 25, "progress": False}
+    evaluated = [
+        ds.evaluate(model, list(LOCAL_TASKS), "drop(1)", out=tmp_path / f"tasks{at}", **how)
+        for at, model in enumerate(both)
+    ]
+    for table in ("tasks", "edit_kl"):
+        require_same_table(evaluated[1].table(table), evaluated[0].table(table), table)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers by the old name
+def test_a_cut_model_is_healed_on_the_device(device, tmp_path):
+    pytest.importorskip("peft", reason="healing needs peft")
+    folder = save("llama", tmp_path / "whole")
+    export_route(load(folder, device="cpu"), parse_route("0 2-3", 4), tmp_path / "cut", fresh=False)
+    student, teacher = (load(place, device=device) for place in (tmp_path / "cut", folder))
+    texts = [text[:400] for text in list(Corpus().documents())[:24]]
+    windows = make_windows(ds.corpus(texts, tokens=1500), teacher, length=32)
+    recipe = Recipe(rank=4, rate=0.01, batch_tokens=256)
+    assert heal(student, teacher, windows, tmp_path / "healed", recipe, fresh=False).improved
