@@ -56,11 +56,11 @@ def steps(options: argparse.Namespace) -> dict[str, Step]:
     chosen = FEW if options.tiny else tuple(families.FAMILIES)
     return {
         "replay and edits, float32": lambda d: _families(d, chosen, options.device, torch.float32),
+        "replay and edits, bfloat16": lambda d: _families(d, chosen, options.device, torch.bfloat16),
         "a sweep against the CPU's": lambda d: _against_cpu(options.device, 2 if options.tiny else 8),
         "forms of the passes over the vocabulary": lambda d: _forms(options.device, options.tiny),
         "waiting for the device": lambda d: _waits(options.device),
         "streamed blocks": lambda d: _streamed(options.device, options.tiny),
-        "replay and edits, bfloat16": lambda d: _families(d, chosen, options.device, torch.bfloat16),
     }
 
 

@@ -13,6 +13,7 @@ from benchmarks.speed.shapes import MODELS, SHAPES
 from benchmarks.speed.sweeps import ALTERNATIVES, compare
 from benchmarks.speed.table import PAGE, Comparison, Fact, machine, results, written_into
 from benchmarks.speed.workers import ENVIRONMENTS
+from depthscope.allocator import keep_freed
 from depthscope.models.from_files import DTYPES
 
 QUICK = {"shapes": "gpt2-small", "alternatives": "hooks,floor", "parts": "sweeps,short", "rounds": 1, "windows": 1}
@@ -72,6 +73,7 @@ def how(options: argparse.Namespace, minutes: float) -> str:
 def main() -> None:
     """Measure, print, and write if asked to."""
     options = parsed()
+    keep_freed()  # as commands do
     start = time.perf_counter()
     comparisons: list[Comparison] = []
     facts: list[Fact] = []
