@@ -177,9 +177,13 @@ def test_measuring_a_part_again_keeps_the_other_lines_of_the_run(monkeypatch, tm
     assert "2 GB" not in after
     assert "Medians of 3 rounds" in after
     assert "measured again: memory." in after
-    with pytest.raises(SystemExit):
-        printed("--again")
-    assert "expected --parts with some of" in capsys.readouterr().err
+    monkeypatch.setattr(speed, "compare", lambda shape, dtype, *_: [line(model=shape.name, dtype=dtype)])
+    sweeps = ("--parts", "sweeps", "--dtypes", "float32", "--again", "--shapes")
+    printed(*sweeps, "llama-16")
+    after = printed(*sweeps, "gpt2-small")
+    assert after.index("| gpt2-small | float32") < after.index("| llama-16 | float32")
+    assert "| memory | 4 GB | – |" in after
+    assert "measured again: llama-16. After that" in after
 
 
 def test_results_are_put_between_the_markers_of_the_page():

@@ -3,9 +3,10 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import date
+from typing import TypeVar
 
 from benchmarks.speed import parts
 from benchmarks.speed.routes import SWEEPS
@@ -17,6 +18,7 @@ from depthscope.allocator import keep_freed
 from depthscope.models.from_files import DTYPES
 
 QUICK = {"shapes": "gpt2-small", "alternatives": "hooks,floor", "parts": "sweeps,short", "rounds": 1, "windows": 1}
+Kind = TypeVar("Kind", Comparison, Fact)
 RAW = ENVIRONMENTS.parent / "speed.json"
 
 
@@ -32,7 +34,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--parts", default=",".join(parts.NAMES), help=f"some of {', '.join(parts.NAMES)}")
     add("--rounds", type=int, default=3)
     add("--windows", type=int, help="windows of one repetition (by default what the shape says)")
-    add("--again", action="store_true", help="measure the parts again, and keep what the last run found of the others")
+    add(
+        "--again",
+        action="store_true",
+        help="measure these shapes and parts again, and keep what the last run found of others",
+    )
     add(
         "--write",
         nargs="?",
@@ -45,10 +51,6 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         for name, value in QUICK.items():
             if getattr(options, name) == parser.get_default(name):
                 setattr(options, name, value)
-    if options.again and "sweeps" in options.parts:
-        parser.error(
-            "--again is for the parts besides the sweeps: expected --parts with some of " + ", ".join(parts.PARTS)
-        )
     known = {
         "shapes": SHAPES, "dtypes": DTYPES, "sweeps": SWEEPS, "alternatives": ALTERNATIVES, "parts": parts.NAMES,
     }  # fmt: skip
@@ -71,50 +73,59 @@ def how(options: argparse.Namespace, minutes: float) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write if asked to."""
+    """Measure, print, and write if asked to. A run that is stopped leaves what it has measured for one with --again."""
     options = parsed()
     keep_freed()  # as commands do
     start = time.perf_counter()
-    comparisons: list[Comparison] = []
-    facts: list[Fact] = []
-    before = ""
-    if options.again:
-        comparisons, facts, before = _kept()
+    comparisons, facts, before = _kept() if options.again else ([], [], "")
+
+    def said() -> str:
+        if before:
+            parts_again = [part for part in options.parts if part != "sweeps"]
+            again = ", ".join([*(options.shapes if "sweeps" in options.parts else []), *parts_again])
+            return f"{before} After that, on {date.today()}, measured again: {again}."
+        return how(options, (time.perf_counter() - start) / 60)
+
     if "sweeps" in options.parts:
         sweeps = {name: SWEEPS[name] for name in options.sweeps}
         for shape in (SHAPES[name] for name in options.shapes):
             timed = replace(shape, windows=options.windows or shape.windows)
             for dtype in options.dtypes:
                 tell(f"{shape.name}, {dtype}")
-                comparisons += compare(timed, dtype, sweeps, options.alternatives, options.rounds, tell)
-                _keep(comparisons, facts)
+                new = compare(timed, dtype, sweeps, options.alternatives, options.rounds, tell)
+                comparisons = _together(comparisons, new, _line)
+                _keep(comparisons, facts, said())
     for part in (part for part in options.parts if part in parts.PARTS):
         tell(part)
-        new = parts.PARTS[part](options.rounds, tell)
-        facts = [*(fact for fact in facts if fact.what not in {one.what for one in new}), *new]
-        _keep(comparisons, facts, before)
-    minutes = (time.perf_counter() - start) / 60
-    again = f"{before} After that, on {date.today()}, measured again: {', '.join(options.parts)}."
-    said = again if options.again else how(options, minutes)
-    _keep(comparisons, facts, said)
-    block = results(comparisons, facts, said)
+        facts = _together(facts, parts.PARTS[part](options.rounds, tell), lambda fact: fact.what)
+        _keep(comparisons, facts, said())
+    comparisons.sort(key=lambda line: (list(SHAPES).index(line.model), list(DTYPES).index(line.dtype)))
+    block = results(comparisons, facts, said())
     print("\n" + block)
     if options.write:
         PAGE.write_text(written_into(PAGE.read_text(), block, options.write))
 
 
-def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str = "") -> None:
+def _line(one: Comparison) -> tuple[str, ...]:
+    return one.model, one.dtype, one.edits, one.against
+
+
+def _together(before: Sequence[Kind], new: Sequence[Kind], what: Callable[[Kind], object]) -> list[Kind]:
+    """What was measured before, without what has been measured again, and that."""
+    again = {what(one) for one in new}
+    return [*(one for one in before if what(one) not in again), *new]
+
+
+def _keep(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str) -> None:
     RAW.parent.mkdir(exist_ok=True)
     kept = {"comparisons": [*map(asdict, comparisons)], "facts": [*map(asdict, facts)], "said": said}
     RAW.write_text(json.dumps(kept, indent=1))
 
 
 def _kept() -> tuple[list[Comparison], list[Fact], str]:
-    kept = json.loads(RAW.read_text()) if RAW.exists() else {}
-    if not kept.get("said"):
-        raise SystemExit(
-            f"--again adds to a finished run: expected one in {RAW.parent.name}/{RAW.name}; run without it first"
-        )
+    if not RAW.exists():
+        raise SystemExit(f"--again adds to a run: expected one in {RAW.parent.name}/{RAW.name}; run without it first")
+    kept = json.loads(RAW.read_text())
     comparisons = [Comparison(**line | {"ratios": tuple(line["ratios"])}) for line in kept["comparisons"]]
     return comparisons, [Fact(**fact) for fact in kept["facts"]], kept["said"]
 
