@@ -34,6 +34,8 @@ def test_devices_are_kept_apart(devices):
         for act in (torch.add, torch.mm, lambda a, b: torch.cat([a, b]), lambda a, b: torch.where(a > 0, a, b)):
             with pytest.raises(RuntimeError, match="same device"):
                 act(one, other)
+    with pytest.raises(RuntimeError):  # a single number may come from the host, but not here
+        torch.addcmul(torch.tensor(1.0), here, here)
     with pytest.raises(TypeError):
         here.numpy()
 
