@@ -2,6 +2,7 @@
 
 from itertools import pairwise, product
 
+import plotly.graph_objects as go
 import polars as pl
 
 from depthscope.report.traces import alone, traces
@@ -136,8 +137,8 @@ def task_tables(depth, documents):
 
 
 def plotted(panel, x_is=None):
-    """A panel's marks as plotly's traces."""
-    return traces(panel, alone(panel), x_is=x_is)
+    """A panel's marks as plotly's traces, which refuse what plotly does not know."""
+    return go.Figure(traces(panel, alone(panel), x_is=x_is)).data
 
 
 def map_tables(depth, documents):

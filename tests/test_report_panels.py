@@ -167,7 +167,7 @@ def test_every_look_has_a_marker_and_a_dash_of_its_own_in_print():
 def test_panels_side_by_side_keep_their_rows_bands_levels_and_notes():
     panel = everything()
     other = replace(panel, name="other")
-    shown = grid(Section(panels=[panel, other], across=2), "layer")
+    shown = go.Figure(*grid(Section(panels=[panel, other], across=2), "layer"))
     assert len(shown.data) == 2 * len(panel.marks)
     for place, (x, rows) in enumerate((("x", ["y", "y3", "y4"]), ("x2", ["y2", "y5", "y6"]))):
         traces = shown.data[5 * place : 5 * place + 5]

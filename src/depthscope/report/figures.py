@@ -1,6 +1,6 @@
 """The figures by name, each as one plotly figure for notebooks; the page uses the same panels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from depthscope.report.sections import (
     token_classes,
 )
 from depthscope.report.sections.default import default_section
-from depthscope.report.traces import Cell, alone, hovermode, layout, plain, traces
+from depthscope.report.traces import Cell, alone, axis_key, hovermode, layout, plain, traces, with_margins
 from depthscope.report.unexpected import as_run_error
 from depthscope.run.store import RunDirectory
 from depthscope.schema.declaration import Experiment
@@ -86,6 +86,8 @@ FIGURES: dict[str, Kind] = {
     )
 }
 """The built-in figures, in the order of the page."""
+Drawn = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Traces and layout of a figure."""
 SEPARATE: dict[str, Kind] = {prune.KIND.name: prune.KIND}
 """Figures of experiments that are no part of a study, for runs that have them."""
 
@@ -147,9 +149,9 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
     if not section.panels:
         raise RunError(f"{run.path} has no data for the figure {name!r}. {' '.join(section.missing)}".strip())
     with as_run_error(run.path, f"the figure {name!r}"):
-        shown = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
-    shown.update_layout(
-        title={
+        drawn, whole = _alone(section.panels[0], axis) if len(section.panels) == 1 else grid(section, axis)
+    whole |= {
+        "title": {
             "text": plain(f"{there[name].title}: {run.settings.subject}"),
             "x": 0,
             "xref": "paper",
@@ -157,66 +159,63 @@ def figure(run: RunDirectory, name: str, axis: str = LAYER) -> go.Figure:
             "yref": "container",
             "yanchor": "top",
         },
-        template="plotly_white",
-        font={"family": FONT, "size": 13},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12, "yanchor": "bottom"},
-        margin={"l": 56, "r": 24, "t": 92, "b": 56},
-    )
-    shown.update_xaxes(automargin=True)
-    shown.update_yaxes(automargin=True)
-    return shown
+        "template": "plotly_white",
+        "font": {"family": FONT, "size": 13},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12, "yanchor": "bottom"},
+        "margin": {"l": 56, "r": 24, "t": 92, "b": 56},
+    }
+    return go.Figure(drawn, with_margins(whole))  # made once: plotly checks all of a figure whenever it is changed
 
 
-def _alone(panel: Panel, axis: str) -> go.Figure:
+def _alone(panel: Panel, axis: str) -> Drawn:
     cell = alone(panel)
     whole = {**layout(panel, cell, x_is=axis), "height": panel.height + 120}
-    shown = go.Figure(traces(panel, cell, x_is=axis), whole)
-    return shown if panel.together else shown.update_layout(hovermode="closest")
+    return traces(panel, cell, x_is=axis), whole if panel.together else whole | {"hovermode": "closest"}
 
 
-def grid(section: Section, axis: str) -> go.Figure:
+def grid(section: Section, axis: str) -> Drawn:
     """A section's panels in rows of `across`, with one legend entry per curve name."""
     columns = min(section.across, len(section.panels))
     rows = -(-len(section.panels) // columns)
     maps = any(isinstance(mark, Heat) for panel in section.panels for mark in panel.marks)
-    shown = make_subplots(
+    whole: dict[str, Any] = make_subplots(
         rows=rows,
         cols=columns,
         horizontal_spacing=0.14 if maps else 0.09,
         vertical_spacing=0.32 / rows,
         subplot_titles=[plain(panel.called) for panel in section.panels],
-    )
+    ).layout.to_plotly_json()
+    whole |= {"height": 120 + 300 * rows, "hovermode": hovermode(section.panels)}
+    drawn: list[dict[str, Any]] = []
     named: set[str] = set()
     free = len(section.panels) + 1
     for place, panel in enumerate(section.panels):
-        cell = _cell(shown, panel, place, free)
+        cell = _cell(whole, panel, place, free)
         free += len(panel.y) - 1
         for trace in traces(panel, cell, x_is=axis):
-            if isinstance(trace, go.Heatmap):
-                _beside(trace, shown, place)
-            elif trace.showlegend is not False:
-                trace.update(legendgroup=trace.name, showlegend=trace.name not in named)
-                named.add(trace.name)
-            shown.add_trace(trace)
-        drawn = layout(panel, cell, x_is=axis)
-        over = {key: [*shown.layout[key], *drawn.pop(key, ())] for key in ("shapes", "annotations")}
-        shown.update_layout({**drawn, **over})
-    shown.update_layout(height=120 + 300 * rows, hovermode=hovermode(section.panels))
-    return shown
+            if trace["type"] == "heatmap":
+                trace["colorbar"] = trace.get("colorbar", {}) | _beside(whole, cell)
+            elif trace.get("showlegend", True):
+                trace |= {"legendgroup": trace["name"], "showlegend": trace["name"] not in named}
+                named.add(trace["name"])
+            drawn.append(trace)
+        for key, value in layout(panel, cell, x_is=axis).items():
+            if key in ("shapes", "annotations"):
+                whole[key] = [*whole.get(key, ()), *value]
+            else:
+                whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+    return drawn, whole
 
 
-def _cell(shown: go.Figure, panel: Panel, place: int, free: int) -> Cell:
+def _cell(whole: Mapping[str, Any], panel: Panel, place: int, free: int) -> Cell:
     """A subplot's axes; further rows of its panel get separate y axes, numbered from `free`."""
     number = "" if place == 0 else str(place + 1)
     more = (f"y{free + row}" for row in range(len(panel.y) - 1))
-    axes: Any = shown.layout
-    return Cell(x=f"x{number}", y=(f"y{number}", *more), height=axes[f"yaxis{number}"].domain)
+    return Cell(x=f"x{number}", y=(f"y{number}", *more), height=tuple(whole[f"yaxis{number}"]["domain"]))
 
 
-def _beside(trace: go.Heatmap, shown: go.Figure, place: int) -> None:
-    """Place the colour bar next to its subplot."""
-    number = "" if place == 0 else str(place + 1)
-    axes: Any = shown.layout
-    low, high = axes[f"yaxis{number}"].domain
-    beside = axes[f"xaxis{number}"].domain[1]
-    trace.update(colorbar={"x": beside, "xanchor": "left", "y": (low + high) / 2, "len": high - low})
+def _beside(whole: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Where a colour bar is next to its subplot."""
+    low, high = cell.height
+    beside = whole[axis_key(cell.x)]["domain"][1]
+    return {"x": beside, "xanchor": "left", "y": (low + high) / 2, "len": high - low}

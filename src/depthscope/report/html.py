@@ -13,13 +13,14 @@ from importlib import resources
 from typing import Any, Protocol, runtime_checkable
 
 import jinja2
-import plotly.graph_objects as go
+import numpy as np
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from depthscope.report.palette import FONT, Look
 from depthscope.report.panels import Panel
 from depthscope.report.section import Section
-from depthscope.report.traces import alone, axis, hovermode, layout, traces
+from depthscope.report.traces import alone, axis, hovermode, layout, traces, with_margins
 
 TEMPLATES = ("base.html", "parts.html", "page.html", "comparison.html", "series.html")
 
@@ -101,21 +102,27 @@ def script_json(data: Any) -> str:
 def specification(panel: Panel) -> dict[str, Any]:
     """A panel as plotly JSON for the page's script, without title and legend: the page has its own."""
     cell = alone(panel)
-    # The default template would add about 7 kB of styles for other chart types to each panel; it is made unless one is given.
-    shown = go.Figure(traces(panel, cell), layout(panel, cell) | {"template": "none"})
-    shown.update_layout(
-        font={"family": FONT, "size": 12},
-        margin={"l": panel.left, "r": 8, "t": 8, "b": 40},
-        height=panel.height,
-        showlegend=False,
-        dragmode=False,
-        hovermode=hovermode([panel]),
-    )
-    shown.update_xaxes(automargin=True)
-    shown.update_yaxes(automargin=True)
-    drawn = json.loads(shown.to_json() or "{}")
+    arranged = with_margins(layout(panel, cell)) | {
+        "font": {"family": FONT, "size": 12},
+        "margin": {"l": panel.left, "r": 8, "t": 8, "b": 40},
+        "height": panel.height,
+        "showlegend": False,
+        "dragmode": False,
+        "hovermode": hovermode([panel]),
+    }
+    data = [{key: _compact(value) for key, value in trace.items()} for trace in traces(panel, cell)]
+    # plotly's encoder writes what JSON has no number for as null.
+    drawn = json.loads(to_json_plotly({"data": data, "layout": arranged}))
     relative = axis(panel.relative) if panel.relative else None
     return {**drawn, "relative": relative, "log": panel.log, "called": panel.called}
+
+
+def _compact(value: Any) -> Any:
+    """An array as plotly's typed array: half as long as its numbers in JSON, and NaN stays."""
+    if not isinstance(value, np.ndarray):
+        return value
+    content = base64.b64encode(np.ascontiguousarray(value, dtype="<f8").tobytes()).decode()
+    return {"dtype": "f8", "bdata": content, "shape": ", ".join(map(str, value.shape))}
 
 
 @cache

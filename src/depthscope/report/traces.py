@@ -1,5 +1,8 @@
 """Panels drawn by plotly, for the page, notebooks and the explorer: traces, axes, shapes and annotations.
 
+All are plain dicts, which the page gets as they are: making plotly's objects of them, which check every value, takes three
+quarters of a page's time.
+
 `meta` names a trace's look, from which the page takes its colour. `customdata` of points holds `Points.rows`: layer, relative
 depth and the interval's bounds; for heat maps it holds only the bounds.
 """
@@ -10,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float64
 
 from depthscope.report.measured import Value, scientific
@@ -68,13 +70,16 @@ def in_template(text: str) -> str:
     return plain(text).replace("{", "&#123;")
 
 
-def traces(panel: Panel, cell: Cell, *, x_is: str | None = None) -> list[Any]:
-    """The marks as traces, in order.
+def traces(panel: Panel, cell: Cell, *, x_is: str | None = None) -> list[dict[str, Any]]:
+    """The marks as traces, in order. Matrices are arrays.
 
     `x_is`: layer or relative depth, for a static figure: points that a logarithmic axis cannot show are then empty. None: the
     page's script handles both, so it gets x by layer and every point.
     """
-    return [_trace(panel, mark, x_is).update(_on(cell, mark.row)) for mark in panel.marks]
+    return [
+        {key: value for key, value in {**_trace(panel, mark, x_is), **_on(cell, mark.row)}.items() if value is not None}
+        for mark in panel.marks
+    ]
 
 
 def layout(panel: Panel, cell: Cell, *, x_is: str | None = None) -> dict[str, Any]:
@@ -87,6 +92,12 @@ def layout(panel: Panel, cell: Cell, *, x_is: str | None = None) -> dict[str, An
     if panel.together and len(panel.y) > 1:
         found["hoversubplots"] = "axis"
     return found
+
+
+def with_margins(whole: dict[str, Any]) -> dict[str, Any]:
+    """A layout whose axes make room for their labels."""
+    automatic = {key: own | {"automargin": True} for key, own in whole.items() if key.startswith(("xaxis", "yaxis"))}
+    return whole | automatic
 
 
 def hovermode(panels: Sequence[Panel]) -> str:
@@ -150,7 +161,7 @@ def _on(cell: Cell, row: int) -> dict[str, str]:
     return {key: name for key, name in axes.items() if name not in ("x", "y")}
 
 
-def _trace(panel: Panel, mark: Mark, x_is: str | None) -> Any:
+def _trace(panel: Panel, mark: Mark, x_is: str | None) -> dict[str, Any]:
     if isinstance(mark, Points):
         return _points(panel, mark, x_is)
     if isinstance(mark, Bars):
@@ -158,27 +169,28 @@ def _trace(panel: Panel, mark: Mark, x_is: str | None) -> Any:
     return _heat(mark) if isinstance(mark, Heat) else _strips(mark)
 
 
-def _points(panel: Panel, points: Points, x_is: str | None) -> go.Scatter:
+def _points(panel: Panel, points: Points, x_is: str | None) -> dict[str, Any]:
     look = points.look
     by_share = x_is == RELATIVE_DEPTH and panel.relative is not None and points.shares
     symbol: Any = look.marker
     if points.hollow:
         symbol = [f"{look.marker}-open" if hollow else look.marker for hollow in points.hollow]
-    return go.Scatter(
-        x=list(points.shares) if by_share else [_at(x) for x in points.x],
-        y=[_at(y) for y in points.y] if x_is is None else [_escaped(y) for y in panel.drawn_y(points)],
-        error_x=_error(points, "x"),
-        error_y=_error(points, "y"),
-        customdata=[list(row) for row in points.rows()],
-        text=[_said(one) for one in points.hover],
-        hovertemplate="%{text}<extra></extra>",
-        mode="lines+markers" if points.line else "markers",
-        name=plain(points.name),
-        meta=look.name,
-        line={"color": look.light, "width": 1.75, "dash": look.dash} if points.line else None,
-        marker={"color": look.light, "symbol": symbol, "size": points.size},
-        showlegend=None if points.legend else False,
-    )
+    return {
+        "type": "scatter",
+        "x": list(points.shares) if by_share else [_at(x) for x in points.x],
+        "y": [_at(y) for y in points.y] if x_is is None else [_escaped(y) for y in panel.drawn_y(points)],
+        "error_x": _error(points, "x"),
+        "error_y": _error(points, "y"),
+        "customdata": [list(row) for row in points.rows()],
+        "text": [_said(one) for one in points.hover],
+        "hovertemplate": "%{text}<extra></extra>",
+        "mode": "lines+markers" if points.line else "markers",
+        "name": plain(points.name),
+        "meta": look.name,
+        "line": {"color": look.light, "width": 1.75, "dash": look.dash} if points.line else None,
+        "marker": {"color": look.light, "symbol": symbol, "size": points.size},
+        "showlegend": None if points.legend else False,
+    }
 
 
 def _error(points: Points, which: Any) -> dict[str, Any] | None:
@@ -200,29 +212,30 @@ def _translucent(look: Look) -> str:
     return f"rgba({', '.join(str(int(look.light[i : i + 2], 16)) for i in (1, 3, 5))}, 0.4)"
 
 
-def _bars(mark: Bars) -> go.Bar:
+def _bars(mark: Bars) -> dict[str, Any]:
     """The bars, each with centred text."""
-    return go.Bar(
-        base=[bar.start for bar in mark.bars],
-        x=[bar.end - bar.start for bar in mark.bars],
-        y=[mark.y] * len(mark.bars),
-        width=mark.thickness,
-        orientation="h",
-        meta=mark.look.name,
-        marker={"color": mark.look.light, "opacity": [bar.shade for bar in mark.bars]},
-        text=[plain(bar.text) for bar in mark.bars],
-        textfont={"color": mark.look.light},
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        hovertext=[_said(bar.hover) for bar in mark.bars],
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-        name=plain(mark.name),
-    )
+    return {
+        "type": "bar",
+        "base": [bar.start for bar in mark.bars],
+        "x": [bar.end - bar.start for bar in mark.bars],
+        "y": [mark.y] * len(mark.bars),
+        "width": mark.thickness,
+        "orientation": "h",
+        "meta": mark.look.name,
+        "marker": {"color": mark.look.light, "opacity": [bar.shade for bar in mark.bars]},
+        "text": [plain(bar.text) for bar in mark.bars],
+        "textfont": {"color": mark.look.light},
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "textangle": 0,
+        "hovertext": [_said(bar.hover) for bar in mark.bars],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "showlegend": False,
+        "name": plain(mark.name),
+    }
 
 
-def _heat(mark: Heat) -> go.Heatmap:
+def _heat(mark: Heat) -> dict[str, Any]:
     numbers = np.array([[_numbers(value) for value in row] for row in mark.cells])
     form = ".1%" if mark.share else ".3~g"
     known = not np.isnan(numbers[..., 1:]).all()
@@ -231,27 +244,28 @@ def _heat(mark: Heat) -> go.Heatmap:
     gap = 0 if mark.crowded else 1
     shown = "customdata[2]" if mark.log else "z"
     ends = numbers[..., [1, 2, 0]] if mark.log else numbers[..., 1:]
-    return go.Heatmap(
-        z=mark.shades,
-        x=[plain(one) for one in mark.columns] or None,
-        customdata=ends,
-        meta=mark.look.name,
-        colorscale=[[at, colour] for at, colour in mark.colours],
-        zmid=0 if mark.signed and mark.end is None else None,
-        zmin=None if mark.end is None else -mark.end if mark.signed else 0,
-        zmax=mark.end,
-        colorbar={
+    return {
+        "type": "heatmap",
+        "z": mark.shades,
+        "x": [plain(one) for one in mark.columns] or None,
+        "customdata": ends,
+        "meta": mark.look.name,
+        "colorscale": [[at, colour] for at, colour in mark.colours],
+        "zmid": 0 if mark.signed and mark.end is None else None,
+        "zmin": None if mark.end is None else -mark.end if mark.signed else 0,
+        "zmax": mark.end,
+        "colorbar": {
             "thickness": 10,
             "outlinewidth": 0,
             "xpad": 4,
             "len": 1,
             **(_decades(mark.shades) if mark.log else {"tickformat": ".3~%" if mark.share else "~g"}),
         },
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{{shown}:{form}}}</b>{bounds}<extra></extra>",
-        hoverongaps=False,
-        xgap=gap,
-        ygap=gap,
-    )
+        "hovertemplate": f"{rows} %{{y}}, {columns} %{{x}}: <b>%{{{shown}:{form}}}</b>{bounds}<extra></extra>",
+        "hoverongaps": False,
+        "xgap": gap,
+        "ygap": gap,
+    }
 
 
 def _decades(shades: Float64[np.ndarray, "row column"]) -> dict[str, Any]:
@@ -260,20 +274,21 @@ def _decades(shades: Float64[np.ndarray, "row column"]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": ticks, "ticktext": [scientific(10**at, 1) for at in ticks]}
 
 
-def _strips(mark: Strips) -> go.Heatmap:
-    return go.Heatmap(
-        z=np.array([[math.nan if value is None else value for value in row] for row in mark.cells], dtype=float),
-        text=[[_said(one) for one in row] for row in mark.hover],
-        meta=mark.look.name,
-        colorscale=[[at, colour] for at, colour in mark.colours],
-        zmin=-mark.furthest,
-        zmax=mark.furthest,
-        showscale=False,
-        hovertemplate="%{text}<extra></extra>",
-        hoverongaps=False,
-        ygap=18,
-        xgap=1,
-    )
+def _strips(mark: Strips) -> dict[str, Any]:
+    return {
+        "type": "heatmap",
+        "z": np.array([[math.nan if value is None else value for value in row] for row in mark.cells], dtype=float),
+        "text": [[_said(one) for one in row] for row in mark.hover],
+        "meta": mark.look.name,
+        "colorscale": [[at, colour] for at, colour in mark.colours],
+        "zmin": -mark.furthest,
+        "zmax": mark.furthest,
+        "showscale": False,
+        "hovertemplate": "%{text}<extra></extra>",
+        "hoverongaps": False,
+        "ygap": 18,
+        "xgap": 1,
+    }
 
 
 def _drawn_over(panel: Panel, cell: Cell) -> dict[str, list[Any]]:
