@@ -1,6 +1,9 @@
 """Where the time of a sweep goes, by what torch is asked for: a profile of one repetition.
 
     python benchmarks/breakdown.py [--shape gpt2-small] [--dtypes float32 bfloat16] [--sweep "all four"]
+    OMP_NUM_THREADS=1 python benchmarks/breakdown.py --shape bookshelf-gpt2 --dtypes float32 --sweep surgery
+
+The second line is of the explorer's surgery on one window, by seconds of one core.
 
 Prints, per dtype, the share of each group of operations and the five costliest operations outside matrix products.
 """
@@ -8,6 +11,7 @@ Prints, per dtype, the share of each group of operations and the five costliest 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -17,9 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.speed.ours import PIECES
 from benchmarks.speed.routes import SWEEPS, sweep_routes
-from benchmarks.speed.shapes import SHAPES, loaded, windows
+from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows
 from benchmarks.speed.table import machine
+from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
+from depthscope.explore.prompt import TOP
+from depthscope.explore.surgery import operate
+from depthscope.models.model import Model
 
 GROUPS = {
     "products with weights": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
@@ -33,16 +41,15 @@ GROUPS = {
     ),
 }  # fmt: skip
 REST = "everything else"
+SURGERY = "surgery"
 
 
 def breakdown(shape: str, dtype: str, sweep: str) -> tuple[Counter[str], Counter[str]]:
     """Seconds by group, and by operation outside matrix products, of one repetition."""
     model = loaded(SHAPES[shape], dtype)
-    text = windows(SHAPES[shape])
-    meter = RouteMeter(model, sweep_routes(SWEEPS[sweep], model.depth), PIECES)
-    RouteMeter(model, sweep_routes(SWEEPS["drop"], model.depth)[-2:], PIECES).measure(*text)
+    once = _surgery(model, SHAPES[shape]) if sweep == SURGERY else _sweep(model, SHAPES[shape], sweep)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        meter.measure(*text)
+        once()
     groups: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for event in seen.key_averages():
@@ -53,12 +60,32 @@ def breakdown(shape: str, dtype: str, sweep: str) -> tuple[Counter[str], Counter
     return groups, others
 
 
+def _sweep(model: Model, shape: Shape, sweep: str) -> Callable[[], object]:
+    """One repetition, after what only the first one pays for."""
+    text = windows(shape)
+    meter = RouteMeter(model, sweep_routes(SWEEPS[sweep], model.depth), PIECES)
+    RouteMeter(model, sweep_routes(SWEEPS["drop"], model.depth)[-2:], PIECES).measure(*text)
+    return lambda: meter.measure(*text)
+
+
+def _surgery(model: Model, shape: Shape) -> Callable[[], object]:
+    """As the explorer does it, after a first time."""
+    ids = windows(shape, 1)[0]
+
+    def once() -> None:
+        with model.measuring():
+            operate(model, Baseline(model, ids, ids), TOP)
+
+    once()
+    return once
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Where the time of a sweep goes.")
     parser.add_argument("--shape", default="gpt2-small", choices=SHAPES)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--sweep", default="all four", choices=SWEEPS)
+    parser.add_argument("--sweep", default="all four", choices=[*SWEEPS, SURGERY])
     options = parser.parse_args()
     print(f"{options.shape}, {options.sweep}; {machine()}; {date.today()}")
     for dtype in options.dtypes:

@@ -16,7 +16,7 @@ from benchmarks.card.record import Deadline, Line, Step
 from benchmarks.card.shapes import LLAMA_8B, PYTHIA_1B, PYTHIA_7B, SMALL
 from benchmarks.speed.floor import ROWS, SLICES, Floor
 from benchmarks.speed.hooks import Hooks
-from benchmarks.speed.memory import forget_peak, peak
+from benchmarks.speed.memory import forget_peak, resident
 from benchmarks.speed.rounds import seconds
 from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows
@@ -154,7 +154,7 @@ def _prompt(shape: Shape, bound: float | None, options: argparse.Namespace, _dea
 
 
 def _peak(device: str) -> float:
-    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else peak()
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else resident("VmHWM")
 
 
 def _forget_peak(device: str) -> None:

@@ -8,14 +8,17 @@ from dataclasses import asdict, replace
 from datetime import date
 from typing import TypeVar
 
+import torch
+
 from benchmarks.speed import parts
+from benchmarks.speed.rounds import in_a_new_process, tell
 from benchmarks.speed.routes import SWEEPS
 from benchmarks.speed.shapes import MODELS, SHAPES
 from benchmarks.speed.sweeps import ALTERNATIVES, compare
-from benchmarks.speed.table import PAGE, Comparison, Fact, machine, results, written_into
+from benchmarks.speed.table import PAGE, Comparison, Fact, machine, machine_block, results, written_into
 from benchmarks.speed.workers import ENVIRONMENTS
-from depthscope.allocator import keep_freed
 from depthscope.models.from_files import DTYPES
+from depthscope.models.half_precision import SLOWER, time_of_products
 
 QUICK = {"shapes": "gpt2-small", "alternatives": "hooks,floor", "parts": "sweeps,short", "rounds": 1, "windows": 1}
 Kind = TypeVar("Kind", Comparison, Fact)
@@ -28,7 +31,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="gpt2-small, one window, one round, hooks and floor; 2 to 3 minutes")
     add("--shapes", default=",".join(MODELS), help=f"some of {', '.join(SHAPES)}")
-    add("--dtypes", default="float32,bfloat16")
+    add("--dtypes", default=",".join(dtypes_here()), help="by default float32, and bfloat16 where it is not slower")
     add("--sweeps", default=",".join(SWEEPS), help=f"some of {', '.join(SWEEPS)}")
     add("--alternatives", default=",".join(ALTERNATIVES), help=f"some of {', '.join(ALTERNATIVES)}, or none")
     add("--parts", default=",".join(parts.NAMES), help=f"some of {', '.join(parts.NAMES)}")
@@ -37,14 +40,14 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--again",
         action="store_true",
-        help="measure these shapes and parts again, and keep what the last run found of others",
+        help="measure these shapes and parts again, and keep what the last run found of others (--parts none: all of it)",
     )
     add(
         "--write",
         nargs="?",
-        const="results",
+        const=machine_block(),
         metavar="BLOCK",
-        help=f"put the results into docs/{PAGE.name}, into a block",
+        help=f"put the results into docs/{PAGE.name}, into a block (by default {machine_block()}, for this processor)",
     )
     options = parser.parse_args(arguments)
     if options.quick:
@@ -62,24 +65,33 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def dtypes_here() -> list[str]:
+    """float32, and bfloat16 unless the processor computes it so slowly that its lines would take the night."""
+    return ["float32", *(["bfloat16"] if time_of_products(torch.bfloat16) < SLOWER else [])]
+
+
 def how(options: argparse.Namespace, minutes: float) -> str:
     """Where, when and what was run."""
+    left_out = " bfloat16 is left out: its products are slower here than float32's."
+    if "bfloat16" in [*options.dtypes, *dtypes_here()]:
+        left_out = ""
     return (
         f"{machine()}; {date.today()}. Medians of {options.rounds} rounds (range in brackets), {minutes:.0f} minutes in all. "
         "Ours is timed whole. Of the alternatives, one edit of each kind at a layer drawn anew is timed in every round and "
         "multiplied by the number of layers (a full forward costs the same at each), plus the baseline where it is "
-        "computed once."
+        "computed once." + left_out
     )
 
 
 def main() -> None:
     """Measure, print, and write if asked to. A run that is stopped leaves what it has measured for one with --again."""
     options = parsed()
-    keep_freed()  # as commands do
     start = time.perf_counter()
     comparisons, facts, before = _kept() if options.again else ([], [], "")
 
     def said() -> str:
+        if before and not options.parts:
+            return before
         if before:
             parts_again = [part for part in options.parts if part != "sweeps"]
             again = ", ".join([*(options.shapes if "sweeps" in options.parts else []), *parts_again])
@@ -92,12 +104,12 @@ def main() -> None:
             timed = replace(shape, windows=options.windows or shape.windows)
             for dtype in options.dtypes:
                 tell(f"{shape.name}, {dtype}")
-                new = compare(timed, dtype, sweeps, options.alternatives, options.rounds, tell)
+                new = in_a_new_process(compare, timed, dtype, sweeps, options.alternatives, options.rounds)
                 comparisons = _together(comparisons, new, _line)
                 _keep(comparisons, facts, said())
     for part in (part for part in options.parts if part in parts.PARTS):
         tell(part)
-        facts = _together(facts, parts.PARTS[part](options.rounds, tell), lambda fact: fact.what)
+        facts = _together(facts, in_a_new_process(parts.measured, part, options.rounds), lambda fact: fact.what)
         _keep(comparisons, facts, said())
     comparisons.sort(key=lambda line: (list(SHAPES).index(line.model), list(DTYPES).index(line.dtype)))
     block = results(comparisons, facts, said())
@@ -128,11 +140,6 @@ def _kept() -> tuple[list[Comparison], list[Fact], str]:
     kept = json.loads(RAW.read_text())
     comparisons = [Comparison(**line | {"ratios": tuple(line["ratios"])}) for line in kept["comparisons"]]
     return comparisons, [Fact(**fact) for fact in kept["facts"]], kept["said"]
-
-
-def tell(line: str) -> None:
-    """Print at once."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.memory gpt2-small float32 2048
 
-Prints GB (10⁹ bytes): the largest resident set from when the model was loaded on, less the bytes of its weights. Text goes
-in by 1,024 tokens, as in a study.
+Prints two numbers of GB (10⁹ bytes), both less the bytes of the weights: what is resident when the model is loaded, which is
+mostly libraries, and the largest resident set from then on. Text goes in by 1,024 tokens, as in a study.
 """
 
 import resource
@@ -17,11 +17,12 @@ from depthscope.engine.measure_routes import RouteMeter
 UNIT = 1024
 
 
-def peak() -> float:
-    """Bytes of the largest resident set since it was last forgotten."""
+def resident(field: str = "VmRSS") -> float:
+    """Bytes resident now, or with `VmHWM` at most since the peak was last forgotten; where the system does not say, at most
+    since the process began."""
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
         return float(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
@@ -41,11 +42,12 @@ def main(name: str, dtype: str, tokens: int) -> None:
     weights = sum(parameter.nbytes for parameter in model.hf.parameters())
     meter = RouteMeter(model, sweep_routes(tuple(KINDS), model.depth))
     at_once = max(1, UNIT // shape.length)
+    print((resident() - weights) / 1e9)
     forget_peak()
     texts = (part.split(at_once) for part in windows(shape, tokens // shape.length))
     for ids, targets in zip(*texts, strict=True):
         meter.measure(ids, targets)
-    print((peak() - weights) / 1e9)
+    print((resident("VmHWM") - weights) / 1e9)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
 
 import torch
 
+from depthscope.allocator import keep_freed
+
+Result = TypeVar("Result")
 Seconds = dict[str, float]
 """Seconds of one repetition per sweep."""
 
@@ -41,6 +46,20 @@ def take_turns(contenders: Sequence[Contender], rounds: int, tell: Callable[[str
                 taken[contender.name].setdefault(sweep, []).append(spent)
                 tell(f"  round {number + 1}: {contender.name}, {sweep}: {spent:.2f} s")
     return taken
+
+
+def tell(line: str) -> None:
+    """Print at once."""
+    print(line, flush=True)
+
+
+def in_a_new_process(measure: Callable[..., Result], *arguments: object) -> Result:
+    """measure(*arguments, tell) in a process that has loaded no other model: what one leaves in memory slows the next.
+
+    Freed memory is kept, as commands keep it. Raises what `measure` raises.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_freed) as process:
+        return process.submit(measure, *arguments, tell).result()
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

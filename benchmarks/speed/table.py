@@ -44,10 +44,16 @@ class Fact:
 
 
 def comparison_table(lines: Sequence[Comparison]) -> str:
-    """Markdown."""
-    rows = [_comparison_row(line) for line in lines]
-    head = ("model", "dtype", "edits", "tokens", "against", "ours, tokens/s", "theirs, tokens/s", "ratio", "target", "")
-    return _table(head, rows, right=(3, 5, 6))
+    """Markdown: a row per model and sweep, a column per alternative."""
+    columns = list(dict.fromkeys(line.against for line in lines))
+    cells: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for line in lines:
+        cells.setdefault((line.model, line.edits), {})[line.against] = line
+    rows = [
+        (model, edits, _number(next(iter(found.values())).ours), *(_ratio(found.get(one)) for one in columns))
+        for (model, edits), found in cells.items()
+    ]
+    return _table(("model", "edits", "ours, tokens/s", *columns), rows, right=(2,))
 
 
 def fact_table(facts: Sequence[Fact]) -> str:
@@ -67,17 +73,19 @@ def met(line: Comparison) -> bool | None:
     return bool(line.ratios) and median(line.ratios) >= line.target
 
 
-def _comparison_row(line: Comparison) -> tuple[str, ...]:
+def _ratio(line: Comparison | None) -> str:
+    """The median ratio, the lowest and the highest; below it the target, if there is one."""
+    if line is None:
+        return "–"
     show = _per_cent if line.share else _times
-    target = "–" if line.target is None else f"≥ {show(line.target)}"
-    if not line.ratios:
-        seen = ("–", f"not run: {line.note}")
+    if line.ratios:
+        lowest, highest = (show(one).rstrip("×% ") for one in (min(line.ratios), max(line.ratios)))
+        spread = f" ({lowest} – {highest})" if len(line.ratios) > 1 else ""
+        of = f" of {line.note}" if line.note else ""
+        seen = f"{show(median(line.ratios))}{spread}{of}"
     else:
-        spread = f" ({show(min(line.ratios))} – {show(max(line.ratios))})" if len(line.ratios) > 1 else ""
-        seen = (_number(line.theirs), f"{show(median(line.ratios))}{spread}")
-    against = f"{line.against}, {line.note}" if line.note and line.ratios else line.against
-    places = (line.model, line.dtype, line.edits, f"{line.tokens:,}", against, _number(line.ours))
-    return (*places, *seen, target, verdict(met(line)))
+        seen = f"not run: {line.note}"
+    return seen if line.target is None else f"{seen}<br>≥ {show(line.target)}: {verdict(met(line))}"
 
 
 def _number(value: float) -> str:
@@ -106,11 +114,22 @@ def machine() -> str:
     )
 
 
+def machine_block() -> str:
+    """The block of the page for this processor: with AVX-512 or without."""
+    return "results" if "avx512f" in _features() else "avx2"
+
+
+def _features() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{name}\b", text)]
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     found = re.search(r"model name\s*:\s*(.+)", text)
-    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{name}\b", text)]
+    features = _features()
     name = found.group(1).strip() if found else platform.processor() or platform.machine()
     return f"{name} ({', '.join(features)})" if features else name
 
@@ -120,8 +139,9 @@ def results(comparisons: Sequence[Comparison], facts: Sequence[Fact], said: str)
     targets = [met(line) for line in comparisons] + [fact.met for fact in facts]
     counted = [one for one in targets if one is not None]
     parts = [said]
-    if comparisons:
-        parts.append(comparison_table(comparisons))
+    for dtype in dict.fromkeys(line.dtype for line in comparisons):
+        lines = [line for line in comparisons if line.dtype == dtype]
+        parts += [f"Sweeps in {dtype}:", comparison_table(lines)]
     if facts:
         parts.append(fact_table(facts))
     if counted:
