@@ -35,10 +35,15 @@ HOW = {"window": 32, "unit_tokens": 32, "experiments": ["sweep", "norms", "neuro
 """A study with units of the shared pass, and of an experiment with own units."""
 
 
+SOON_MISSED = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+"""A machine that is gone is noticed after seconds, not after half a minute."""
+
+
 @pytest.fixture(scope="module")
 def machines():
     """Two machines with a core each, simulated on this one; the second may be lost and come back."""
-    here = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": SOON_MISSED}
+    here = Machines(initialize_head=True, head_node_args=head)
     here.add_node(num_cpus=1)
     yield here
     ray.shutdown()

@@ -93,9 +93,11 @@ def main() -> None:
         if before and not options.parts:
             return before
         if before:
-            parts_again = [part for part in options.parts if part != "sweeps"]
-            again = ", ".join([*(options.shapes if "sweeps" in options.parts else []), *parts_again])
-            return f"{before} After that, on {date.today()}, measured again: {again}."
+            first, since, names = before.partition(f" After that, on {date.today()}, measured again: ")
+            again = [*(options.shapes if "sweeps" in options.parts else []), *options.parts]
+            again = [one for one in [*names.removesuffix(".").split(", "), *again] if one not in ("", "sweeps")]
+            since = since or f" After that, on {date.today()}, measured again: "
+            return f"{first}{since}{', '.join(dict.fromkeys(again))}."
         return how(options, (time.perf_counter() - start) / 60)
 
     if "sweeps" in options.parts:

@@ -12,7 +12,7 @@ from benchmarks.speed.rounds import median, ratios, seconds, take_turns
 from benchmarks.speed.routes import KINDS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, deepened, loaded, windows
 from benchmarks.speed.table import Fact
-from depthscope.allocator import keep_compact
+from depthscope.allocator import keep_compact, kept_meanwhile
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.explore.prompt import TOP
@@ -52,14 +52,14 @@ def short(rounds: int, tell: Tell) -> list[Fact]:
 
 def surgery(rounds: int, tell: Tell) -> list[Fact]:
     """The explorer's surgery on a prompt that fills the embedded models' context, the unmodified model's run included."""
-    keep_compact()  # as the explorer does, which gives freed memory back
+    keep_compact()  # as the explorer does
     facts = []
     for name in (name for name in PROMPT_TARGETS if SHAPES[name].embedded):
         model = loaded(SHAPES[name], "float32")
         ids = windows(SHAPES[name], 1)[0][:, :SURGERY_TOKENS]
 
         def once(model=model, ids=ids) -> None:
-            with model.measuring():
+            with kept_meanwhile(), model.measuring():
                 operate(model, Baseline(model, ids, ids), TOP)
 
         facts.append(

@@ -1,4 +1,5 @@
-"""What glibc's allocator does with freed memory: kept for the next tensors by a command that measures, given back by a server.
+"""What glibc's allocator does with freed memory: kept for the next tensors by a command that measures, and by a server until it
+has answered.
 
 By default glibc maps large blocks one by one and unmaps them when they are freed, so that the system fills the pages of each
 activation with zeros again. Nothing here has an effect with another C library.
@@ -6,6 +7,8 @@ activation with zeros again. Nothing here has an effect with another C library.
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,21 +28,39 @@ TRIMMED = 1 << 17
 
 def keep_freed() -> None:
     """Let tensors reuse the memory of those before them. Does nothing where the user has set the allocator's limits."""
-    if (libc := _glibc()) is not None and not any(name in os.environ for name in SET_BY_USER):
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+    if not any(name in os.environ for name in SET_BY_USER):
+        _limit(KEPT, KEPT)
 
 
 def keep_compact() -> None:
     """Bound the heap's fragmentation from here on. To be called before threads are started."""
     if (libc := _glibc()) is not None:
         libc.mallopt(M_ARENA_MAX, ARENAS)
-        libc.mallopt(M_MMAP_THRESHOLD, APART)
-        libc.mallopt(M_TRIM_THRESHOLD, TRIMMED)
+        _limit(APART, TRIMMED)
+
+
+@contextmanager
+def kept_meanwhile() -> Iterator[None]:
+    """Let tensors reuse the memory of those before them, then give it back and keep compact as `keep_compact` does.
+
+    For a server, around what computes, in one thread at a time.
+    """
+    _limit(KEPT, KEPT)
+    try:
+        yield
+    finally:
+        _limit(APART, TRIMMED)
+        give_back()
+
+
+def _limit(apart: int, trimmed: int) -> None:
+    if (libc := _glibc()) is not None:
+        libc.mallopt(M_MMAP_THRESHOLD, apart)
+        libc.mallopt(M_TRIM_THRESHOLD, trimmed)
 
 
 def give_back() -> None:
-    """Give free memory back to the system. Takes up to some tenths of a second."""
+    """Give free memory back to the system. Takes milliseconds, and up to some tenths of a second in a large heap."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from depthscope.allocator import kept_meanwhile
 from depthscope.data.token_classes import vocabulary_of
 from depthscope.engine.baseline import Baseline
 from depthscope.errors import DataError
@@ -108,7 +109,7 @@ class Session:
     @contextmanager
     def using(self) -> Iterator[Model]:
         """Exclusive use of the model within the context."""
-        with self._turn, self.model.measuring():
+        with self._turn, kept_meanwhile(), self.model.measuring():
             yield self.model
 
     @contextmanager

@@ -112,7 +112,7 @@ def specification(panel: Panel) -> dict[str, Any]:
     }
     data = [{key: _compact(value) for key, value in trace.items()} for trace in traces(panel, cell)]
     # plotly's encoder writes what JSON has no number for as null.
-    drawn = json.loads(to_json_plotly({"data": data, "layout": arranged}))
+    drawn = json.loads(to_json_plotly({"data": data, "layout": arranged}) or "{}")
     relative = axis(panel.relative) if panel.relative else None
     return {**drawn, "relative": relative, "log": panel.log, "called": panel.called}
 
