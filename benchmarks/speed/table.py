@@ -74,18 +74,27 @@ def met(line: Comparison) -> bool | None:
 
 
 def _ratio(line: Comparison | None) -> str:
-    """The median ratio, the lowest and the highest; below it the target, if there is one."""
+    """Line by line: the median ratio, the lowest and the highest, what it is a share of, and the target, if there is one."""
     if line is None:
         return "–"
     show = _per_cent if line.share else _times
     if line.ratios:
-        lowest, highest = (show(one).rstrip("×% ") for one in (min(line.ratios), max(line.ratios)))
-        spread = f" ({lowest} – {highest})" if len(line.ratios) > 1 else ""
-        of = f" of {line.note}" if line.note else ""
-        seen = f"{show(median(line.ratios))}{spread}{of}"
+        seen = [show(median(line.ratios))]
+        if len(line.ratios) > 1:
+            lowest, highest = (show(one).rstrip("×% ") for one in (min(line.ratios), max(line.ratios)))
+            seen.append(_unbroken(f"({lowest} – {highest})"))
+        if line.note:
+            seen.append(_unbroken(f"of {line.note}"))
     else:
-        seen = f"not run: {line.note}"
-    return seen if line.target is None else f"{seen}<br>≥ {show(line.target)}: {verdict(met(line))}"
+        seen = [f"not run: {line.note}"]
+    if line.target is not None:
+        seen.append(_unbroken(f"≥ {show(line.target)}: {verdict(met(line))}"))
+    return "<br>".join(seen)
+
+
+def _unbroken(text: str) -> str:
+    """With spaces at which no line is broken."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _number(value: float) -> str:
