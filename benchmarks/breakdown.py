@@ -20,13 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.speed.ours import PIECES
+from benchmarks.speed.parts import one_surgery
 from benchmarks.speed.routes import SWEEPS, sweep_routes
 from benchmarks.speed.shapes import SHAPES, Shape, loaded, windows
 from benchmarks.speed.table import machine
-from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
-from depthscope.explore.prompt import TOP
-from depthscope.explore.surgery import operate
 from depthscope.models.model import Model
 
 GROUPS = {
@@ -70,12 +68,7 @@ def _sweep(model: Model, shape: Shape, sweep: str) -> Callable[[], object]:
 
 def _surgery(model: Model, shape: Shape) -> Callable[[], object]:
     """As the explorer does it, after a first time."""
-    ids = windows(shape, 1)[0]
-
-    def once() -> None:
-        with model.measuring():
-            operate(model, Baseline(model, ids, ids), TOP)
-
+    once = one_surgery(model, shape)
     once()
     return once
 

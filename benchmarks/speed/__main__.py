@@ -72,15 +72,24 @@ def dtypes_here() -> list[str]:
 
 def how(options: argparse.Namespace, minutes: float) -> str:
     """Where, when and what was run."""
-    left_out = " bfloat16 is left out: its products are slower here than float32's."
-    if "bfloat16" in [*options.dtypes, *dtypes_here()]:
-        left_out = ""
+    slower = "bfloat16" not in [*options.dtypes, *dtypes_here()]
+    left_out = " bfloat16 is left out: its products are slower here than float32's." if slower else ""
     return (
         f"{machine()}; {date.today()}. Medians of {options.rounds} rounds (range in brackets), {minutes:.0f} minutes in all. "
         "Ours is timed whole. Of the alternatives, one edit of each kind at a layer drawn anew is timed in every round and "
         "multiplied by the number of layers (a full forward costs the same at each), plus the baseline where it is "
         "computed once." + left_out
     )
+
+
+def with_again(before: str, again: Sequence[str]) -> str:
+    """What was said of a run, and what has been measured again since; what was again on the same day is named once."""
+    if not again:
+        return before
+    since = f" After that, on {date.today()}, measured again: "
+    first, _, names = before.removesuffix(".").partition(since)
+    first, names = (first, names.split(", ")) if names else (before, [])
+    return f"{first}{since}{', '.join(dict.fromkeys([*names, *again]))}."
 
 
 def main() -> None:
@@ -90,15 +99,10 @@ def main() -> None:
     comparisons, facts, before = _kept() if options.again else ([], [], "")
 
     def said() -> str:
-        if before and not options.parts:
-            return before
-        if before:
-            first, since, names = before.partition(f" After that, on {date.today()}, measured again: ")
-            again = [*(options.shapes if "sweeps" in options.parts else []), *options.parts]
-            again = [one for one in [*names.removesuffix(".").split(", "), *again] if one not in ("", "sweeps")]
-            since = since or f" After that, on {date.today()}, measured again: "
-            return f"{first}{since}{', '.join(dict.fromkeys(again))}."
-        return how(options, (time.perf_counter() - start) / 60)
+        if not before:
+            return how(options, (time.perf_counter() - start) / 60)
+        again = [*(options.shapes if "sweeps" in options.parts else []), *options.parts]
+        return with_again(before, [one for one in again if one != "sweeps"])
 
     if "sweeps" in options.parts:
         sweeps = {name: SWEEPS[name] for name in options.sweeps}

@@ -10,13 +10,14 @@ from benchmarks.speed.floor import Floor
 from benchmarks.speed.ours import Ours
 from benchmarks.speed.rounds import median, ratios, seconds, take_turns
 from benchmarks.speed.routes import KINDS, sweep_routes
-from benchmarks.speed.shapes import SHAPES, deepened, loaded, windows
+from benchmarks.speed.shapes import SHAPES, Shape, deepened, loaded, windows
 from benchmarks.speed.table import Fact
 from depthscope.allocator import keep_compact, kept_meanwhile
 from depthscope.engine.baseline import Baseline
 from depthscope.engine.measure_routes import RouteMeter
 from depthscope.explore.prompt import TOP
 from depthscope.explore.surgery import operate
+from depthscope.models.model import Model
 
 Tell = Callable[[str], None]
 
@@ -55,17 +56,22 @@ def surgery(rounds: int, tell: Tell) -> list[Fact]:
     keep_compact()  # as the explorer does
     facts = []
     for name in (name for name in PROMPT_TARGETS if SHAPES[name].embedded):
-        model = loaded(SHAPES[name], "float32")
-        ids = windows(SHAPES[name], 1)[0][:, :SURGERY_TOKENS]
-
-        def once(model=model, ids=ids) -> None:
-            with kept_meanwhile(), model.measuring():
-                operate(model, Baseline(model, ids, ids), TOP)
-
+        once = one_surgery(loaded(SHAPES[name], "float32"), SHAPES[name])
         facts.append(
             _timed(f"{name}, float32, the explorer's surgery on {SURGERY_TOKENS} tokens", once, SURGERY_TARGET, tell)
         )
     return facts
+
+
+def one_surgery(model: Model, shape: Shape) -> Callable[[], None]:
+    """One surgery on SURGERY_TOKENS tokens, as the explorer does it."""
+    ids = windows(shape, 1)[0][:, :SURGERY_TOKENS]
+
+    def once() -> None:
+        with kept_meanwhile(), model.measuring():
+            operate(model, Baseline(model, ids, ids), TOP)
+
+    return once
 
 
 def _timed(what: str, once: Callable[[], None], target: float, tell: Tell) -> Fact:

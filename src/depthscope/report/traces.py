@@ -1,7 +1,7 @@
 """Panels drawn by plotly, for the page, notebooks and the explorer: traces, axes, shapes and annotations.
 
-All are plain dicts, which the page gets as they are: making plotly's objects of them, which check every value, takes three
-quarters of a page's time.
+All are plain dicts, which the page gets as they are: making plotly's objects of them, which check every value, would take most
+of a page's time.
 
 `meta` names a trace's look, from which the page takes its colour. `customdata` of points holds `Points.rows`: layer, relative
 depth and the interval's bounds; for heat maps it holds only the bounds.
